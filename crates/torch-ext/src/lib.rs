@@ -1,0 +1,28 @@
+//! What `tch` does not expose of libtorch, under a safe interface.
+//!
+//! A small C++ shim (`src/shim/`) stands behind [`sys`], one extern function each; every other module is safe to call.
+//! `unsafe` appears in the modules that call the shim, and nowhere above this crate.
+//!
+//! | module | gives |
+//! |---|---|
+//! | [`flat`] | parameters and gradients as views of flat buffers |
+//! | [`hooks`] | a call when a parameter's gradient is complete |
+//! | [`layout`] | channels_last |
+//! | [`autocast`] | mixed precision with a dtype, on CPU and CUDA |
+//! | [`optimizer`] | SGD in one fused call |
+//! | [`random`] | dropout whose mask is a function of a key |
+//! | [`runtime`] | threads, determinism, versions |
+//! | [`cuda`] | streams and events |
+
+pub mod autocast;
+pub mod cuda;
+mod error;
+pub mod flat;
+pub mod hooks;
+pub mod layout;
+pub mod optimizer;
+pub mod random;
+pub mod runtime;
+mod sys;
+
+pub use error::Error;

@@ -1,0 +1,35 @@
+// Operations that tch's generated bindings lack.
+#include <ATen/Context.h>
+#include <torch/torch.h>
+
+#include "shim.h"
+
+Error torch_ext_fused_sgd(const at::Tensor *const *parameters, const at::Tensor *const *gradients,
+                          const at::Tensor *const *momentum, size_t count, double learning_rate,
+                          double momentum_factor, double dampening, double weight_decay, bool nesterov, bool first_step) {
+  return guarded([&] {
+    torch::NoGradGuard no_grad;
+    auto list = [count](const at::Tensor *const *tensors) {
+      std::vector<at::Tensor> out;
+      out.reserve(count);
+      for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
+      return out;
+    };
+    at::_fused_sgd_(list(parameters), list(gradients), list(momentum), weight_decay, momentum_factor, learning_rate,
+                    dampening, nesterov, /*maximize=*/false, first_step);
+  });
+}
+
+Error torch_ext_dropout(const at::Tensor *input, double probability, uint64_t key, at::Tensor **output) {
+  return guarded([&] {
+    // A generator of its own: the global one stays as it is, and the mask depends on nothing but the key.
+    auto generator = at::globalContext().defaultGenerator(input->device()).clone();
+    generator.set_current_seed(key);
+    at::Tensor mask;
+    {
+      torch::NoGradGuard no_grad;
+      mask = at::empty_like(*input).bernoulli_(1.0 - probability, generator).div_(1.0 - probability);
+    }
+    *output = new at::Tensor(input->mul(mask));
+  });
+}

@@ -1,0 +1,61 @@
+// Process-wide switches, and what this libtorch is.
+#include <dlfcn.h>
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <torch/version.h>
+
+#ifdef TORCH_EXT_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+#include "shim.h"
+
+void torch_ext_free(Error error) { free(error); }
+
+Error torch_ext_set_threads(int intra_op, int inter_op) {
+  return guarded([&] {
+    at::set_num_threads(intra_op);
+    // libtorch allows this once; a repetition of the same value is no mistake.
+    if (at::get_num_interop_threads() != inter_op) at::set_num_interop_threads(inter_op);
+  });
+}
+
+int torch_ext_threads() { return at::get_num_threads(); }
+
+Error torch_ext_set_deterministic(bool on) {
+  return guarded([&] {
+    at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/false);
+    // Filling every fresh tensor with NaN would be the price otherwise.
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+    at::globalContext().setDeterministicCuDNN(on);
+  });
+}
+
+Error torch_ext_set_cudnn_benchmark(bool on) {
+  return guarded([&] { at::globalContext().setBenchmarkCuDNN(on); });
+}
+
+Error torch_ext_set_tf32(bool on) {
+  return guarded([&] {
+    at::globalContext().setAllowTF32CuDNN(on);
+    at::globalContext().setAllowTF32CuBLAS(on);
+  });
+}
+
+const char *torch_ext_torch_version() { return TORCH_VERSION; }
+
+int torch_ext_cuda_version() {
+#ifdef TORCH_EXT_CUDA
+  return CUDART_VERSION;
+#else
+  return 0;
+#endif
+}
+
+bool torch_ext_cuda_linked() {
+  void *library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+  if (library == nullptr) return false;
+  dlclose(library);
+  return true;
+}
