@@ -1,0 +1,25 @@
+//! What can be wrong with a request for a network.
+
+/// A network that cannot be built or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// An architecture string that names nothing.
+    #[error("`{text}` is no architecture: {reason}. Known: {known}")]
+    Architecture {
+        /// As given.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+        /// What exists.
+        known: String,
+    },
+    /// An option that the architecture does not allow.
+    #[error("{0}")]
+    Option(String),
+    /// libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    Tch(#[from] tch::TchError),
+    /// libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    TorchExt(#[from] torch_ext::Error),
+}
