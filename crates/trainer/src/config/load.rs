@@ -1,0 +1,278 @@
+//! Reads a configuration file, applies `--set` overrides and names the origin of every mistake.
+//!
+//! Text → YAML value → overrides merged in → typed [`Config`]. An error carries the key, and with it the line
+//! of the file or the `--set` argument that the key came from.
+
+use std::path::{Path, PathBuf};
+
+use serde_yaml::{Mapping, Value};
+use sha2::{Digest, Sha256};
+
+use super::{Config, locate};
+
+/// What is wrong with a configuration, and where it was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not YAML.
+    #[error("{} is not valid YAML: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words, with line and column.
+        message: String,
+    },
+    /// A key or its value is wrong.
+    #[error("{origin}: {key}: {message}")]
+    Key {
+        /// File and line, or the `--set` argument.
+        origin: String,
+        /// Dotted key.
+        key: String,
+        /// What was wrong and what was expected.
+        message: String,
+    },
+    /// A `--set` argument that does not have the form `key=value`.
+    #[error("--set {argument}: {message}")]
+    Override {
+        /// The argument as given.
+        argument: String,
+        /// What was expected.
+        message: String,
+    },
+}
+
+/// A configuration together with what is needed to tell where its keys came from.
+#[derive(Clone, Debug)]
+pub struct LoadedConfig {
+    /// The typed values.
+    pub config: Config,
+    path: PathBuf,
+    text: String,
+    overrides: Vec<Override>,
+}
+
+#[derive(Clone, Debug)]
+struct Override {
+    key: String,
+    argument: String,
+}
+
+/// Reads `path` and applies `overrides`, each `a.b=value` with the value in YAML.
+///
+/// # Errors
+/// When the file cannot be read, is not YAML, or has an unknown key, a missing key or a value of another type.
+pub fn load(path: &Path, overrides: &[String]) -> Result<LoadedConfig, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    parse(path, text, overrides)
+}
+
+fn parse(path: &Path, text: String, arguments: &[String]) -> Result<LoadedConfig, ConfigError> {
+    let syntax = |message: String| ConfigError::Syntax { path: path.to_owned(), message };
+    let mut value: Value = serde_yaml::from_str(&text).map_err(|error| syntax(error.to_string()))?;
+    if !value.is_mapping() {
+        return Err(syntax("expected sections such as `model:` at the top level".into()));
+    }
+    let mut overrides = Vec::with_capacity(arguments.len());
+    for argument in arguments {
+        overrides.push(apply_override(&mut value, argument)?);
+    }
+    let origins = Origins { path, text: &text, overrides: &overrides };
+    let config = serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let message = error.inner().to_string();
+        origins.error(&key_of(&path, &message), message)
+    })?;
+    Ok(LoadedConfig { config, path: path.to_owned(), text, overrides })
+}
+
+/// serde reports an unknown or missing field at the enclosing section; the field's name is in its message.
+fn key_of(path: &str, message: &str) -> String {
+    let section = if path == "." { "" } else { path };
+    let field = ["unknown field `", "missing field `"]
+        .iter()
+        .find_map(|prefix| message.strip_prefix(prefix)?.split('`').next())
+        .unwrap_or("");
+    match (section.is_empty(), field.is_empty()) {
+        (true, _) => field.to_owned(),
+        (false, true) => section.to_owned(),
+        (false, false) if section == field || section.ends_with(&format!(".{field}")) => section.to_owned(),
+        (false, false) => format!("{section}.{field}"),
+    }
+}
+
+fn apply_override(root: &mut Value, argument: &str) -> Result<Override, ConfigError> {
+    let error = |message: &str| ConfigError::Override { argument: argument.to_owned(), message: message.to_owned() };
+    let (key, text) = argument.split_once('=').ok_or_else(|| error("expected the form key=value"))?;
+    if key.split('.').any(str::is_empty) {
+        return Err(error("expected a dotted key such as train.epochs before the `=`"));
+    }
+    let value: Value = serde_yaml::from_str(text).map_err(|e| error(&format!("the value is not YAML: {e}")))?;
+    let mut node = root;
+    for part in key.split('.') {
+        if node.is_null() {
+            *node = Value::Mapping(Mapping::new());
+        }
+        let mapping =
+            node.as_mapping_mut().ok_or_else(|| error(&format!("`{part}` lies inside a key that is not a section")))?;
+        node = mapping.entry(Value::String(part.to_owned())).or_insert(Value::Null);
+    }
+    *node = value;
+    Ok(Override { key: key.to_owned(), argument: argument.to_owned() })
+}
+
+struct Origins<'a> {
+    path: &'a Path,
+    text: &'a str,
+    overrides: &'a [Override],
+}
+
+impl Origins<'_> {
+    fn error(&self, key: &str, message: String) -> ConfigError {
+        let inside = |outer: &str, inner: &str| {
+            inner == outer || inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'))
+        };
+        let from_override =
+            self.overrides.iter().rev().find(|o| inside(&o.key, key)).map(|o| format!("--set {}", o.argument));
+        let origin = from_override.unwrap_or_else(|| match locate::line_of(self.text, key) {
+            Some(line) => format!("{}:{line}", self.path.display()),
+            None => self.path.display().to_string(),
+        });
+        ConfigError::Key { origin, key: key.to_owned(), message }
+    }
+}
+
+impl LoadedConfig {
+    /// An error about the value of `key`, at the place where it was written.
+    pub(crate) fn error(&self, key: &str, message: impl Into<String>) -> ConfigError {
+        Origins { path: &self.path, text: &self.text, overrides: &self.overrides }.error(key, message.into())
+    }
+
+    /// File name without extension, for the name of the run directory.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.path.file_stem().map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned())
+    }
+}
+
+impl Config {
+    /// The configuration as YAML, every default written out.
+    #[must_use]
+    pub fn to_yaml(&self) -> String {
+        serde_yaml::to_string(self).unwrap_or_else(|error| format!("# not representable: {error}\n"))
+    }
+
+    /// The values that decide what a run computes, as dotted keys: two runs whose values agree are the same
+    /// experiment. Paths, reporting, thread pools and the shape of the exchange are left out.
+    #[must_use]
+    pub fn meaning(&self) -> Vec<(String, String)> {
+        const NOT_MEANING: &[&str] =
+            &["data.path", "data.workers", "data.prefetch", "checkpoint", "telemetry", "comm.overlap", "comm.first_bucket_kib", "comm.bucket_kib", "train.evaluate_every_epochs"];
+        let value = serde_yaml::to_value(self).unwrap_or(Value::Null);
+        let mut flat = Vec::new();
+        flatten("", &value, &mut flat);
+        flat.retain(|(key, _)| {
+            !NOT_MEANING.iter().any(|left_out| {
+                key == left_out || key.strip_prefix(left_out).is_some_and(|rest| rest.starts_with('.'))
+            })
+        });
+        flat
+    }
+
+    /// SHA-256 over [`Config::meaning`], in hexadecimal.
+    #[must_use]
+    pub fn meaning_hash(&self) -> String {
+        let mut hasher = Sha256::new();
+        for (key, value) in self.meaning() {
+            hasher.update(format!("{key}={value}\n"));
+        }
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+fn flatten(prefix: &str, value: &Value, flat: &mut Vec<(String, String)>) {
+    match value {
+        Value::Mapping(mapping) => {
+            for (key, value) in mapping {
+                let key = key.as_str().unwrap_or_default();
+                let path = if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") };
+                flatten(&path, value, flat);
+            }
+        }
+        other => {
+            let text = serde_yaml::to_string(other).unwrap_or_default();
+            flat.push((prefix.to_owned(), text.trim_end().to_owned()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::AutoOr;
+    use super::*;
+
+    const GOOD: &str = "model:\n  arch: wrn-10-1\ndata:\n  kind: cifar10\n  path: data\ntrain:\n  epochs: 2\n  global_batch: 8\nschedule:\n  kind: constant\n  rate: 0.1\n";
+
+    fn parsed(text: &str, sets: &[&str]) -> Result<LoadedConfig, ConfigError> {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        parse(Path::new("run.yaml"), text.to_owned(), &sets)
+    }
+
+    #[test]
+    fn overrides_replace_and_add_keys() {
+        let loaded = parsed(GOOD, &["train.epochs=7", "optimizer.momentum=0.5", "data.workers=3"]).unwrap();
+        assert_eq!(loaded.config.train.epochs, 7);
+        assert_eq!(loaded.config.optimizer.momentum, 0.5);
+        assert_eq!(loaded.config.data.workers, AutoOr::Exactly(3.try_into().unwrap()));
+        assert!(loaded.config.optimizer.nesterov, "other keys of the section keep their defaults");
+    }
+
+    #[test]
+    fn mistakes_name_their_origin_and_key() {
+        let misspelt = GOOD.replace("epochs: 2", "epocs: 2");
+        let cases: &[(&str, &[&str], &[&str])] = &[
+            (&misspelt, &[], &["run.yaml:7", "train.epocs", "unknown field", "epochs"]),
+            (GOOD, &["train.epocs=3"], &["--set train.epocs=3", "train.epocs", "unknown field"]),
+            (&GOOD.replace("epochs: 2", "epochs: two"), &[], &["run.yaml:7", "train.epochs", "invalid type"]),
+            (GOOD, &["train.epochs=-1"], &["--set train.epochs=-1", "train.epochs", "-1"]),
+            (&GOOD.replace("  epochs: 2\n", ""), &[], &["run.yaml:6", "train.epochs", "missing field"]),
+            (&GOOD.replace("  rate: 0.1\n", ""), &[], &["run.yaml:9", "schedule.rate", "missing field"]),
+            (GOOD, &["data.workers=0"], &["--set data.workers=0", "data.workers", "above 0"]),
+            (GOOD, &["schedule.kind=stepp"], &["schedule.kind", "unknown variant", "one-cycle"]),
+            (GOOD, &["train"], &["--set train", "key=value"]),
+            (GOOD, &["seed.deep.er=1", "seed.x=1"], &["seed"]),
+            ("- a\n", &[], &["run.yaml", "sections"]),
+            ("model: [\n", &[], &["run.yaml", "line"]),
+        ];
+        for (text, sets, parts) in cases {
+            let message = parsed(text, sets).expect_err(&format!("{sets:?}")).to_string();
+            for part in *parts {
+                assert!(message.contains(part), "`{message}` lacks `{part}`");
+            }
+        }
+    }
+
+    #[test]
+    fn the_resolved_yaml_reads_back_as_the_same_configuration() {
+        let loaded = parsed(GOOD, &[]).unwrap();
+        let again = parsed(&loaded.config.to_yaml(), &[]).unwrap();
+        assert_eq!(loaded.config, again.config);
+    }
+
+    #[test]
+    fn the_meaning_ignores_where_data_lies_but_not_the_seed() {
+        let hash = |sets: &[&str]| parsed(GOOD, sets).unwrap().config.meaning_hash();
+        let base = hash(&[]);
+        assert_eq!(base, hash(&["data.path=elsewhere", "data.workers=5", "comm.overlap=false"]));
+        assert_ne!(base, hash(&["seed=1"]));
+        assert_ne!(base, hash(&["train.epochs=3"]));
+    }
+}

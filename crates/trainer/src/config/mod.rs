@@ -1,0 +1,422 @@
+//! The configuration file as typed sections: one field a key, with its default and its meaning.
+//!
+//! Whether the values make sense together is decided in [`crate::plan`]; reading the file and telling
+//! where a key stands in it is [`load`]'s business.
+
+mod load;
+mod locate;
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, LoadedConfig, load};
+
+/// A whole run, as written in YAML.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Seed of everything random: weights, sample order, augmentation, dropout.
+    #[serde(default)]
+    pub seed: u64,
+    /// The network.
+    pub model: ModelConfig,
+    /// The data set and what is done to its images.
+    pub data: DataConfig,
+    /// Epochs, batches and the promise about reproducibility.
+    pub train: TrainConfig,
+    /// The update rule.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over time.
+    pub schedule: ScheduleConfig,
+    /// Number formats.
+    #[serde(default)]
+    pub precision: PrecisionConfig,
+    /// The exchange of gradients.
+    #[serde(default)]
+    pub comm: CommConfig,
+    /// What is saved, and when.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// What is reported, and where.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
+}
+
+/// `model:` the network and the choices that public implementations make differently.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Architecture string, for example `wrn-28-10`.
+    pub arch: String,
+    /// Number of classes; the data set's own when absent.
+    #[serde(default)]
+    pub classes: Option<u32>,
+    /// Dropout probability inside each residual branch (paper: 0, or 0.3 for CIFAR).
+    #[serde(default)]
+    pub dropout: f64,
+    /// Spread of the convolutions' initial weights.
+    #[serde(default)]
+    pub conv_init: model::ConvInit,
+    /// Initial scale of batch norm: uniform in (0, 1) as in the official code, or 1.
+    #[serde(default)]
+    pub gamma_init: model::GammaInit,
+    /// What the 1x1 projection reads: the pre-activated input (official) or the raw one.
+    #[serde(default)]
+    pub shortcut_input: model::ShortcutInput,
+    /// Which blocks have a projection.
+    #[serde(default)]
+    pub projection: model::Projection,
+    /// Normalise by the running statistics while training and leave them as they are (fine-tuning).
+    #[serde(default)]
+    pub frozen_norm: bool,
+    /// Weight of the newest batch in the running statistics.
+    #[serde(default = "defaults::norm_momentum")]
+    pub norm_momentum: f64,
+}
+
+/// `data:` the images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// `fashion-mnist`, `cifar10` or `cifar100`.
+    pub kind: String,
+    /// Folder that holds the data set's files.
+    pub path: PathBuf,
+    /// Side in pixels to which images are padded with zeros, evenly on both sides.
+    #[serde(default)]
+    pub pad_to: Option<u32>,
+    /// Number of channels; grey images can be repeated to 3.
+    #[serde(default)]
+    pub channels: Option<u32>,
+    /// Constants of normalisation on the scale 0 to 255; the data set's own when absent.
+    #[serde(default)]
+    pub normalize: Option<NormalizeConfig>,
+    /// Mirror each training image with probability one half.
+    #[serde(default = "defaults::yes")]
+    pub flip: bool,
+    /// Training images are padded by this many pixels and cropped back at a random place; 0 is off.
+    #[serde(default = "defaults::crop_padding")]
+    pub crop_padding: u32,
+    /// What the padding of the random crop holds.
+    #[serde(default)]
+    pub crop_padding_mode: CropPadding,
+    /// Order of the training samples within an epoch.
+    #[serde(default)]
+    pub order: SampleOrder,
+    /// Decoder threads of this rank.
+    #[serde(default)]
+    pub workers: AutoOr,
+    /// Micro batches decoded ahead of the network.
+    #[serde(default = "defaults::prefetch")]
+    pub prefetch: usize,
+}
+
+/// `data.normalize:` per channel, on the scale 0 to 255.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NormalizeConfig {
+    /// Subtracted from each pixel.
+    pub mean: Vec<f64>,
+    /// Divides the difference.
+    pub std: Vec<f64>,
+}
+
+/// `data.crop_padding_mode:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CropPadding {
+    /// Mirrored at the border without repeating the edge pixel, as the paper's script does.
+    #[default]
+    Reflect,
+    /// Black.
+    Zero,
+}
+
+/// `data.order:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SampleOrder {
+    /// A fresh permutation of the whole training set each epoch.
+    #[default]
+    Shuffled,
+    /// As stored.
+    Sequential,
+}
+
+/// `train:` how long, in which portions, and how reproducibly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Passes over the training set.
+    pub epochs: u32,
+    /// Samples of one optimizer step, over all ranks.
+    pub global_batch: usize,
+    /// Samples that go through the network at once; batch norm normalises over these.
+    /// The global batch divided by the number of ranks when absent.
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
+    /// What is promised about equal bits.
+    #[serde(default)]
+    pub determinism: Determinism,
+    /// libtorch's threads a rank: `auto` shares the usable cores among the ranks of the host.
+    #[serde(default)]
+    pub threads: AutoOr,
+    /// Where the network runs.
+    #[serde(default)]
+    pub device: DeviceChoice,
+    /// Epochs between evaluations; the last epoch is always evaluated.
+    #[serde(default = "defaults::one")]
+    pub evaluate_every_epochs: u32,
+}
+
+/// `train.determinism:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Determinism {
+    /// The same bits on every rank count that leaves a power of two of micro batches a rank.
+    World,
+    /// The same bits each time the same command runs.
+    #[default]
+    Run,
+    /// No promise; libraries may pick whatever algorithm is fastest at the moment.
+    Off,
+}
+
+/// `train.device:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceChoice {
+    /// A GPU where libtorch finds one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU whose number is the local rank.
+    Cuda,
+}
+
+/// `auto` or a number above zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "AutoOrText", into = "AutoOrText")]
+pub enum AutoOr {
+    /// Derived from the machine.
+    #[default]
+    Auto,
+    /// As given.
+    Exactly(NonZeroUsize),
+}
+
+/// The two spellings of [`AutoOr`] in YAML.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected `auto` or a whole number above 0")]
+enum AutoOrText {
+    Number(usize),
+    Word(String),
+}
+
+impl TryFrom<AutoOrText> for AutoOr {
+    type Error = String;
+
+    fn try_from(text: AutoOrText) -> Result<Self, String> {
+        let expected = "expected `auto` or a whole number above 0";
+        match text {
+            AutoOrText::Word(word) if word == "auto" => Ok(AutoOr::Auto),
+            AutoOrText::Word(word) => Err(format!("`{word}`: {expected}")),
+            AutoOrText::Number(number) => {
+                NonZeroUsize::new(number).map(AutoOr::Exactly).ok_or(format!("0: {expected}"))
+            }
+        }
+    }
+}
+
+impl From<AutoOr> for AutoOrText {
+    fn from(value: AutoOr) -> Self {
+        match value {
+            AutoOr::Auto => AutoOrText::Word("auto".into()),
+            AutoOr::Exactly(number) => AutoOrText::Number(number.get()),
+        }
+    }
+}
+
+/// `optimizer:` stochastic gradient descent with momentum (wrn-facts §4: the rule of Torch and PyTorch).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Share of the last update that is kept.
+    pub momentum: f64,
+    /// Look ahead by one momentum step.
+    pub nesterov: bool,
+    /// Share of the gradient that does not enter the momentum.
+    pub dampening: f64,
+    /// L2 penalty, added to the gradient.
+    pub weight_decay: f64,
+    /// Whether batch norm's scale and shift and all biases decay too, as in the paper.
+    pub decay_norm_and_bias: bool,
+    /// Start the momentum from zero whenever a milestone lowers the rate, as both official codes do.
+    pub reset_momentum_at_milestones: bool,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        OptimizerConfig {
+            momentum: 0.9,
+            nesterov: true,
+            dampening: 0.0,
+            weight_decay: 5e-4,
+            decay_norm_and_bias: true,
+            reset_momentum_at_milestones: false,
+        }
+    }
+}
+
+/// `schedule:` the learning rate at each step. Keys that a kind does not use must be absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// The curve.
+    pub kind: ScheduleKind,
+    /// The base learning rate: of `one-cycle` the peak, else the rate after warm-up.
+    pub rate: f64,
+    /// Epochs of linear warm-up, step by step; not for `one-cycle`, which has its own.
+    #[serde(default)]
+    pub warmup_epochs: f64,
+    /// Learning rate at the first step of the warm-up.
+    #[serde(default)]
+    pub warmup_from: f64,
+    /// `step`: 1-based epochs from whose start the rate is multiplied by `factor` once more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub milestones: Option<Vec<u32>>,
+    /// `step`: multiplier at each milestone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factor: Option<f64>,
+    /// `polynomial`: exponent of the remaining share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<f64>,
+    /// `cosine`, `polynomial`: the rate at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_rate: Option<f64>,
+    /// `one-cycle`: share of the run at which the peak is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_at: Option<f64>,
+    /// `one-cycle`: the first rate is the peak divided by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_divisor: Option<f64>,
+    /// `one-cycle`: the last rate is the first one divided by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_divisor: Option<f64>,
+}
+
+/// `schedule.kind:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleKind {
+    /// The same rate throughout.
+    Constant,
+    /// Lowered at milestones.
+    Step,
+    /// Half a cosine from `rate` to `final_rate` (Loshchilov & Hutter, without restarts).
+    Cosine,
+    /// `(1 - progress)^power`.
+    Polynomial,
+    /// Up and down once (Smith; the cosine form of PyTorch's OneCycleLR, momentum left alone).
+    OneCycle,
+}
+
+/// `precision:`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrecisionConfig {
+    /// Number format of the forward and backward pass; weights and sums stay fp32.
+    pub dtype: Dtype,
+}
+
+/// `precision.dtype:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dtype {
+    /// 32-bit throughout.
+    #[default]
+    Fp32,
+    /// bfloat16 under autocast.
+    Bf16,
+}
+
+/// `comm:` the exchange of gradients between ranks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CommConfig {
+    /// Who decides the order of the sum.
+    pub reduce: Reduce,
+    /// Exchange buckets while backward still runs.
+    pub overlap: bool,
+    /// Size of the first bucket in KiB: small, so that the exchange starts early.
+    pub first_bucket_kib: usize,
+    /// Size of the other buckets in KiB.
+    pub bucket_kib: usize,
+}
+
+impl Default for CommConfig {
+    fn default() -> Self {
+        // PyTorch's reducer.hpp: kDefaultFirstBucketBytes, kDefaultBucketBytesCap.
+        CommConfig { reduce: Reduce::Ordered, overlap: true, first_bucket_kib: 1024, bucket_kib: 25 * 1024 }
+    }
+}
+
+/// `comm.reduce:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reduce {
+    /// A fixed binary tree over the ranks: the same bits whatever the buckets are.
+    #[default]
+    Ordered,
+    /// MPI's own all-reduce.
+    Mpi,
+}
+
+/// `checkpoint:`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Epochs between checkpoints; the last epoch is always saved.
+    pub every_epochs: u32,
+    /// Checkpoints that are kept; older ones are removed after a newer one is complete.
+    pub keep_last: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        CheckpointConfig { every_epochs: 1, keep_last: 2 }
+    }
+}
+
+/// `telemetry:`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TelemetryConfig {
+    /// Address for Prometheus to scrape, for example `127.0.0.1:9464`; further ranks of the same host
+    /// take the ports after it.
+    pub prometheus: Option<SocketAddr>,
+}
+
+/// Defaults that are not the type's own.
+mod defaults {
+    pub(super) fn yes() -> bool {
+        true
+    }
+    pub(super) fn one() -> u32 {
+        1
+    }
+    pub(super) fn crop_padding() -> u32 {
+        4
+    }
+    pub(super) fn prefetch() -> usize {
+        8
+    }
+    pub(super) fn norm_momentum() -> f64 {
+        0.1
+    }
+}

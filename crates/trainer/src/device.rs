@@ -1,0 +1,61 @@
+//! Which device this rank computes on, and libtorch's process-wide switches. Set before the first operation.
+
+use allreduce::Topology;
+use tch::{Device, Kind};
+
+use crate::config::{AutoOr, Config, Determinism, DeviceChoice, Dtype};
+use crate::error::Error;
+
+/// Where and how this rank computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Compute {
+    pub(crate) device: Device,
+    /// Number format under autocast; `None` for plain fp32.
+    pub(crate) autocast: Option<Kind>,
+    /// libtorch's threads within an operation.
+    pub(crate) threads: usize,
+}
+
+impl Compute {
+    /// Chooses the device from the local rank and sets libtorch's switches.
+    pub(crate) fn set_up(config: &Config, topology: &Topology) -> Result<Self, Error> {
+        let devices = torch_ext::runtime::device_count();
+        let device = match config.train.device {
+            DeviceChoice::Cpu => Device::Cpu,
+            DeviceChoice::Auto if devices == 0 => Device::Cpu,
+            DeviceChoice::Cuda if devices == 0 => {
+                return Err(Error::Other(
+                    "train.device is cuda, but libtorch finds no GPU on this machine; `wrn-dist doctor` says why".into(),
+                ));
+            }
+            DeviceChoice::Auto | DeviceChoice::Cuda => {
+                if topology.local_size > devices {
+                    return Err(Error::Other(format!(
+                        "{} ranks run on {} but it has {devices} GPUs; start one rank a GPU",
+                        topology.local_size, topology.host
+                    )));
+                }
+                Device::Cuda(topology.local_rank)
+            }
+        };
+        let threads = match config.train.threads {
+            AutoOr::Exactly(threads) => threads.get(),
+            AutoOr::Auto => (usable_cores() / topology.local_size).max(1),
+        };
+        torch_ext::runtime::set_threads(threads, 1)?;
+        if device.is_cuda() {
+            torch_ext::runtime::set_deterministic(config.train.determinism != Determinism::Off)?;
+            torch_ext::runtime::set_cudnn_benchmark(config.train.determinism == Determinism::Off)?;
+        }
+        let autocast = match config.precision.dtype {
+            Dtype::Fp32 => None,
+            Dtype::Bf16 => Some(Kind::BFloat16),
+        };
+        Ok(Compute { device, autocast, threads })
+    }
+}
+
+/// Cores that this process may run on.
+pub(crate) fn usable_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

@@ -1,0 +1,287 @@
+//! One optimizer step: micro batches forward and backward, gradients exchanged meanwhile, weights updated.
+//!
+//! Knows nothing of epochs, files or schedules; the caller brings batches and the learning rate.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange, plan_buckets};
+use data_sharding::Batch;
+use model::{DropoutKey, Norm, Pass};
+use tch::{Kind, Reduction, Tensor};
+use torch_ext::{autocast, hooks};
+
+use crate::config::{CommConfig, Determinism};
+use crate::device::Compute;
+use crate::error::Error;
+use crate::flat::Tail;
+use crate::input::Input;
+use crate::memory::region_of;
+use crate::optimizer::Optimizer;
+use crate::plan::Plan;
+use crate::state::State;
+
+/// Seconds that this rank spent in each part of a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Phases {
+    pub(crate) data_wait: Duration,
+    pub(crate) input: Duration,
+    pub(crate) forward: Duration,
+    pub(crate) backward: Duration,
+    pub(crate) exposed_communication: Duration,
+    pub(crate) optimizer: Duration,
+    pub(crate) step: Duration,
+}
+
+/// What one step brought, equal on all ranks but for the times.
+#[derive(Clone, Debug)]
+pub(crate) struct StepOutcome {
+    /// Mean loss over the global batch.
+    pub(crate) loss: f32,
+    /// Correct predictions among the global batch.
+    pub(crate) correct: u64,
+    /// Some rank was asked to stop.
+    pub(crate) stop: bool,
+    pub(crate) phases: Phases,
+    pub(crate) exchange: StepExchange,
+}
+
+/// Why a step ended without an update.
+#[derive(Debug)]
+pub(crate) enum StepError {
+    /// This rank failed; every rank knows that some rank did, and waits to hear which.
+    Here(Error),
+    /// Another rank failed.
+    Elsewhere,
+    /// The exchange itself failed: the ranks can no longer speak to each other.
+    Exchange(Error),
+}
+
+/// The network, its tensors and the exchange of one rank.
+pub(crate) struct Engine<'plan> {
+    plan: &'plan Plan,
+    compute: Compute,
+    pub(crate) state: State,
+    optimizer: Optimizer,
+    input: Input,
+    reducer: Arc<Reducer>,
+    /// Where the exchange happens when the gradients are on a GPU: a copy in host memory.
+    host_exchange: Option<Tensor>,
+    hooks_count: Arc<AtomicBool>,
+}
+
+impl<'plan> Engine<'plan> {
+    /// Allocates everything, and connects each gradient with the exchange. `comm` may differ from the session's to
+    /// measure a step without exchange.
+    pub(crate) fn new(plan: &'plan Plan, compute: Compute, comm: CommThread) -> Result<Self, Error> {
+        let state = State::new(&plan.network, plan.config.seed, compute.device)?;
+        let host_exchange = match compute.device.is_cuda() {
+            true => Some(Tensor::f_zeros_like(&state.exchange)?.f_to_device(tch::Device::Cpu)?),
+            false => None,
+        };
+        let region = region_of(host_exchange.as_ref().unwrap_or(&state.exchange))?;
+        let segments = state.layout.exchange_segments();
+        let CommConfig { overlap, first_bucket_kib, bucket_kib, .. } = plan.config.comm;
+        let buckets =
+            plan_buckets(&segments, state.layout.exchange_len(), first_bucket_kib * 1024, bucket_kib * 1024);
+        let accumulation = match plan.config.train.determinism {
+            Determinism::World => Accumulation::Tree,
+            Determinism::Run | Determinism::Off => Accumulation::InPlace,
+        };
+        let options = ReducerOptions { overlap, scale: 1.0 / plan.batches.micro_batches() as f32, accumulation };
+        let reducer = Arc::new(Reducer::new(comm, region, segments, buckets, options));
+        let hooks_count = Arc::new(AtomicBool::new(false));
+        if host_exchange.is_none() {
+            for (segment, placed) in state.layout.segments.iter().enumerate() {
+                let (reducer, hooks_count) = (Arc::clone(&reducer), Arc::clone(&hooks_count));
+                hooks::on_gradient_ready(&state.parameters[placed.parameter], move || {
+                    if hooks_count.load(Ordering::Acquire) {
+                        reducer.mark_ready(segment);
+                    }
+                })?;
+            }
+        }
+        let normalize = plan.config.data.normalize.as_ref().ok_or(Error::Other("normalisation is not resolved".into()))?;
+        Ok(Engine {
+            optimizer: Optimizer::new(&plan.config.optimizer, &state)?,
+            input: Input::new(normalize, compute.device)?,
+            plan,
+            compute,
+            state,
+            reducer,
+            host_exchange,
+            hooks_count,
+        })
+    }
+
+    /// Runs step `step` of the whole run. `next_batch` yields this rank's micro batches in order. A failure of this
+    /// rank still takes part in the exchange, so that no other rank waits for it in vain.
+    pub(crate) fn step(
+        &mut self,
+        step: u64,
+        learning_rate: f64,
+        stop_requested: bool,
+        next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
+    ) -> Result<StepOutcome, StepError> {
+        let begin = Instant::now();
+        let mut phases = Phases::default();
+        self.reducer.begin_step(self.plan.batches.local_micro_batches().len());
+        let local = self.run_micro_batches(step, stop_requested, next_batch, &mut phases);
+        self.hooks_count.store(false, Ordering::Release);
+        if local.is_err() {
+            // The last bucket, which carries the tail, cannot have left before backward is through.
+            self.announce_failure().map_err(StepError::Exchange)?;
+        }
+        let exchange = self.exchange().map_err(StepError::Exchange)?;
+        phases.exposed_communication = exchange.exposed;
+        local.map_err(StepError::Here)?;
+        let tail = self.state.read_tail().map_err(StepError::Exchange)?;
+        if tail[Tail::Failed as usize] > 0.0 {
+            return Err(StepError::Elsewhere);
+        }
+        let update_begin = Instant::now();
+        self.update(learning_rate).map_err(StepError::Exchange)?;
+        phases.optimizer = update_begin.elapsed();
+        phases.step = begin.elapsed();
+        let micro_batches = self.plan.batches.micro_batches() as f32;
+        Ok(StepOutcome {
+            loss: tail[Tail::Loss as usize],
+            correct: (tail[Tail::Correct as usize] * micro_batches).round() as u64,
+            stop: tail[Tail::Stop as usize] > 0.0,
+            phases,
+            exchange,
+        })
+    }
+
+    fn run_micro_batches(
+        &mut self,
+        step: u64,
+        stop_requested: bool,
+        next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
+        phases: &mut Phases,
+    ) -> Result<(), Error> {
+        let _ = self.state.exchange.f_zero_()?;
+        if stop_requested {
+            let _ = self.state.tail(Tail::Stop)?.f_fill_(1.0)?;
+        }
+        let micro_batches = self.plan.batches.local_micro_batches();
+        let last = micro_batches.end - 1;
+        for micro_batch in micro_batches {
+            let clock = Instant::now();
+            let batch = next_batch()?;
+            phases.data_wait += clock.elapsed();
+
+            let clock = Instant::now();
+            let (images, labels) = self.input.load(&batch)?;
+            drop(batch);
+            phases.input += clock.elapsed();
+
+            let clock = Instant::now();
+            let loss = self.forward(&images, &labels, step, micro_batch)?;
+            phases.forward += clock.elapsed();
+
+            let clock = Instant::now();
+            if micro_batch == last {
+                self.hooks_count.store(self.host_exchange.is_none(), Ordering::Release);
+                self.reducer.begin_last_backward();
+                self.reducer.seal();
+            }
+            loss.f_backward()?;
+            phases.backward += clock.elapsed();
+            if micro_batch != last {
+                self.end_micro_batch()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loss of one micro batch; its batch statistics, loss and correct count are added to the exchange buffer.
+    fn forward(&mut self, images: &Tensor, labels: &Tensor, step: u64, micro_batch: usize) -> Result<Tensor, Error> {
+        let config = &self.plan.config;
+        let norm = if config.model.frozen_norm {
+            Norm::Running(&self.state.running_views)
+        } else {
+            Norm::Batch(&self.state.batch_views)
+        };
+        let dropout = (config.model.dropout > 0.0).then_some(DropoutKey {
+            seed: config.seed,
+            step,
+            micro_batch: micro_batch as u64,
+        });
+        let pass = Pass { parameters: &self.state.parameters, norm, dropout };
+        let logits = self.logits(images, &pass)?;
+        let loss = logits.f_cross_entropy_loss::<&Tensor>(labels, None, Reduction::Mean, -100, 0.0)?;
+        let _no_grad = tch::no_grad_guard();
+        if !config.model.frozen_norm {
+            let _ = self.state.summed_statistics()?.f_add_(&self.state.batch_statistics)?;
+        }
+        let _ = self.state.tail(Tail::Loss)?.f_add_(&loss.f_detach()?)?;
+        let correct = logits.f_argmax(1, false)?.f_eq_tensor(labels)?.f_sum(Kind::Float)?;
+        let _ = self.state.tail(Tail::Correct)?.f_add_(&correct)?;
+        Ok(loss)
+    }
+
+    /// Logits `[N, classes]` in fp32.
+    fn logits(&self, images: &Tensor, pass: &Pass) -> Result<Tensor, Error> {
+        let _autocast =
+            self.compute.autocast.map(|kind| autocast::Guard::new(self.compute.device, kind)).transpose()?;
+        Ok(self.plan.network.forward(images, pass)?.f_to_kind(Kind::Float)?)
+    }
+
+    /// Logits `[N, classes]` and labels `[N]` with running statistics and without dropout or gradients.
+    pub(crate) fn evaluate(&self, batch: &Batch) -> Result<(Tensor, Tensor), Error> {
+        let _no_grad = tch::no_grad_guard();
+        let (images, labels) = self.input.load(batch)?;
+        let pass = Pass {
+            parameters: &self.state.parameters,
+            norm: Norm::Running(&self.state.running_views),
+            dropout: None,
+        };
+        Ok((self.logits(&images, &pass)?, labels))
+    }
+
+    fn end_micro_batch(&mut self) -> Result<(), Error> {
+        match &mut self.host_exchange {
+            None => self.reducer.end_micro_batch(),
+            Some(host) if self.plan.config.train.determinism == Determinism::World => {
+                host.f_copy_(&self.state.exchange)?;
+                self.reducer.end_micro_batch();
+                let _ = self.state.exchange.f_zero_()?;
+            }
+            // Accumulates in place on the device.
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn announce_failure(&mut self) -> Result<(), Error> {
+        let _ = self.state.tail(Tail::Failed)?.f_fill_(1.0)?;
+        self.reducer.begin_last_backward();
+        self.reducer.seal();
+        Ok(())
+    }
+
+    fn exchange(&mut self) -> Result<StepExchange, Error> {
+        if let Some(host) = &mut self.host_exchange {
+            host.f_copy_(&self.state.exchange)?;
+        }
+        let exchange = self.reducer.finish()?;
+        if let Some(host) = &self.host_exchange {
+            self.state.exchange.f_copy_(host)?;
+        }
+        Ok(exchange)
+    }
+
+    fn update(&mut self, learning_rate: f64) -> Result<(), Error> {
+        let _no_grad = tch::no_grad_guard();
+        let config = &self.plan.config.model;
+        if !config.frozen_norm {
+            let mut averaged = self.state.summed_statistics()?;
+            let _ = averaged.f_mul_scalar_(config.norm_momentum)?;
+            let _ = self.state.running_statistics.f_mul_scalar_(1.0 - config.norm_momentum)?;
+            let _ = self.state.running_statistics.f_add_(&averaged)?;
+        }
+        self.optimizer.step(learning_rate)
+    }
+}

@@ -1,0 +1,81 @@
+//! Everything that can end a run, each a sentence for the user, and the exit code that goes with it.
+
+use std::path::{Path, PathBuf};
+
+use allreduce::{Agreed, CommError, Failure};
+
+use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
+
+/// Exit code of bad usage and bad configuration.
+pub const EXIT_USAGE: i32 = 2;
+/// Exit code of a run that saved and stopped on request, and may be started again.
+pub const EXIT_STOPPED: i32 = 75;
+/// Exit code of any other failure.
+pub const EXIT_FAILURE: i32 = 1;
+
+/// Why a command ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data set is wrong.
+    #[error(transparent)]
+    Data(#[from] data_sharding::DataError),
+    /// The architecture is wrong.
+    #[error(transparent)]
+    Model(#[from] model::ModelError),
+    /// A checkpoint is damaged or belongs to another run.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    Tch(#[from] tch::TchError),
+    /// libtorch refused an operation of ours.
+    #[error("libtorch: {0}")]
+    TorchExt(#[from] torch_ext::Error),
+    /// Ranks could not talk to each other.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// A file of the run directory could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A sentence that belongs to no other kind.
+    #[error("{0}")]
+    Other(String),
+    /// All ranks know that one of them failed, and how.
+    #[error("{}", .0.failure.sentence)]
+    Agreed(Agreed),
+}
+
+impl Error {
+    /// For `map_err` on file operations.
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        let path = path.to_owned();
+        move |source| Error::File { action, path, source }
+    }
+
+    /// The code with which the process ends.
+    #[must_use]
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Error::Config(_) => EXIT_USAGE,
+            Error::Agreed(agreed) => agreed.failure.exit_code,
+            _ => EXIT_FAILURE,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure { exit_code: error.exit_code(), sentence: error.to_string() }
+    }
+}

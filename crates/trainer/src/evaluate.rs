@@ -1,0 +1,174 @@
+//! Exact evaluation: every test image once, whatever the number of ranks, and the same bits on each of them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use data_sharding::{Pool, PoolOptions, SampleKey, Transform, evaluation_batches};
+use tch::{Kind, Reduction};
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::session::Session;
+
+/// Counts over the whole test set.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Evaluation {
+    /// Images seen.
+    pub samples: u64,
+    /// Images whose most probable class is the right one.
+    pub top1_correct: u64,
+    /// Images whose right class is among the five most probable.
+    pub top5_correct: u64,
+    /// Sum of the cross-entropy losses.
+    pub loss_sum: f64,
+    /// Wall time on this rank.
+    pub duration: Duration,
+}
+
+impl Evaluation {
+    /// Mean loss.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.samples.max(1) as f64
+    }
+
+    /// Share of images whose most probable class is wrong, 0 to 1.
+    #[must_use]
+    pub fn top1_error(&self) -> f64 {
+        1.0 - self.top1_correct as f64 / self.samples.max(1) as f64
+    }
+
+    /// Share of images whose right class is not among the five most probable, 0 to 1.
+    #[must_use]
+    pub fn top5_error(&self) -> f64 {
+        1.0 - self.top5_correct as f64 / self.samples.max(1) as f64
+    }
+}
+
+/// What one batch of the test set brought.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct BatchCounts {
+    batch: u64,
+    samples: u64,
+    top1_correct: u64,
+    top5_correct: u64,
+    loss_sum: f64,
+}
+
+impl BatchCounts {
+    const BYTES: usize = 40;
+
+    fn to_bytes(self) -> [u8; Self::BYTES] {
+        let words =
+            [self.batch, self.samples, self.top1_correct, self.top5_correct, self.loss_sum.to_bits()];
+        let mut bytes = [0; Self::BYTES];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let word = |index: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[8 * index..8 * index + 8]);
+            u64::from_le_bytes(word)
+        };
+        BatchCounts {
+            batch: word(0),
+            samples: word(1),
+            top1_correct: word(2),
+            top5_correct: word(3),
+            loss_sum: f64::from_bits(word(4)),
+        }
+    }
+}
+
+/// Collective: evaluates the network on the test set. Batches have the micro batch's size, so that they, and with them
+/// all roundings, do not depend on the number of ranks.
+pub(crate) fn evaluate(
+    session: &Session,
+    plan: &Plan,
+    engine: &Engine,
+    workers: usize,
+) -> Result<Evaluation, Error> {
+    let begin = Instant::now();
+    let counts = session.agree(count_local_batches(session, plan, engine, workers))?;
+    let bytes = counts.into_iter().flat_map(BatchCounts::to_bytes).collect();
+    let gathered = session.comm().all_gather(bytes)?;
+    let mut all: Vec<BatchCounts> = gathered
+        .iter()
+        .flat_map(|rank| rank.chunks_exact(BatchCounts::BYTES).map(BatchCounts::from_bytes))
+        .collect();
+    all.sort_by_key(|counts| counts.batch);
+    let mut total = Evaluation::default();
+    for counts in all {
+        total.samples += counts.samples;
+        total.top1_correct += counts.top1_correct;
+        total.top5_correct += counts.top5_correct;
+        total.loss_sum += counts.loss_sum;
+    }
+    if total.samples != plan.test.len() as u64 {
+        return Err(Error::Other(format!(
+            "evaluation saw {} of {} test images",
+            total.samples,
+            plan.test.len()
+        )));
+    }
+    total.duration = begin.elapsed();
+    Ok(total)
+}
+
+fn count_local_batches(
+    session: &Session,
+    plan: &Plan,
+    engine: &Engine,
+    workers: usize,
+) -> Result<Vec<BatchCounts>, Error> {
+    let topology = session.topology();
+    let batches = evaluation_batches(plan.test.len(), plan.micro_batch(), topology.rank, topology.world_size);
+    let indices: Vec<u64> = batches.iter().map(|batch| batch.index as u64).collect();
+    let requests = batches.into_iter().map(|batch| {
+        batch.samples.map(|sample| SampleKey { sample: sample as u32, epoch: 0, repetition: 0 }).collect()
+    });
+    let options = PoolOptions {
+        workers,
+        batch_size: plan.micro_batch(),
+        prefetch: plan.config.data.prefetch,
+    };
+    let mut pool = Pool::start(Arc::clone(&plan.test), Transform::none(), Box::new(requests), options)?;
+    let mut counts = Vec::with_capacity(indices.len());
+    for batch in indices {
+        let images = pool.next().ok_or_else(|| Error::Other("the decoder pool ended early".into()))??;
+        let (logits, labels) = engine.evaluate(&images)?;
+        let _no_grad = tch::no_grad_guard();
+        let top = logits.size()[1].min(5);
+        let (_, classes) = logits.f_topk(top, 1, true, true)?;
+        let hits = classes.f_eq_tensor(&labels.f_unsqueeze(1)?)?;
+        let count = |width: i64| -> Result<u64, Error> {
+            Ok(hits.f_narrow(1, 0, width)?.f_sum(Kind::Int64)?.f_int64_value(&[])? as u64)
+        };
+        let loss = logits.f_cross_entropy_loss::<&tch::Tensor>(&labels, None, Reduction::Sum, -100, 0.0)?;
+        counts.push(BatchCounts {
+            batch,
+            samples: images.len() as u64,
+            top1_correct: count(1)?,
+            top5_correct: count(top)?,
+            loss_sum: loss.f_double_value(&[])?,
+        });
+    }
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_survive_the_way_over_the_wire() {
+        let counts =
+            BatchCounts { batch: 7, samples: 64, top1_correct: 60, top5_correct: 64, loss_sum: 12.5e-3 };
+        assert_eq!(BatchCounts::from_bytes(&counts.to_bytes()), counts);
+    }
+}

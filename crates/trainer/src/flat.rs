@@ -1,0 +1,171 @@
+//! Where each parameter lies in the flat buffers (design rule 3). Pure arithmetic, no tensors.
+//!
+//! ```text
+//! parameters, momentum:  | segment | segment | … |
+//! exchange buffer:       | gradients, same segments | batch statistics | tail |
+//! ```
+//! Segments stand in the order in which backward completes their gradients, so that a bucket is a contiguous range.
+
+use std::ops::Range;
+
+use allreduce::Segment;
+use model::{Network, Role};
+
+/// Segments start at multiples of this many fp32 elements: 256 bytes.
+const ALIGNMENT: usize = 64;
+
+/// What is summed over the ranks beside gradients and batch statistics, at the end of the exchange buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum Tail {
+    /// Mean loss of each micro batch.
+    Loss,
+    /// Correct predictions of each micro batch.
+    Correct,
+    /// Ranks that were asked to stop.
+    Stop,
+    /// Ranks that failed within this step.
+    Failed,
+}
+
+impl Tail {
+    pub(crate) const LEN: usize = 4;
+}
+
+/// One parameter's place.
+#[derive(Clone, Debug)]
+pub(crate) struct Placed {
+    /// Index in [`Network::parameters`].
+    pub(crate) parameter: usize,
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+    pub(crate) role: Role,
+}
+
+/// The segment table.
+#[derive(Clone, Debug)]
+pub(crate) struct FlatLayout {
+    /// In the order of readiness.
+    pub(crate) segments: Vec<Placed>,
+    names: Vec<String>,
+    /// Channels of each norm layer, in forward order.
+    norm_channels: Vec<usize>,
+    /// Length of the parameter, gradient and momentum part.
+    pub(crate) parameters_len: usize,
+}
+
+impl FlatLayout {
+    pub(crate) fn new(network: &Network) -> Self {
+        let mut offset = 0;
+        let mut segments = Vec::new();
+        let mut names = Vec::new();
+        for parameter in network.readiness_order() {
+            let declared = &network.parameters()[parameter];
+            let len = declared.shape.iter().product::<i64>() as usize;
+            segments.push(Placed { parameter, offset, len, role: declared.role });
+            names.push(declared.name.clone());
+            offset = (offset + len).next_multiple_of(ALIGNMENT);
+        }
+        let norm_channels = network.norms().iter().map(|norm| norm.channels as usize).collect();
+        FlatLayout { segments, names, norm_channels, parameters_len: offset }
+    }
+
+    /// Mean and variance of every norm layer.
+    pub(crate) fn statistics_len(&self) -> usize {
+        2 * self.norm_channels.iter().sum::<usize>()
+    }
+
+    /// Ranges of mean and variance of each norm layer within the statistics part.
+    pub(crate) fn statistics(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
+        self.norm_channels.iter().scan(0, |offset, &channels| {
+            let mean = *offset..*offset + channels;
+            let variance = mean.end..mean.end + channels;
+            *offset = variance.end;
+            Some((mean, variance))
+        })
+    }
+
+    /// Range of the statistics part in the exchange buffer.
+    pub(crate) fn statistics_range(&self) -> Range<usize> {
+        self.parameters_len..self.parameters_len + self.statistics_len()
+    }
+
+    /// Offset of the tail in the exchange buffer.
+    pub(crate) fn tail_offset(&self) -> usize {
+        self.statistics_range().end
+    }
+
+    /// Length of the exchange buffer.
+    pub(crate) fn exchange_len(&self) -> usize {
+        self.tail_offset() + Tail::LEN
+    }
+
+    /// The table as the exchange needs it.
+    pub(crate) fn exchange_segments(&self) -> Vec<Segment> {
+        self.segments
+            .iter()
+            .zip(&self.names)
+            .map(|(placed, name)| Segment { name: name.clone(), range: placed.offset..placed.offset + placed.len })
+            .collect()
+    }
+
+    /// Contiguous ranges whose parameters decay, and those whose parameters do not.
+    pub(crate) fn decay_ranges(&self, decays: impl Fn(Role) -> bool) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
+        let (mut with, mut without): (Vec<Range<usize>>, Vec<Range<usize>>) = (Vec::new(), Vec::new());
+        for (index, placed) in self.segments.iter().enumerate() {
+            let end = self.segments.get(index + 1).map_or(self.parameters_len, |next| next.offset);
+            let group = if decays(placed.role) { &mut with } else { &mut without };
+            match group.last_mut() {
+                Some(last) if last.end == placed.offset => last.end = end,
+                _ => group.push(placed.offset..end),
+            }
+        }
+        (with, without)
+    }
+
+    /// The table as text, one segment a line; ranks must agree on it.
+    pub(crate) fn description(&self) -> String {
+        self.segments
+            .iter()
+            .zip(&self.names)
+            .map(|(placed, name)| format!("{name} {}+{}\n", placed.offset, placed.len))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> FlatLayout {
+        let network = Network::new(&"wrn-10-1".parse().unwrap(), &model::Options::default()).unwrap();
+        FlatLayout::new(&network)
+    }
+
+    #[test]
+    fn segments_are_aligned_disjoint_and_hold_every_parameter_once() {
+        let layout = layout();
+        assert_eq!(layout.segments.iter().map(|placed| placed.len).sum::<usize>(), 77_850, "wrn-facts §2, WRN-10-1");
+        for pair in layout.segments.windows(2) {
+            assert!(pair[0].offset + pair[0].len <= pair[1].offset);
+            assert_eq!(pair[1].offset * 4 % 256, 0);
+        }
+        let mut parameters: Vec<_> = layout.segments.iter().map(|placed| placed.parameter).collect();
+        parameters.sort_unstable();
+        assert!(parameters.iter().enumerate().all(|(index, &parameter)| index == parameter));
+    }
+
+    #[test]
+    fn decay_groups_cover_the_buffer_without_overlap() {
+        let layout = layout();
+        for decays in [|_: Role| true, |role| matches!(role, Role::ConvWeight | Role::LinearWeight)] {
+            let (with, without) = layout.decay_ranges(decays);
+            let mut all = [with, without].concat();
+            all.sort_by_key(|range| range.start);
+            assert_eq!(all.first().unwrap().start, 0);
+            assert_eq!(all.last().unwrap().end, layout.parameters_len);
+            assert!(all.windows(2).all(|pair| pair[0].end == pair[1].start));
+        }
+        assert_eq!(layout.decay_ranges(|_| true), (vec![0..layout.parameters_len], vec![]));
+    }
+}

@@ -1,0 +1,76 @@
+//! `wrn-dist plan`: what can be said of a run before it starts, as text. Computes nothing that [`crate::plan`] does not.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use allreduce::plan_buckets;
+
+use crate::config;
+use crate::error::Error;
+use crate::flat::FlatLayout;
+use crate::plan::Plan;
+
+/// Describes the run of `config` on `ranks` ranks. Needs the data set, but neither MPI nor a GPU.
+///
+/// # Errors
+/// What is wrong with the configuration or the data.
+pub fn describe_plan(config: &Path, overrides: &[String], ranks: usize) -> Result<String, Error> {
+    let loaded = config::load(config, overrides)?;
+    let plan = Plan::open(&loaded, 0, ranks)?;
+    let layout = FlatLayout::new(&plan.network);
+    let segments = layout.exchange_segments();
+    let comm = &plan.config.comm;
+    let buckets =
+        plan_buckets(&segments, layout.exchange_len(), comm.first_bucket_kib * 1024, comm.bucket_kib * 1024);
+    let mib = |elements: usize| elements as f64 * 4.0 / f64::from(1 << 20);
+    let parameters = layout.parameters_len;
+
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<22}{value}");
+    };
+    line("network", format!(
+        "{}, {} parameters, {:.1} million multiply-adds an image",
+        plan.architecture,
+        plan.network.parameter_count(),
+        plan.network.macs() as f64 / 1e6
+    ));
+    line("data", format!(
+        "{}: {} training and {} test images of {}x{}x{}, {} classes",
+        plan.config.data.kind,
+        plan.train.len(),
+        plan.test.len(),
+        plan.train.image().height,
+        plan.train.image().width,
+        plan.train.image().channels,
+        plan.network.classes()
+    ));
+    line("global batch", format!(
+        "{} images = {} micro batches of {}, {} on each of {ranks} rank(s)",
+        plan.config.train.global_batch,
+        plan.batches.micro_batches(),
+        plan.micro_batch(),
+        plan.batches.local_micro_batches().len()
+    ));
+    let left_out = plan.train.len() as u64 - plan.steps_per_epoch * plan.config.train.global_batch as u64;
+    line("steps", format!(
+        "{} an epoch ({left_out} images of each epoch's order are left out), {} in all",
+        plan.steps_per_epoch,
+        plan.total_steps()
+    ));
+    line("weights and momentum", format!("{:.2} MiB a rank", mib(2 * parameters)));
+    line("gradients", format!("{:.2} MiB a rank, exchanged every step", mib(layout.exchange_len())));
+    line("checkpoint", format!("about {:.2} MiB, {} kept", mib(2 * parameters), plan.config.checkpoint.keep_last));
+    let sizes: Vec<String> = buckets.iter().map(|bucket| format!("{:.2}", mib(bucket.range.len()))).collect();
+    line("buckets", format!("{}: {} MiB", buckets.len(), sizes.join(", ")));
+    line("learning rate", "first step of each epoch, where it changes".into());
+    let mut last = f64::NAN;
+    for epoch in 0..u64::from(plan.config.train.epochs) {
+        let rate = plan.schedule.rate(epoch * plan.steps_per_epoch);
+        if rate != last {
+            let _ = writeln!(text, "  epoch {:<14}{rate:.6}", epoch + 1);
+        }
+        last = rate;
+    }
+    Ok(text)
+}

@@ -1,0 +1,227 @@
+//! A configuration turned into everything that is known before the first step, checked once.
+//!
+//! [`Plan::check`] needs only the configuration and the number of ranks; [`Plan::open`] opens the data set too.
+//! Neither touches MPI or runs the network.
+
+use std::sync::Arc;
+
+use data_sharding::{Adapt, BatchLayout, Order, PaddingMode, Sampler, Source, SourceKind, Split, Transform};
+use model::{Architecture, Network, Options};
+
+use crate::config::{AutoOr, Config, ConfigError, CropPadding, Determinism, LoadedConfig, Reduce, SampleOrder};
+use crate::error::Error;
+use crate::schedule::Schedule;
+
+/// A run, ready to start.
+pub struct Plan {
+    /// The configuration with every derived value written in.
+    pub(crate) config: Config,
+    pub(crate) architecture: Architecture,
+    pub(crate) network: Network,
+    pub(crate) train: Arc<dyn Source>,
+    pub(crate) test: Arc<dyn Source>,
+    pub(crate) batches: BatchLayout,
+    pub(crate) sampler: Sampler,
+    pub(crate) transform: Transform,
+    pub(crate) schedule: Schedule,
+    pub(crate) steps_per_epoch: u64,
+}
+
+impl Plan {
+    /// Everything that can be refused without opening a file.
+    ///
+    /// # Errors
+    /// The first key whose value is impossible.
+    pub fn check(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<(), ConfigError> {
+        checked_parts(loaded, rank, world_size).map(|_| ())
+    }
+
+    /// Opens the data set and derives the rest.
+    ///
+    /// # Errors
+    /// As [`Plan::check`], or what is wrong with the data.
+    pub fn open(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Self, Error> {
+        let parts = checked_parts(loaded, rank, world_size)?;
+        let data = &loaded.config.data;
+        let adapt = Adapt { pad_to: data.pad_to, channels: data.channels };
+        let train = data_sharding::open(parts.kind, &data.path, Split::Train, adapt.clone())?;
+        let test = data_sharding::open(parts.kind, &data.path, Split::Test, adapt)?;
+
+        let mut config = loaded.config.clone();
+        let classes = train.classes().len() as u32;
+        let configured = *config.model.classes.get_or_insert(classes);
+        if configured < classes {
+            return Err(loaded
+                .error("model.classes", format!("{configured}, but {} has {classes} classes", data.kind))
+                .into());
+        }
+        let image = train.image();
+        if image.height != image.width {
+            return Err(loaded
+                .error("data.pad_to", format!("images are {}x{}; networks here take square ones", image.height, image.width))
+                .into());
+        }
+        config.train.micro_batch = Some(parts.batches.micro_batch());
+        let facts = parts.kind.facts();
+        let channels = image.channels as usize;
+        let normalize = config.data.normalize.get_or_insert_with(|| crate::config::NormalizeConfig {
+            mean: spread(facts.mean, channels),
+            std: spread(facts.std, channels),
+        });
+        if normalize.mean.len() != channels || normalize.std.len() != channels {
+            return Err(loaded
+                .error("data.normalize", format!("expected {channels} means and {channels} standard deviations"))
+                .into());
+        }
+        if normalize.std.iter().any(|std| !(std.is_finite() && *std > 0.0)) {
+            return Err(loaded.error("data.normalize.std", "expected numbers above 0").into());
+        }
+        if config.data.crop_padding >= image.height {
+            return Err(loaded
+                .error("data.crop_padding", format!("{} is not less than the image's {} pixels", config.data.crop_padding, image.height))
+                .into());
+        }
+
+        let steps_per_epoch = parts.batches.steps_per_epoch(train.len()) as u64;
+        if steps_per_epoch == 0 {
+            return Err(loaded
+                .error(
+                    "train.global_batch",
+                    format!("{} is more than the {} training samples", config.train.global_batch, train.len()),
+                )
+                .into());
+        }
+        let options = Options {
+            classes: configured,
+            image_size: image.height,
+            in_channels: image.channels,
+            ..parts.options
+        };
+        let network = Network::new(&parts.architecture, &options)?;
+        let order = match config.data.order {
+            SampleOrder::Shuffled => Order::Shuffled,
+            SampleOrder::Sequential => Order::Sequential,
+        };
+        let padding_mode = match config.data.crop_padding_mode {
+            CropPadding::Reflect => PaddingMode::Reflect,
+            CropPadding::Zero => PaddingMode::Zero,
+        };
+        Ok(Plan {
+            schedule: Schedule::new(loaded, steps_per_epoch)?,
+            sampler: Sampler::new(train.len(), config.seed, order),
+            transform: Transform {
+                seed: config.seed,
+                flip: config.data.flip,
+                crop_padding: config.data.crop_padding,
+                padding_mode,
+            },
+            architecture: parts.architecture,
+            batches: parts.batches,
+            config,
+            network,
+            train,
+            test,
+            steps_per_epoch,
+        })
+    }
+
+    pub(crate) fn total_steps(&self) -> u64 {
+        self.steps_per_epoch * u64::from(self.config.train.epochs)
+    }
+
+    pub(crate) fn micro_batch(&self) -> usize {
+        self.batches.micro_batch()
+    }
+
+    /// Hash of what the run computes and of the data it computes it from.
+    pub(crate) fn meaning_hash(&self) -> String {
+        self.config.meaning_hash()
+    }
+}
+
+struct Parts {
+    architecture: Architecture,
+    options: Options,
+    kind: SourceKind,
+    batches: BatchLayout,
+}
+
+fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Parts, ConfigError> {
+    let config = &loaded.config;
+    let error = |key: &str, message: String| loaded.error(key, message);
+    let share = |key: &str, value: f64| {
+        (0.0..1.0).contains(&value).then_some(()).ok_or_else(|| error(key, format!("{value} is outside 0 to 1 (1 excluded)")))
+    };
+    let architecture: Architecture =
+        config.model.arch.parse().map_err(|e: model::ModelError| error("model.arch", e.to_string()))?;
+    let kind: SourceKind =
+        config.data.kind.parse().map_err(|e: data_sharding::DataError| error("data.kind", e.to_string()))?;
+    share("model.dropout", config.model.dropout)?;
+    share("optimizer.momentum", config.optimizer.momentum)?;
+    share("optimizer.dampening", config.optimizer.dampening)?;
+    if !(config.model.norm_momentum > 0.0 && config.model.norm_momentum <= 1.0) {
+        return Err(error("model.norm_momentum", format!("{} is outside 0 to 1 (0 excluded)", config.model.norm_momentum)));
+    }
+    if config.model.classes == Some(0) {
+        return Err(error("model.classes", "expected 1 or more".into()));
+    }
+    let decay = config.optimizer.weight_decay;
+    if !(decay.is_finite() && decay >= 0.0) {
+        return Err(error("optimizer.weight_decay", format!("{decay} is out of range; expected 0 or more")));
+    }
+    if config.optimizer.nesterov && (config.optimizer.momentum == 0.0 || config.optimizer.dampening != 0.0) {
+        return Err(error("optimizer.nesterov", "needs a momentum above 0 and a dampening of 0".into()));
+    }
+    for (key, value) in [
+        ("train.epochs", config.train.epochs as usize),
+        ("train.global_batch", config.train.global_batch),
+        ("train.micro_batch", config.train.micro_batch.unwrap_or(1)),
+        ("train.evaluate_every_epochs", config.train.evaluate_every_epochs as usize),
+        ("data.prefetch", config.data.prefetch),
+        ("comm.first_bucket_kib", config.comm.first_bucket_kib),
+        ("comm.bucket_kib", config.comm.bucket_kib),
+        ("checkpoint.every_epochs", config.checkpoint.every_epochs as usize),
+        ("checkpoint.keep_last", config.checkpoint.keep_last),
+    ] {
+        if value == 0 {
+            return Err(error(key, "expected 1 or more".into()));
+        }
+    }
+    let global_batch = config.train.global_batch;
+    let micro_batch = config.train.micro_batch.unwrap_or((global_batch / world_size).max(1));
+    let batches = BatchLayout::new(global_batch, micro_batch, rank, world_size)
+        .map_err(|e| error("train.global_batch", e.to_string()))?;
+    if config.train.determinism == Determinism::World {
+        if config.comm.reduce != Reduce::Ordered {
+            return Err(error("comm.reduce", "train.determinism: world needs the order of sums fixed; expected ordered".into()));
+        }
+        if config.train.threads == AutoOr::Auto {
+            return Err(error(
+                "train.threads",
+                "train.determinism: world needs a number, since libtorch's sums depend on its threads".into(),
+            ));
+        }
+        let local = batches.local_micro_batches().len();
+        if !local.is_power_of_two() {
+            return Err(error(
+                "train.determinism",
+                format!("world needs a power of two of micro batches a rank, not {local}; change micro_batch or the number of ranks"),
+            ));
+        }
+    }
+    Schedule::check(loaded)?;
+    let options = Options {
+        conv_init: config.model.conv_init.clone(),
+        gamma_init: config.model.gamma_init.clone(),
+        shortcut_input: config.model.shortcut_input.clone(),
+        projection: config.model.projection.clone(),
+        dropout: config.model.dropout,
+        ..Options::default()
+    };
+    Ok(Parts { architecture, options, kind, batches })
+}
+
+/// One constant for all channels where the data set has one and the images were given more.
+fn spread(values: &[f64], channels: usize) -> Vec<f64> {
+    if values.len() == 1 { vec![values[0]; channels] } else { values.to_vec() }
+}

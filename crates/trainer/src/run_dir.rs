@@ -1,0 +1,107 @@
+//! The folder of one run and the files that describe it: `config.yaml`, `run.json`. Metrics and checkpoints have modules of
+//! their own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use allreduce::CommThread;
+use serde::Serialize;
+
+use crate::checkpoint::replace_file;
+use crate::device::Compute;
+use crate::error::Error;
+use crate::flat::FlatLayout;
+use crate::plan::Plan;
+
+/// Paths within a run's folder.
+#[derive(Clone, Debug)]
+pub(crate) struct RunDir {
+    root: PathBuf,
+}
+
+impl RunDir {
+    pub(crate) fn new(root: &Path) -> Self {
+        RunDir { root: root.to_owned() }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    pub(crate) fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    pub(crate) fn curves(&self) -> PathBuf {
+        self.root.join("report").join("curves.svg")
+    }
+
+    /// Creates the folder and writes what describes the run.
+    pub(crate) fn describe(
+        &self,
+        plan: &Plan,
+        compute: Compute,
+        comm: &CommThread,
+        layout: &FlatLayout,
+    ) -> Result<(), Error> {
+        for folder in [self.root.clone(), self.root.join("report")] {
+            fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
+        }
+        let versions = torch_ext::runtime::versions();
+        let record = RunRecord {
+            wrn_dist: env!("CARGO_PKG_VERSION"),
+            libtorch: versions.torch,
+            cuda: versions.cuda,
+            communicator: comm.description().to_owned(),
+            host: comm.topology().host.clone(),
+            command: std::env::args().collect(),
+            world_size: comm.topology().world_size,
+            device: format!("{:?}", compute.device),
+            threads: compute.threads,
+            seed: plan.config.seed,
+            parameters: plan.network.parameter_count(),
+            steps_per_epoch: plan.steps_per_epoch,
+            meaning_hash: plan.meaning_hash(),
+            train_data: DataRecord { samples: plan.train.len(), fingerprint: plan.train.fingerprint().to_owned() },
+            test_data: DataRecord { samples: plan.test.len(), fingerprint: plan.test.fingerprint().to_owned() },
+            layout_hash: crate::checkpoint::checksum(layout.description().as_bytes()),
+        };
+        let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::Other(error.to_string()))?;
+        replace_file(&self.root.join("run.json"), &json)?;
+        replace_file(&self.root.join("config.yaml"), plan.config.to_yaml().as_bytes())?;
+        Ok(())
+    }
+}
+
+/// `run.json`
+#[derive(Serialize)]
+struct RunRecord {
+    wrn_dist: &'static str,
+    libtorch: String,
+    cuda: Option<String>,
+    communicator: String,
+    host: String,
+    command: Vec<String>,
+    world_size: usize,
+    device: String,
+    threads: usize,
+    seed: u64,
+    parameters: u64,
+    steps_per_epoch: u64,
+    /// Hash of the configuration's keys that decide what is computed.
+    meaning_hash: String,
+    train_data: DataRecord,
+    test_data: DataRecord,
+    /// Hash of the segment table.
+    layout_hash: String,
+}
+
+#[derive(Serialize)]
+struct DataRecord {
+    samples: usize,
+    fingerprint: String,
+}

@@ -1,0 +1,114 @@
+//! The ranks of one command, from their meeting to their common end.
+//!
+//! Owns the communication thread. Whatever a rank may fail at alone goes through [`Session::agree`], so that
+//! all ranks go on together or end together, and the reason is printed once.
+
+use allreduce::{CommError, CommThread, MpiCommunicator, Reduction, Solo, Topology};
+
+use crate::config::Reduce;
+use crate::error::{EXIT_FAILURE, Error};
+
+/// This rank's connection to the others.
+pub(crate) struct Session {
+    comm: CommThread,
+}
+
+impl Session {
+    /// Meets the other ranks that the launcher started, or stands alone when there was none.
+    fn start(reduce: Reduce) -> Result<Self, CommError> {
+        let alone = allreduce::discover().is_none_or(|launched| launched.world_size == 1);
+        let reduction = match reduce {
+            Reduce::Ordered => Reduction::Ordered,
+            Reduce::Mpi => Reduction::Library,
+        };
+        let comm = CommThread::start(move || {
+            if alone {
+                Ok(Box::new(Solo::new()) as Box<dyn allreduce::Communicator>)
+            } else {
+                Ok(Box::new(MpiCommunicator::initialize(reduction)?))
+            }
+        })?;
+        Ok(Session { comm })
+    }
+
+    pub(crate) fn topology(&self) -> &Topology {
+        self.comm.topology()
+    }
+
+    /// Whether this rank writes files and speaks to the user.
+    pub(crate) fn is_leader(&self) -> bool {
+        self.topology().rank == 0
+    }
+
+    pub(crate) fn comm(&self) -> &CommThread {
+        &self.comm
+    }
+
+    /// Collective: the value if every rank succeeded, else the failure of the lowest rank that failed.
+    pub(crate) fn agree<T>(&self, local: Result<T, Error>) -> Result<T, Error> {
+        self.comm.agree(local.map_err(Into::into)).map_err(Error::Agreed)
+    }
+
+    /// Collective: an error that names the first rank whose `value` differs from rank 0's.
+    pub(crate) fn agree_equal(&self, what: &str, value: &str) -> Result<(), Error> {
+        self.comm.agree_equal(what, value).map_err(Error::Agreed)
+    }
+
+    /// Collective: rank 0's bytes on every rank.
+    pub(crate) fn from_leader(&self, bytes: Vec<u8>) -> Result<Vec<u8>, Error> {
+        let mine = if self.is_leader() { bytes } else { Vec::new() };
+        let mut all = self.comm.all_gather(mine)?;
+        Ok(all.swap_remove(0))
+    }
+}
+
+/// Runs `body` on every rank and ends the ranks together.
+///
+/// A failure that all ranks agreed on ends in an orderly way and is printed by the rank it belongs to. Any other failure, a panic
+/// included, is this rank's alone: it is printed and all ranks are aborted, since the others may be waiting.
+///
+/// # Errors
+/// The failure, already printed.
+pub(crate) fn with_session<T>(
+    reduce: Reduce,
+    body: impl FnOnce(&Session) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let session = Session::start(reduce).map_err(Error::from).inspect_err(|error| print_error(None, error))?;
+    let topology = session.topology().clone();
+    let speaker = (topology.world_size > 1).then_some(&topology);
+    if topology.world_size > 1 {
+        abort_all_ranks_on_panic(session.comm.clone());
+    }
+    let result = body(&session);
+    match &result {
+        Err(Error::Agreed(agreed)) if agreed.mine => print_error(speaker, &Error::Agreed(agreed.clone())),
+        Ok(_) | Err(Error::Agreed(_)) => {}
+        Err(error) => {
+            print_error(speaker, error);
+            session.comm.abort(error.exit_code());
+            return result;
+        }
+    }
+    session.comm.shutdown()?;
+    result
+}
+
+fn print_error(speaker: Option<&Topology>, error: &Error) {
+    match speaker {
+        Some(topology) => eprintln!("error (rank {} on {}): {error}", topology.rank, topology.host),
+        None => eprintln!("error: {error}"),
+    }
+}
+
+/// A panic on the thread that trains leaves the other ranks in a collective for ever, so it ends them too. Decoder
+/// threads catch their own panics and turn them into errors.
+fn abort_all_ranks_on_panic(comm: CommThread) {
+    let training_thread = std::thread::current().id();
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().id() == training_thread {
+            report(panic);
+            comm.abort(EXIT_FAILURE);
+        }
+    }));
+}

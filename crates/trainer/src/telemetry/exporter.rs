@@ -1,0 +1,71 @@
+//! Live metrics through the `metrics` facade, served for Prometheus where the configuration names an address.
+
+use std::net::SocketAddr;
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+
+use super::records::{EpochRecord, StepRecord};
+use crate::error::Error;
+
+/// Upper bounds of the histograms of times, in seconds.
+const SECONDS: &[f64] = &[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
+
+/// Serves the metrics as long as the process lives.
+pub(crate) struct Exporter;
+
+impl Exporter {
+    /// Each rank of a host takes a port of its own: the configured one plus its local rank.
+    pub(crate) fn start(address: SocketAddr, local_rank: usize, rank: usize) -> Result<SocketAddr, Error> {
+        let failed = |reason: String| Error::Other(format!("telemetry.prometheus: cannot serve metrics at {address}: {reason}"));
+        let port = u16::try_from(usize::from(address.port()) + local_rank)
+            .map_err(|_| failed(format!("no port is left for local rank {local_rank}")))?;
+        let address = SocketAddr::new(address.ip(), port);
+        PrometheusBuilder::new()
+            .with_http_listener(address)
+            .add_global_label("rank", rank.to_string())
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)
+            .and_then(PrometheusBuilder::install)
+            .map_err(|error| failed(error.to_string()))?;
+        describe_counter!("wrn_dist_steps_total", "Optimizer steps");
+        describe_counter!("wrn_dist_images_total", "Training images, over all ranks");
+        describe_gauge!("wrn_dist_epoch", "Epoch under way, counted from 1");
+        describe_gauge!("wrn_dist_loss", "Mean loss of the last global batch");
+        describe_gauge!("wrn_dist_learning_rate", "Learning rate of the last step");
+        describe_gauge!("wrn_dist_images_per_second", "Training speed of the last step, over all ranks");
+        describe_gauge!("wrn_dist_test_top1_error", "Share of wrong predictions on the test set, 0 to 1");
+        describe_gauge!("wrn_dist_test_loss", "Mean loss on the test set");
+        describe_histogram!("wrn_dist_step_seconds", "Wall time of a step");
+        describe_histogram!("wrn_dist_phase_seconds", "Wall time of each part of a step on this rank");
+        Ok(address)
+    }
+}
+
+/// Publishes a step of this rank.
+pub(crate) fn export_step(record: &StepRecord, images: usize) {
+    counter!("wrn_dist_steps_total").increment(1);
+    counter!("wrn_dist_images_total").increment(images as u64);
+    gauge!("wrn_dist_epoch").set(record.epoch);
+    gauge!("wrn_dist_loss").set(record.loss);
+    gauge!("wrn_dist_learning_rate").set(record.learning_rate);
+    gauge!("wrn_dist_images_per_second").set(record.images_per_second);
+    histogram!("wrn_dist_step_seconds").record(record.seconds.step);
+    for (phase, seconds) in [
+        ("data_wait", record.seconds.data_wait),
+        ("input", record.seconds.input),
+        ("forward", record.seconds.forward),
+        ("backward", record.seconds.backward),
+        ("exposed_communication", record.seconds.exposed_communication),
+        ("optimizer", record.seconds.optimizer),
+    ] {
+        histogram!("wrn_dist_phase_seconds", "phase" => phase).record(seconds);
+    }
+}
+
+/// Publishes an epoch's evaluation.
+pub(crate) fn export_epoch(record: &EpochRecord) {
+    if let (Some(loss), Some(error)) = (record.test_loss, record.test_top1_error) {
+        gauge!("wrn_dist_test_loss").set(loss);
+        gauge!("wrn_dist_test_top1_error").set(error);
+    }
+}

@@ -1,0 +1,93 @@
+//! Progress for a person, on rank 0: a bar when the output is a terminal, else a line now and then.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::records::{EpochRecord, StepRecord};
+
+/// Pause between lines where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The display of one run; silent on ranks other than 0.
+pub(crate) struct Progress {
+    display: Display,
+    epochs: u32,
+    steps_per_epoch: u64,
+}
+
+enum Display {
+    Silent,
+    Bar(ProgressBar),
+    Lines { last: Instant },
+}
+
+impl Progress {
+    pub(crate) fn new(speaks: bool, epochs: u32, steps_per_epoch: u64) -> Self {
+        let display = if !speaks {
+            Display::Silent
+        } else if std::io::stderr().is_terminal() {
+            Display::Bar(ProgressBar::new(steps_per_epoch).with_style(
+                ProgressStyle::with_template("{prefix} {bar:32} {pos}/{len} {msg} {eta}")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            ))
+        } else {
+            Display::Lines { last: Instant::now() }
+        };
+        Progress { display, epochs, steps_per_epoch }
+    }
+
+    /// A sentence of its own.
+    pub(crate) fn say(&self, sentence: &str) {
+        match &self.display {
+            Display::Silent => {}
+            Display::Bar(bar) => bar.suspend(|| println!("{sentence}")),
+            Display::Lines { .. } => println!("{sentence}"),
+        }
+    }
+
+    pub(crate) fn step(&mut self, record: &StepRecord) {
+        let within = record.step - u64::from(record.epoch - 1) * self.steps_per_epoch;
+        let text = format!("loss {:.4}  {:.0} images/s", record.loss, record.images_per_second);
+        match &mut self.display {
+            Display::Silent => {}
+            Display::Bar(bar) => {
+                bar.set_prefix(format!("epoch {}/{}", record.epoch, self.epochs));
+                bar.set_message(text);
+                bar.set_position(within);
+            }
+            Display::Lines { last } => {
+                if last.elapsed() >= LINE_INTERVAL {
+                    *last = Instant::now();
+                    println!(
+                        "epoch {}/{}  step {within}/{}  {text}",
+                        record.epoch, self.epochs, self.steps_per_epoch
+                    );
+                }
+            }
+        }
+    }
+
+    pub(crate) fn epoch(&self, record: &EpochRecord) {
+        let test = match (record.test_loss, record.test_top1_error) {
+            (Some(loss), Some(error)) => format!("test loss {loss:.4} error {:.2} %", 100.0 * error),
+            _ => "not evaluated".into(),
+        };
+        self.say(&format!(
+            "epoch {}/{}  train loss {:.4} error {:.2} %  {test}  {:.0} images/s",
+            record.epoch,
+            self.epochs,
+            record.train_loss,
+            100.0 * record.train_top1_error,
+            record.images_per_second
+        ));
+    }
+
+    /// Takes the bar off the terminal.
+    pub(crate) fn finish(&self) {
+        if let Display::Bar(bar) = &self.display {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! `wrn-dist eval`
+
+use std::path::PathBuf;
+
+use super::ConfigArguments;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// A checkpoint, or a run's folder for its latest one
+    #[arg(long, value_name = "PATH")]
+    checkpoint: PathBuf,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> i32 {
+    let result =
+        trainer::evaluate_checkpoint(&arguments.config.config, &arguments.config.overrides, &arguments.checkpoint);
+    match result {
+        Ok(None) => 0,
+        Ok(Some(evaluation)) => {
+            println!(
+                "{} test images: loss {:.4}, top-1 error {:.2} % ({} right), top-5 error {:.2} %",
+                evaluation.samples,
+                evaluation.loss(),
+                100.0 * evaluation.top1_error(),
+                evaluation.top1_correct,
+                100.0 * evaluation.top5_error()
+            );
+            0
+        }
+        Err(error) => error.exit_code(),
+    }
+}

@@ -1,0 +1,35 @@
+//! One module a subcommand, and the arguments that several share.
+
+pub(crate) mod bench;
+pub(crate) mod config;
+pub(crate) mod eval;
+pub(crate) mod model;
+pub(crate) mod plan;
+pub(crate) mod train;
+
+use std::path::PathBuf;
+
+/// The configuration of a run.
+#[derive(clap::Args, Clone)]
+pub(crate) struct ConfigArguments {
+    /// The run's configuration, a YAML file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Replace a key of the configuration, for example --set train.epochs=10
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+}
+
+/// Exit code of a command of one process, whose error is still to be printed.
+pub(crate) fn finish(result: Result<String, trainer::Error>) -> i32 {
+    match result {
+        Ok(text) => {
+            print!("{text}");
+            0
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.exit_code()
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! `wrn-dist model`
+
+use std::fmt::Write;
+
+use clap::ValueEnum;
+use model::{Architecture, Network, Options};
+use serde_json::json;
+use trainer::EXIT_USAGE;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// The groups of a network, its parameters and its multiply-adds
+    Show(ShowArguments),
+}
+
+#[derive(clap::Args)]
+struct ShowArguments {
+    /// Architecture, for example wrn-28-10
+    arch: String,
+    /// Number of classes
+    #[arg(long, default_value_t = 10)]
+    classes: u32,
+    /// Side of the images in pixels
+    #[arg(long, default_value_t = 32)]
+    image: u32,
+    /// Form of the output
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> i32 {
+    let Command::Show(show) = &arguments.command;
+    let options = Options { classes: show.classes, image_size: show.image, ..Options::default() };
+    let network = show
+        .arch
+        .parse::<Architecture>()
+        .and_then(|architecture| Network::new(&architecture, &options).map(|network| (architecture, network)));
+    match network {
+        Ok((architecture, network)) => {
+            print!("{}", describe(&architecture, &network, show.format));
+            0
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            EXIT_USAGE
+        }
+    }
+}
+
+fn describe(architecture: &Architecture, network: &Network, format: Format) -> String {
+    match format {
+        Format::Json => {
+            let stages: Vec<_> = network
+                .stages()
+                .iter()
+                .map(|stage| {
+                    json!({
+                        "name": stage.name,
+                        "output": stage.output,
+                        "content": stage.content,
+                        "parameters": stage.parameters,
+                        "macs": stage.macs,
+                    })
+                })
+                .collect();
+            let description = json!({
+                "arch": architecture.to_string(),
+                "classes": network.classes(),
+                "parameters": network.parameter_count(),
+                "macs": network.macs(),
+                "convolutions": network.convolutions(),
+                "gradient_bytes": 4 * network.parameter_count(),
+                "stages": stages,
+            });
+            format!("{description:#}\n")
+        }
+        Format::Table => {
+            let mut text = format!("{architecture}, {} classes\n", network.classes());
+            let _ = writeln!(text, "{:<10}{:>8}  {:<32}{:>14}{:>16}", "group", "output", "content", "parameters", "multiply-adds");
+            for stage in network.stages() {
+                let side = format!("{0}x{0}", stage.output);
+                let _ = writeln!(
+                    text,
+                    "{:<10}{side:>8}  {:<32}{:>14}{:>16}",
+                    stage.name, stage.content, stage.parameters, stage.macs
+                );
+            }
+            let total = format!("{} convolutions", network.convolutions());
+            let _ = writeln!(text, "{:<20}{total:<32}{:>14}{:>16}", "", network.parameter_count(), network.macs());
+            text
+        }
+    }
+}

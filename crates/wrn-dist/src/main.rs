@@ -1,0 +1,57 @@
+//! The command `wrn-dist`: reads the command line and calls the trainer. No logic of its own; one file a subcommand.
+
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Trains Wide Residual Networks data-parallel, one process a GPU (or a CPU slot).
+///
+/// Started alone, by mpirun, or by Slurm. Exit codes: 0 done; 2 bad usage or configuration; 75 stopped on request after saving; 1
+/// anything else. RUST_LOG=info shows more.
+#[derive(Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a network
+    Train(commands::train::Arguments),
+    /// Evaluate a checkpoint on the test set, every image once
+    Eval(commands::eval::Arguments),
+    /// Show what a run will do, before it starts
+    Plan(commands::plan::Arguments),
+    /// Look at a configuration
+    Config(commands::config::Arguments),
+    /// Look at networks
+    Model(commands::model::Arguments),
+    /// Measure
+    Bench(commands::bench::Arguments),
+    /// Show what this machine and this build can do
+    Doctor,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let code = match CommandLine::parse().command {
+        Command::Train(arguments) => commands::train::run(arguments),
+        Command::Eval(arguments) => commands::eval::run(&arguments),
+        Command::Plan(arguments) => commands::plan::run(&arguments),
+        Command::Config(arguments) => commands::config::run(&arguments),
+        Command::Model(arguments) => commands::model::run(&arguments),
+        Command::Bench(arguments) => commands::bench::run(arguments),
+        Command::Doctor => {
+            print!("{}", trainer::doctor());
+            0
+        }
+    };
+    // The exit code travels through Slurm and mpirun, whose statuses are a byte.
+    ExitCode::from(code as u8)
+}
