@@ -46,6 +46,7 @@ unsafe extern "C" {
     ) -> Text;
 
     pub(crate) fn torch_ext_set_threads(intra_op: c_int, inter_op: c_int) -> Text;
+    pub(crate) fn torch_ext_keep_freed_memory() -> bool;
     pub(crate) fn torch_ext_threads() -> c_int;
     pub(crate) fn torch_ext_set_deterministic(on: bool) -> Text;
     pub(crate) fn torch_ext_set_cudnn_benchmark(on: bool) -> Text;

@@ -13,7 +13,7 @@ use crate::config;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
 use crate::error::Error;
-use crate::session::{Session, with_session};
+use crate::session::{Session, with_delayed_session};
 use crate::telemetry::PhaseSeconds;
 use crate::train::{configured_reduce, decoder_threads, next_batch, open_plan, training_pool};
 
@@ -28,6 +28,8 @@ pub struct BenchOptions {
     pub steps: usize,
     /// Steps of each kind before that.
     pub warmup: usize,
+    /// Added to the all-reduce of each bucket, as a slower network would.
+    pub delay: Duration,
 }
 
 /// Medians over the measured steps, of rank 0.
@@ -65,7 +67,7 @@ pub struct StepMedians {
 /// As [`crate::train`].
 pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
     let loaded = config::load(&options.config, &options.overrides);
-    with_session(configured_reduce(&loaded), |session| {
+    with_delayed_session(configured_reduce(&loaded), options.delay, |session| {
         let mut loaded = session.agree(loaded.map_err(Error::from))?;
         // The pool ends with the run: make it long enough.
         loaded.config.train.epochs = u32::MAX;

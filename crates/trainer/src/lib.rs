@@ -7,6 +7,7 @@
 mod bench;
 mod checkpoint;
 pub mod config;
+mod delayed;
 mod device;
 mod doctor;
 mod engine;

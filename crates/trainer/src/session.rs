@@ -3,9 +3,12 @@
 //! Owns the communication thread. Whatever a rank may fail at alone goes through [`Session::agree`], so that
 //! all ranks go on together or end together, and the reason is printed once.
 
-use allreduce::{CommError, CommThread, MpiCommunicator, Reduction, Solo, Topology};
+use std::time::Duration;
+
+use allreduce::{CommError, CommThread, Communicator, MpiCommunicator, Reduction, Solo, Topology};
 
 use crate::config::Reduce;
+use crate::delayed::Delayed;
 use crate::error::{EXIT_FAILURE, Error};
 
 /// This rank's connection to the others.
@@ -15,18 +18,16 @@ pub(crate) struct Session {
 
 impl Session {
     /// Meets the other ranks that the launcher started, or stands alone when there was none.
-    fn start(reduce: Reduce) -> Result<Self, CommError> {
+    fn start(reduce: Reduce, delay: Duration) -> Result<Self, CommError> {
         let alone = allreduce::discover().is_none_or(|launched| launched.world_size == 1);
         let reduction = match reduce {
             Reduce::Ordered => Reduction::Ordered,
             Reduce::Mpi => Reduction::Library,
         };
         let comm = CommThread::start(move || {
-            if alone {
-                Ok(Box::new(Solo::new()) as Box<dyn allreduce::Communicator>)
-            } else {
-                Ok(Box::new(MpiCommunicator::initialize(reduction)?))
-            }
+            let communicator: Box<dyn Communicator> =
+                if alone { Box::new(Solo::new()) } else { Box::new(MpiCommunicator::initialize(reduction)?) };
+            Ok(if delay.is_zero() { communicator } else { Box::new(Delayed::new(communicator, delay)) })
         })?;
         Ok(Session { comm })
     }
@@ -73,7 +74,16 @@ pub(crate) fn with_session<T>(
     reduce: Reduce,
     body: impl FnOnce(&Session) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let session = Session::start(reduce).map_err(Error::from).inspect_err(|error| print_error(None, error))?;
+    with_delayed_session(reduce, Duration::ZERO, body)
+}
+
+/// As [`with_session`], with a communicator that takes `delay` longer for each sum.
+pub(crate) fn with_delayed_session<T>(
+    reduce: Reduce,
+    delay: Duration,
+    body: impl FnOnce(&Session) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let session = Session::start(reduce, delay).map_err(Error::from).inspect_err(|error| print_error(None, error))?;
     let topology = session.topology().clone();
     let speaker = (topology.world_size > 1).then_some(&topology);
     if topology.world_size > 1 {

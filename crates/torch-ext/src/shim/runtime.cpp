@@ -1,5 +1,8 @@
 // Process-wide switches, and what this libtorch is.
 #include <dlfcn.h>
+#include <malloc.h>
+
+#include <climits>
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
@@ -19,6 +22,14 @@ Error torch_ext_set_threads(int intra_op, int inter_op) {
     // libtorch allows this once; a repetition of the same value is no mistake.
     if (at::get_num_interop_threads() != inter_op) at::set_num_interop_threads(inter_op);
   });
+}
+
+bool torch_ext_keep_freed_memory() {
+#ifdef __GLIBC__
+  return mallopt(M_TRIM_THRESHOLD, INT_MAX) == 1 && mallopt(M_MMAP_MAX, 0) == 1;
+#else
+  return false;
+#endif
 }
 
 int torch_ext_threads() { return at::get_num_threads(); }

@@ -44,6 +44,7 @@ Error torch_ext_dropout(const at::Tensor *input, double probability, uint64_t ke
 
 // runtime.cpp
 Error torch_ext_set_threads(int intra_op, int inter_op);
+bool torch_ext_keep_freed_memory();
 int torch_ext_threads();
 Error torch_ext_set_deterministic(bool on);
 Error torch_ext_set_cudnn_benchmark(bool on);

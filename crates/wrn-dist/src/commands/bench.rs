@@ -1,5 +1,9 @@
 //! `wrn-dist bench`
 
+use std::time::Duration;
+
+use trainer::EXIT_USAGE;
+
 use super::ConfigArguments;
 
 #[derive(clap::Args)]
@@ -24,6 +28,9 @@ struct StepArguments {
     /// Steps of each kind before measuring
     #[arg(long, default_value_t = 3)]
     warmup: usize,
+    /// Milliseconds that each bucket's all-reduce takes longer, to see how much of a slower network would be hidden
+    #[arg(long, default_value_t = 0.0)]
+    delay_ms: f64,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -31,11 +38,16 @@ struct StepArguments {
 
 pub(crate) fn run(arguments: Arguments) -> i32 {
     let Command::Step(step) = arguments.command;
+    let Ok(delay) = Duration::try_from_secs_f64(step.delay_ms / 1e3) else {
+        eprintln!("error: --delay-ms {}: expected 0 or more milliseconds", step.delay_ms);
+        return EXIT_USAGE;
+    };
     let options = trainer::BenchOptions {
         config: step.config.config,
         overrides: step.config.overrides,
         steps: step.steps,
         warmup: step.warmup,
+        delay,
     };
     match trainer::bench_step(&options) {
         Ok(None) => 0,

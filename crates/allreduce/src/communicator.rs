@@ -1,0 +1,181 @@
+//! What a group of ranks can do together, and the group of one. Which library carries the messages is another
+//! module's business.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use crate::{CommError, Topology};
+
+/// Collective operations of one rank. All ranks call the same operations in the same order.
+///
+/// A communicator is made, used and finalised on one thread, so it need not be `Send`. It waits politely: it
+/// spins for some microseconds and then sleeps between looks.
+pub trait Communicator {
+    /// Where this rank stands.
+    fn topology(&self) -> &Topology;
+
+    /// What carries the messages, for people: library, version, thread level.
+    fn description(&self) -> String;
+
+    /// From now on, every wait looks at `signal` too and ends with [`CommError::Aborted`] once it is raised.
+    fn interrupt_by(&mut self, signal: AbortSignal);
+
+    /// Replaces `values` by their sum over all ranks, element by element, in fp32. The same length on every
+    /// rank; the same bits afterwards on every rank.
+    ///
+    /// # Errors
+    /// When the exchange failed or was aborted.
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CommError>;
+
+    /// Replaces `values` by those of rank `root`. The same length on every rank.
+    ///
+    /// # Errors
+    /// When there is no such rank, or the exchange failed or was aborted.
+    fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError>;
+
+    /// The bytes of every rank, by rank. Lengths may differ.
+    ///
+    /// # Errors
+    /// When the exchange failed or was aborted.
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
+
+    /// Returns when every rank has come here.
+    ///
+    /// # Errors
+    /// When the exchange failed or was aborted.
+    fn barrier(&mut self) -> Result<(), CommError>;
+
+    /// Ends every rank with `exit_code`, without waiting for any. Where ranks are processes of their own it
+    /// does not return.
+    fn abort(&mut self, exit_code: i32);
+
+    /// Leaves the group in an orderly way. All ranks come here, after their last operation.
+    ///
+    /// # Errors
+    /// When the library failed.
+    fn finalize(&mut self) -> Result<(), CommError>;
+}
+
+/// In which order the ranks' values are added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// In a fixed binary tree over the ranks: the same bits however the data is cut into buckets. See
+    /// [`Accumulation::Tree`](crate::Accumulation::Tree) for what that makes possible.
+    Ordered,
+    /// As the library likes; it may change with the length of the data and the number of ranks.
+    Library,
+}
+
+/// A request to end the job, raised by any thread and seen by the one that communicates.
+#[derive(Clone, Debug)]
+pub struct AbortSignal(Arc<AtomicI64>);
+
+impl AbortSignal {
+    /// No exit code is that large.
+    const NOT_RAISED: i64 = i64::MAX;
+
+    pub(crate) fn new() -> Self {
+        AbortSignal(Arc::new(AtomicI64::new(Self::NOT_RAISED)))
+    }
+
+    /// Raises the signal. The first exit code stays.
+    pub(crate) fn raise(&self, exit_code: i32) {
+        let _ =
+            self.0.compare_exchange(Self::NOT_RAISED, exit_code.into(), Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// The exit code that was asked for, if any was.
+    #[must_use]
+    pub fn raised(&self) -> Option<i32> {
+        i32::try_from(self.0.load(Ordering::Acquire)).ok()
+    }
+}
+
+/// The group of one rank: nothing is sent.
+#[derive(Debug)]
+pub struct Solo {
+    topology: Topology,
+}
+
+impl Solo {
+    /// Rank 0 of 1.
+    #[must_use]
+    pub fn new() -> Self {
+        let host = hostname();
+        Solo { topology: Topology { rank: 0, world_size: 1, local_rank: 0, local_size: 1, host } }
+    }
+}
+
+impl Default for Solo {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn hostname() -> String {
+    let read = |path| std::fs::read_to_string(path).ok().map(|name| name.trim().to_owned());
+    read("/proc/sys/kernel/hostname").or_else(|| read("/etc/hostname")).unwrap_or_else(|| "localhost".into())
+}
+
+impl Communicator for Solo {
+    fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    fn description(&self) -> String {
+        "one process, no communication".into()
+    }
+
+    fn interrupt_by(&mut self, _signal: AbortSignal) {}
+
+    fn all_reduce(&mut self, _values: &mut [f32]) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    fn broadcast(&mut self, _values: &mut [f32], root: usize) -> Result<(), CommError> {
+        match root {
+            0 => Ok(()),
+            _ => Err(CommError::NoSuchRank { root, world_size: 1 }),
+        }
+    }
+
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        Ok(vec![bytes.to_vec()])
+    }
+
+    fn barrier(&mut self) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    fn abort(&mut self, _exit_code: i32) {}
+
+    fn finalize(&mut self) -> Result<(), CommError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_exit_code_stays() {
+        let signal = AbortSignal::new();
+        assert_eq!(signal.raised(), None);
+        signal.raise(7);
+        signal.clone().raise(1);
+        assert_eq!(signal.raised(), Some(7));
+    }
+
+    #[test]
+    fn alone_every_operation_is_the_identity() {
+        let mut solo = Solo::new();
+        let mut values = [1.5, -2.0];
+        solo.all_reduce(&mut values).unwrap();
+        solo.broadcast(&mut values, 0).unwrap();
+        assert_eq!(values, [1.5, -2.0]);
+        assert_eq!(solo.all_gather(b"x").unwrap(), [b"x"]);
+        assert_eq!(solo.broadcast(&mut values, 1), Err(CommError::NoSuchRank { root: 1, world_size: 1 }));
+        assert!(!solo.topology().host.is_empty());
+    }
+}

@@ -1,0 +1,73 @@
+//! Why ranks could not talk to each other.
+
+/// A failed communication. After one, the communicator is of no further use: the other ranks may be waiting
+/// in an operation that this rank left, so all that remains is to end the job.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommError {
+    /// An MPI function returned an error code.
+    #[error("{call} failed: {message} (MPI error {code})")]
+    Mpi {
+        /// The function.
+        call: &'static str,
+        /// MPI's own sentence for the code.
+        message: String,
+        /// What the function returned.
+        code: i32,
+    },
+    /// MPI was started earlier in this process; it can be started only once.
+    #[error("MPI has already been started in this process, and it can be started only once")]
+    AlreadyStarted,
+    /// The MPI library cannot be used in a process with several threads.
+    #[error(
+        "the MPI library grants thread level {granted}, but FUNNELED is needed beside the threads that compute"
+    )]
+    ThreadLevel {
+        /// What it grants.
+        granted: &'static str,
+    },
+    /// The launcher and the MPI library do not know each other.
+    #[error(
+        "{launcher} started {launched} ranks, but the MPI library sees {seen}: it was built without support for this \
+         launcher; start the ranks with the `mpirun` of this MPI library, or with `srun --mpi=pmix` if `srun --mpi=list` names it"
+    )]
+    Launch {
+        /// Who started the ranks.
+        launcher: &'static str,
+        /// How many ranks it announced.
+        launched: usize,
+        /// The size of `MPI_COMM_WORLD`.
+        seen: usize,
+    },
+    /// A message had another length than the operation of this rank calls for.
+    #[error(
+        "rank {peer} sent {received} bytes where {expected} were expected: the ranks do not run the same operation"
+    )]
+    OutOfStep {
+        /// The sender.
+        peer: usize,
+        /// Length by this rank's operation.
+        expected: usize,
+        /// Length of the message.
+        received: usize,
+    },
+    /// The root of an operation does not exist.
+    #[error("rank {root} does not exist, there are {world_size} ranks")]
+    NoSuchRank {
+        /// The rank asked for.
+        root: usize,
+        /// Number of ranks.
+        world_size: usize,
+    },
+    /// The job is being ended on request.
+    #[error("the job is being aborted")]
+    Aborted,
+    /// The communication thread could not be started.
+    #[error("cannot start the communication thread: {0}")]
+    Thread(String),
+    /// The communication thread has ended, so nothing can be exchanged any more.
+    #[error("the communication thread has ended")]
+    Ended,
+    /// The communication thread panicked.
+    #[error("the communication thread panicked: {0}")]
+    Panicked(String),
+}

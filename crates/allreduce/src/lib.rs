@@ -1,0 +1,37 @@
+//! The exchange of gradients between the ranks of a data-parallel job.
+//!
+//! A rank is a process. [`CommThread`] is its one thread that talks to the others, through a
+//! [`Communicator`]: [`Solo`] for one rank, [`MpiCommunicator`] for those that an MPI launcher started.
+//! [`Reducer`] averages a flat gradient buffer over all ranks, one [`Bucket`] after the other, while backward
+//! goes on; [`Reduction::Ordered`] and [`Accumulation::Tree`] together make the result independent of the
+//! number of ranks, bit for bit. [`CommThread::agree`] lets ranks end together.
+//!
+//! Works on memory ranges and segment tables, and knows neither networks nor tensors.
+
+mod accumulate;
+mod agreement;
+mod backoff;
+mod buckets;
+mod communicator;
+mod error;
+#[cfg(test)]
+mod in_process;
+mod mpi;
+mod ordered;
+mod reducer;
+mod region;
+mod scheduling;
+mod thread;
+mod topology;
+mod transport;
+
+pub use accumulate::Accumulation;
+pub use agreement::{Agreed, Failure};
+pub use buckets::{Bucket, Segment, plan_buckets};
+pub use communicator::{AbortSignal, Communicator, Reduction, Solo};
+pub use error::CommError;
+pub use mpi::MpiCommunicator;
+pub use reducer::{BucketRecord, Reducer, ReducerOptions, StepExchange};
+pub use region::Region;
+pub use thread::CommThread;
+pub use topology::{LaunchedRank, Topology, discover};

@@ -1,0 +1,135 @@
+//! The group of ranks that an MPI launcher started. Holds no unsafe code: that is [`library`]'s.
+
+mod library;
+
+use crate::communicator::{AbortSignal, Communicator, Reduction};
+use crate::ordered::OrderedReduction;
+use crate::transport::{all_gather, barrier, broadcast};
+use crate::{CommError, Topology, discover};
+use library::Library;
+
+/// All ranks of `MPI_COMM_WORLD`.
+///
+/// Messages go from rank to rank through non-blocking MPI operations, and the collective operations are made
+/// of them; only [`Reduction::Library`] uses MPI's own reduction.
+pub struct MpiCommunicator {
+    library: Library,
+    topology: Topology,
+    description: String,
+    reduction: Kind,
+}
+
+enum Kind {
+    Ordered(OrderedReduction),
+    /// With memory for the values while their sums are written.
+    Library(Vec<f32>),
+}
+
+impl MpiCommunicator {
+    /// Starts MPI on this thread, which must be the one that makes all further calls. Collective over the
+    /// ranks. Possible once in a process.
+    ///
+    /// # Errors
+    /// When MPI does not start, or sees another number of ranks than the launcher announced.
+    pub fn initialize(reduction: Reduction) -> Result<Self, CommError> {
+        let library = Library::start()?;
+        let topology = locate(&library)?;
+        let description =
+            format!("{}, thread level {}", short_version(&library.version()?), library.thread_level());
+        let reduction = match reduction {
+            Reduction::Ordered => Kind::Ordered(OrderedReduction::default()),
+            Reduction::Library => Kind::Library(Vec::new()),
+        };
+        Ok(MpiCommunicator { library, topology, description, reduction })
+    }
+}
+
+fn locate(library: &Library) -> Result<Topology, CommError> {
+    use crate::transport::Transport;
+    let (rank, world_size) = (library.rank(), library.world_size());
+    if let Some(launched) = discover().filter(|launched| launched.world_size != world_size) {
+        return Err(CommError::Launch {
+            launcher: launched.launcher,
+            launched: launched.world_size,
+            seen: world_size,
+        });
+    }
+    let (local_rank, local_size) = library.local_place()?;
+    Ok(Topology { rank, world_size, local_rank, local_size, host: library.host()? })
+}
+
+/// Name and number of a library version text: `Open MPI v4.1.4, package: …` or `MPICH Version: 4.0.2` and
+/// more lines.
+fn short_version(text: &str) -> String {
+    let first = text.lines().next().unwrap_or_default();
+    let first = first.split(',').next().unwrap_or_default();
+    let words = first.split_whitespace().filter(|word| !word.eq_ignore_ascii_case("version:"));
+    let without_v = words.map(|word| match word.strip_prefix('v') {
+        Some(number) if number.starts_with(|c: char| c.is_ascii_digit()) => number,
+        _ => word,
+    });
+    without_v.collect::<Vec<_>>().join(" ")
+}
+
+impl Communicator for MpiCommunicator {
+    fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    fn description(&self) -> String {
+        self.description.clone()
+    }
+
+    fn interrupt_by(&mut self, signal: AbortSignal) {
+        self.library.interrupt_by(signal);
+    }
+
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        match &mut self.reduction {
+            Kind::Ordered(reduction) => reduction.all_reduce(&mut self.library, values),
+            Kind::Library(copy) => {
+                copy.clear();
+                copy.extend_from_slice(values);
+                self.library.all_reduce(copy, values)
+            }
+        }
+    }
+
+    fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {
+        broadcast(&mut self.library, values, root)
+    }
+
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        all_gather(&mut self.library, bytes)
+    }
+
+    fn barrier(&mut self) -> Result<(), CommError> {
+        barrier(&mut self.library)
+    }
+
+    fn abort(&mut self, exit_code: i32) {
+        self.library.abort(exit_code)
+    }
+
+    fn finalize(&mut self) -> Result<(), CommError> {
+        self.library.finalize()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_texts_are_shortened_to_name_and_number() {
+        let cases = [
+            ("Open MPI v4.1.4, package: Debian OpenMPI, ident: 4.1.4, repo rev: v4.1.4", "Open MPI 4.1.4"),
+            ("MPICH Version:\t4.0.2\nMPICH Release date:\tThu Apr 7", "MPICH 4.0.2"),
+            ("Intel(R) MPI Library 2021.5 for Linux* OS\n", "Intel(R) MPI Library 2021.5 for Linux* OS"),
+            ("", ""),
+        ];
+        for (text, short) in cases {
+            assert_eq!(short_version(text), short);
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! Averages a flat gradient buffer over all ranks, bucket by bucket, while backward still fills the rest of
+//! it.
+//!
+//! Decides when which bucket goes to the communication thread. What backward is, and when a gradient is
+//! complete, is known to the caller alone.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+
+use crate::accumulate::SumTree;
+use crate::communicator::Communicator;
+use crate::thread::Work;
+use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment};
+
+/// How a reducer works.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ReducerOptions {
+    /// Exchange buckets while backward goes on, rather than all of them after it.
+    pub overlap: bool,
+    /// Applied to the sum: one over the number of micro batches of all ranks, for their mean.
+    pub scale: f32,
+    /// How the micro batches of a step are added up on a rank.
+    pub accumulation: Accumulation,
+}
+
+/// What happened to one bucket in a step. Times count from the beginning of the last backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketRecord {
+    /// Index of the bucket.
+    pub bucket: usize,
+    /// Its size.
+    pub bytes: usize,
+    /// When it was handed to the communication thread.
+    pub queued: Duration,
+    /// When its exchange began.
+    pub started: Duration,
+    /// When its exchange was complete.
+    pub finished: Duration,
+}
+
+/// The exchange of one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepExchange {
+    /// By bucket index, the order of exchange.
+    pub buckets: Vec<BucketRecord>,
+    /// How long [`Reducer::finish`] waited: communication that nothing hid.
+    pub exposed: Duration,
+    /// Segments that were never marked ready: their parameters took no part in the step.
+    pub unready: Vec<usize>,
+}
+
+/// The exchange of gradients, step after step.
+///
+/// The flat buffer may end in a part that belongs to no segment, such as statistics or counters. It is
+/// exchanged with the last bucket, which therefore also waits for [`Reducer::seal`].
+///
+/// A step is: [`begin_step`](Self::begin_step); for each micro batch but the last backward and
+/// [`end_micro_batch`](Self::end_micro_batch); [`begin_last_backward`](Self::begin_last_backward), backward
+/// with [`mark_ready`](Self::mark_ready), [`seal`](Self::seal) before or after it; [`finish`](Self::finish).
+///
+/// # Example
+/// ```
+/// use allreduce::*;
+///
+/// let comm = CommThread::start(|| Ok(Box::new(Solo::new())))?;
+/// let gradients = Region::from_vec(vec![6.0; 4]);
+/// let segments = vec![Segment { name: "weight".into(), range: 0..4 }];
+/// let buckets = plan_buckets(&segments, 4, 1 << 20, 25 << 20);
+/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace };
+/// let reducer = Reducer::new(comm, gradients.clone(), segments, buckets, options);
+/// reducer.begin_step(1);
+/// reducer.begin_last_backward();
+/// reducer.seal();
+/// reducer.mark_ready(0);
+/// let exchange = reducer.finish()?;
+/// assert_eq!(gradients.to_vec(), [3.0; 4]);
+/// assert_eq!(exchange.buckets[0].bytes, 16);
+/// # Ok::<(), CommError>(())
+/// ```
+pub struct Reducer {
+    thread: CommThread,
+    core: Arc<Core>,
+    bucket_of_segment: Vec<usize>,
+    overlap: bool,
+    step: Mutex<Step>,
+    completions: Receiver<Completion>,
+}
+
+/// What the reducer shares with its work on the communication thread.
+struct Core {
+    gradients: Region,
+    buckets: Vec<(Bucket, Region)>,
+    scale: f32,
+    /// Of the micro batches before the last one; with [`Accumulation::Tree`].
+    tree: Option<Mutex<SumTree>>,
+    completed: Sender<Completion>,
+}
+
+/// Where the current step stands.
+struct Step {
+    /// When the last backward pass began; `None` before that.
+    begin: Option<Instant>,
+    sealed: bool,
+    /// By segment.
+    ready: Vec<bool>,
+    /// By bucket: segments that are not ready yet.
+    missing: Vec<usize>,
+    /// By bucket, for those handed to the communication thread: when.
+    queued: Vec<Instant>,
+    /// Buckets that came back.
+    completed: Vec<Completion>,
+}
+
+/// How the exchange of a bucket ended.
+struct Completion {
+    bucket: usize,
+    started: Instant,
+    finished: Instant,
+    result: Result<(), CommError>,
+}
+
+impl Reducer {
+    /// A reducer for `gradients`, cut into `buckets` by [`plan_buckets`](crate::plan_buckets) from
+    /// `segments`.
+    ///
+    /// # Panics
+    /// When a bucket is not within the gradients, or buckets and segments do not belong together.
+    #[must_use]
+    pub fn new(
+        thread: CommThread,
+        gradients: Region,
+        segments: Vec<Segment>,
+        buckets: Vec<Bucket>,
+        options: ReducerOptions,
+    ) -> Reducer {
+        let mut bucket_of_segment = Vec::with_capacity(segments.len());
+        for (index, bucket) in buckets.iter().enumerate() {
+            assert_eq!(
+                bucket.segments.start,
+                bucket_of_segment.len(),
+                "bucket {index} begins with another segment"
+            );
+            for segment in segments.get(bucket.segments.clone()).unwrap_or_default() {
+                let fits = bucket.range.start <= segment.range.start && segment.range.end <= bucket.range.end;
+                assert!(fits, "segment {} is not within bucket {index}", segment.name);
+                bucket_of_segment.push(index);
+            }
+        }
+        assert_eq!(bucket_of_segment.len(), segments.len(), "the buckets do not hold all segments");
+        let step = Step {
+            begin: None,
+            sealed: false,
+            ready: vec![false; segments.len()],
+            missing: vec![0; buckets.len()],
+            queued: Vec::with_capacity(buckets.len()),
+            completed: Vec::with_capacity(buckets.len()),
+        };
+        let slice = |bucket: Bucket| {
+            let region = gradients.slice(bucket.range.clone());
+            (bucket, region)
+        };
+        let (completed, completions) = unbounded();
+        let core = Core {
+            buckets: buckets.into_iter().map(slice).collect(),
+            gradients,
+            scale: options.scale,
+            tree: (options.accumulation == Accumulation::Tree).then(Mutex::default),
+            completed,
+        };
+        Reducer {
+            thread,
+            core: Arc::new(core),
+            bucket_of_segment,
+            overlap: options.overlap,
+            step: Mutex::new(step),
+            completions,
+        }
+    }
+
+    /// A step of `local_micro_batches` on this rank begins.
+    pub fn begin_step(&self, local_micro_batches: usize) {
+        let mut step = lock(&self.step);
+        // After a failed step nothing may be left that still uses the buffer.
+        self.wait_for_launched(&mut step);
+        if let Some(tree) = &self.core.tree {
+            lock(tree).begin_step(local_micro_batches, self.core.gradients.len());
+        }
+        step.begin = None;
+        step.sealed = false;
+        step.ready.fill(false);
+        for (missing, (bucket, _)) in step.missing.iter_mut().zip(&self.core.buckets) {
+            *missing = bucket.segments.len();
+        }
+        step.queued.clear();
+        step.completed.clear();
+    }
+
+    /// Backward of a micro batch that is not the last one of the step is through. With [`Accumulation::Tree`]
+    /// this takes the gradients over and sets them to zero; otherwise they stay, and backward adds to them.
+    pub fn end_micro_batch(&self) {
+        if let Some(tree) = &self.core.tree {
+            lock(tree).push(&mut self.core.gradients.lock());
+        }
+    }
+
+    /// Backward of the step's last micro batch begins: from now on gradients become complete.
+    pub fn begin_last_backward(&self) {
+        lock(&self.step).begin.get_or_insert_with(Instant::now);
+    }
+
+    /// The gradient of a segment is complete. Called from whichever thread runs backward; outside of the last
+    /// backward pass, and for a segment that is ready already, it does nothing. Returns at once.
+    pub fn mark_ready(&self, segment: usize) {
+        let mut step = lock(&self.step);
+        if step.begin.is_none() || step.ready.get(segment) != Some(&false) {
+            return;
+        }
+        step.ready[segment] = true;
+        step.missing[self.bucket_of_segment[segment]] -= 1;
+        self.launch_ready(&mut step);
+    }
+
+    /// What the caller itself writes to the buffer, behind the last segment, is written.
+    pub fn seal(&self) {
+        let mut step = lock(&self.step);
+        step.sealed = true;
+        self.launch_ready(&mut step);
+    }
+
+    /// Backward is through: sends what has not been sent yet, and waits until the buffer holds the averages.
+    /// The elements of segments that were never ready are taken as they stand; they should be zero.
+    ///
+    /// # Errors
+    /// When the exchange of a bucket failed. The buffer's content is then undefined.
+    pub fn finish(&self) -> Result<StepExchange, CommError> {
+        let call = Instant::now();
+        let mut step = lock(&self.step);
+        let begin = *step.begin.get_or_insert(call);
+        while step.queued.len() < self.core.buckets.len() {
+            self.launch_next(&mut step);
+        }
+        self.wait_for_launched(&mut step);
+        let mut buckets = Vec::with_capacity(step.completed.len());
+        for (completion, queued) in step.completed.iter().zip(&step.queued) {
+            completion.result.clone()?;
+            buckets.push(BucketRecord {
+                bucket: completion.bucket,
+                bytes: self.core.buckets[completion.bucket].1.len() * size_of::<f32>(),
+                queued: *queued - begin,
+                started: completion.started - begin,
+                finished: completion.finished - begin,
+            });
+        }
+        let unready = (0..step.ready.len()).filter(|&segment| !step.ready[segment]).collect();
+        Ok(StepExchange { buckets, exposed: call.elapsed(), unready })
+    }
+
+    /// Sends the buckets whose turn it is, in index order on every rank.
+    fn launch_ready(&self, step: &mut Step) {
+        let count = self.core.buckets.len();
+        while self.overlap && step.begin.is_some() {
+            let next = step.queued.len();
+            if next == count || step.missing[next] > 0 || (next + 1 == count && !step.sealed) {
+                return;
+            }
+            self.launch_next(step);
+        }
+    }
+
+    /// Sends the next bucket.
+    fn launch_next(&self, step: &mut Step) {
+        let bucket = step.queued.len();
+        step.queued.push(Instant::now());
+        self.thread.submit(Box::new(BucketWork {
+            core: Arc::clone(&self.core),
+            bucket,
+            started: None,
+            result: Err(CommError::Ended),
+        }));
+    }
+
+    fn wait_for_launched(&self, step: &mut Step) {
+        while step.completed.len() < step.queued.len() {
+            // The other end is in `core`, so it is never disconnected.
+            let Ok(completion) = self.completions.recv() else { return };
+            step.completed.push(completion);
+        }
+    }
+}
+
+/// The exchange of one bucket, on the communication thread. Reports one completion, also when it is
+/// abandoned.
+struct BucketWork {
+    core: Arc<Core>,
+    bucket: usize,
+    started: Option<Instant>,
+    /// As if abandoned, until `done` says otherwise.
+    result: Result<(), CommError>,
+}
+
+impl Work for BucketWork {
+    fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
+        self.started = Some(Instant::now());
+        let (bucket, region) = &self.core.buckets[self.bucket];
+        let mut values = region.lock();
+        if let Some(tree) = &self.core.tree {
+            lock(tree).fold_into(&bucket.range, &mut values);
+        }
+        communicator.all_reduce(&mut values)?;
+        if self.core.scale != 1.0 {
+            for value in values.iter_mut() {
+                *value *= self.core.scale;
+            }
+        }
+        Ok(())
+    }
+
+    fn done(mut self: Box<Self>, result: Result<(), CommError>) {
+        self.result = result;
+    }
+}
+
+impl Drop for BucketWork {
+    fn drop(&mut self) {
+        let finished = Instant::now();
+        let _ = self.core.completed.send(Completion {
+            bucket: self.bucket,
+            started: self.started.unwrap_or(finished),
+            finished,
+            result: std::mem::replace(&mut self.result, Ok(())),
+        });
+    }
+}
+
+/// A panic under one of these locks leaves no half-made state that a later step would use.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

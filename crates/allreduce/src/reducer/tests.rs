@@ -1,0 +1,298 @@
+//! What the reducer promises: when buckets leave, and what they hold afterwards, bit for bit.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::communicator::AbortSignal;
+use crate::in_process::{on_each_comm_thread, wild_values};
+use crate::{Solo, Topology, plan_buckets};
+
+/// A rank alone whose exchanges take a while, and are counted.
+struct Slow {
+    solo: Solo,
+    all_reduce: Duration,
+    done: Arc<AtomicUsize>,
+}
+
+impl Communicator for Slow {
+    fn topology(&self) -> &Topology {
+        self.solo.topology()
+    }
+    fn description(&self) -> String {
+        self.solo.description()
+    }
+    fn interrupt_by(&mut self, signal: AbortSignal) {
+        self.solo.interrupt_by(signal);
+    }
+    fn all_reduce(&mut self, _values: &mut [f32]) -> Result<(), CommError> {
+        std::thread::sleep(self.all_reduce);
+        self.done.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {
+        self.solo.broadcast(values, root)
+    }
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        self.solo.all_gather(bytes)
+    }
+    fn barrier(&mut self) -> Result<(), CommError> {
+        self.solo.barrier()
+    }
+    fn abort(&mut self, exit_code: i32) {
+        self.solo.abort(exit_code);
+    }
+    fn finalize(&mut self) -> Result<(), CommError> {
+        self.solo.finalize()
+    }
+}
+
+fn slow(all_reduce: Duration) -> (CommThread, Arc<AtomicUsize>) {
+    let done = Arc::new(AtomicUsize::new(0));
+    let communicator = Slow { solo: Solo::new(), all_reduce, done: Arc::clone(&done) };
+    (CommThread::start(move || Ok(Box::new(communicator))).unwrap(), done)
+}
+
+fn wait_until(done: &AtomicUsize, count: usize) {
+    let begin = Instant::now();
+    while done.load(Ordering::SeqCst) < count {
+        assert!(begin.elapsed() < Duration::from_secs(10), "no exchange number {count}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+const LEN: usize = 3 * 64 + 10;
+
+/// Three segments with padding, and a tail of ten elements.
+fn segments() -> Vec<Segment> {
+    (0..3)
+        .map(|index| Segment { name: format!("segment {index}"), range: 64 * index..64 * index + 50 })
+        .collect()
+}
+
+fn reducer(
+    comm: CommThread,
+    gradients: &Region,
+    cap: usize,
+    overlap: bool,
+    accumulation: Accumulation,
+    scale: f32,
+) -> Reducer {
+    let buckets = plan_buckets(&segments(), LEN, cap, cap);
+    let options = ReducerOptions { overlap, scale, accumulation };
+    Reducer::new(comm, gradients.clone(), segments(), buckets, options)
+}
+
+#[test]
+fn buckets_leave_in_index_order_as_soon_as_their_segments_are_ready() {
+    let (comm, done) = slow(Duration::ZERO);
+    let gradients = Region::from_vec(vec![1.0; LEN]);
+    let reducer = reducer(comm, &gradients, 0, true, Accumulation::InPlace, 2.0);
+    for _step in 0..3 {
+        done.store(0, Ordering::SeqCst);
+        gradients.lock().fill(1.0);
+        reducer.begin_step(2);
+        reducer.mark_ready(0);
+        reducer.end_micro_batch();
+        reducer.begin_last_backward();
+        reducer.mark_ready(1);
+        reducer.mark_ready(1);
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(done.load(Ordering::SeqCst), 0, "bucket 0 is not ready");
+        reducer.mark_ready(0);
+        wait_until(&done, 2);
+        reducer.mark_ready(2);
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(done.load(Ordering::SeqCst), 2, "the tail is not written");
+        reducer.seal();
+        wait_until(&done, 3);
+        let exchange = reducer.finish().unwrap();
+        assert_eq!(exchange.unready, []);
+        let records: Vec<_> = exchange.buckets.iter().map(|record| (record.bucket, record.bytes)).collect();
+        assert_eq!(records, [(0, 256), (1, 256), (2, 296)]);
+        for record in exchange.buckets {
+            assert!(record.queued <= record.started && record.started <= record.finished);
+        }
+        assert_eq!(gradients.to_vec(), [2.0; LEN]);
+    }
+}
+
+#[test]
+fn without_overlap_all_buckets_leave_at_the_end() {
+    let (comm, done) = slow(Duration::from_millis(2));
+    let gradients = Region::from_vec(vec![1.0; LEN]);
+    let reducer = reducer(comm, &gradients, 0, false, Accumulation::InPlace, 1.0);
+    reducer.begin_step(1);
+    reducer.begin_last_backward();
+    reducer.seal();
+    (0..3).for_each(|segment| reducer.mark_ready(segment));
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(done.load(Ordering::SeqCst), 0);
+    let exchange = reducer.finish().unwrap();
+    assert_eq!(done.load(Ordering::SeqCst), 3);
+    assert!(exchange.exposed >= Duration::from_millis(6));
+    assert!(exchange.buckets[0].queued >= Duration::from_millis(5));
+}
+
+#[test]
+fn with_overlap_only_the_last_exchange_is_exposed() {
+    let (comm, done) = slow(Duration::from_millis(50));
+    let gradients = Region::from_vec(vec![1.0; LEN]);
+    let reducer = reducer(comm, &gradients, 0, true, Accumulation::InPlace, 1.0);
+    reducer.begin_step(1);
+    reducer.begin_last_backward();
+    reducer.seal();
+    for segment in 0..3 {
+        wait_until(&done, segment);
+        reducer.mark_ready(segment);
+    }
+    let exchange = reducer.finish().unwrap();
+    let busy: Duration = exchange.buckets.iter().map(|record| record.finished - record.started).sum();
+    assert!(busy >= Duration::from_millis(150));
+    assert!(exchange.exposed < busy * 2 / 3, "{exchange:?}");
+}
+
+#[test]
+fn segments_that_never_become_ready_are_sent_at_the_end_and_reported() {
+    let (comm, done) = slow(Duration::ZERO);
+    let gradients = Region::from_vec(vec![0.0; LEN]);
+    let reducer = reducer(comm, &gradients, 0, true, Accumulation::Tree, 1.0);
+    reducer.begin_step(1);
+    reducer.begin_last_backward();
+    reducer.mark_ready(0);
+    reducer.mark_ready(2);
+    reducer.mark_ready(3);
+    reducer.seal();
+    assert_eq!(reducer.finish().unwrap().unready, [1]);
+    assert_eq!(done.load(Ordering::SeqCst), 3);
+    reducer.begin_step(1);
+    assert_eq!(reducer.finish().unwrap().unready, [0, 1, 2], "a step in which backward never ran");
+}
+
+#[test]
+fn a_step_after_the_end_of_communication_is_an_error_and_no_hang() {
+    let (comm, _) = slow(Duration::ZERO);
+    let gradients = Region::from_vec(vec![0.0; LEN]);
+    let reducer = reducer(comm.clone(), &gradients, 0, true, Accumulation::InPlace, 1.0);
+    comm.shutdown().unwrap();
+    for _step in 0..2 {
+        reducer.begin_step(1);
+        reducer.begin_last_backward();
+        reducer.mark_ready(0);
+        assert_eq!(reducer.finish(), Err(CommError::Ended));
+    }
+}
+
+#[test]
+#[should_panic(expected = "segment segment 1 is not within bucket 0")]
+fn buckets_of_other_segments_are_refused() {
+    let (comm, _) = slow(Duration::ZERO);
+    let buckets = vec![Bucket { range: 0..100, segments: 0..3 }];
+    let options = ReducerOptions { overlap: true, scale: 1.0, accumulation: Accumulation::InPlace };
+    let _ = Reducer::new(comm, Region::from_vec(vec![0.0; LEN]), segments(), buckets, options);
+}
+
+/// The averages of two steps as bits, by rank. Micro batch j of step s holds `wild_values(LEN, 1000 s + j)`.
+fn averages(
+    world_size: usize,
+    micro_batches: usize,
+    cap: usize,
+    overlap: bool,
+    accumulation: Accumulation,
+) -> Vec<Vec<u32>> {
+    on_each_comm_thread(world_size, |comm| {
+        let gradients = Region::from_vec(vec![0.0; LEN]);
+        let scale = 1.0 / micro_batches as f32;
+        let reducer = reducer(comm.clone(), &gradients, cap, overlap, accumulation, scale);
+        let local = micro_batches / world_size;
+        let first = comm.topology().rank * local;
+        // As backward does: adds to the buffer.
+        let backward = |seed: usize, range: Range<usize>| {
+            let values = wild_values(LEN, seed as u64);
+            let region = gradients.slice(range.clone());
+            for (gradient, value) in region.lock().iter_mut().zip(&values[range]) {
+                *gradient += value;
+            }
+        };
+        let mut bits = Vec::new();
+        for step in 0..2 {
+            gradients.lock().fill(0.0);
+            reducer.begin_step(local);
+            for micro_batch in first..first + local - 1 {
+                backward(1000 * step + micro_batch, 0..LEN);
+                reducer.end_micro_batch();
+            }
+            let last = 1000 * step + first + local - 1;
+            backward(last, 192..LEN);
+            reducer.begin_last_backward();
+            reducer.seal();
+            for segment in 0..3 {
+                backward(last, 64 * segment..64 * segment + 64);
+                reducer.mark_ready(segment);
+            }
+            reducer.finish().unwrap();
+            bits.extend(gradients.to_vec().iter().map(|value| value.to_bits()));
+        }
+        bits
+    })
+}
+
+#[test]
+fn rank_count_buckets_and_overlap_change_no_bit() {
+    // Micro batches, and the rank counts for which a rank has a power of two of them, or all.
+    for (micro_batches, world_sizes) in [
+        (1, &[1][..]),
+        (2, &[1, 2]),
+        (4, &[1, 2, 4]),
+        (8, &[1, 2, 4, 8]),
+        (12, &[1, 3, 6, 12]),
+        (6, &[1, 3, 6]),
+        (5, &[1, 5]),
+    ] {
+        let alone = averages(1, micro_batches, usize::MAX, true, Accumulation::Tree).remove(0);
+        for &world_size in world_sizes {
+            for (cap, overlap) in [(0, true), (300, false), (usize::MAX, true)] {
+                for (rank, bits) in
+                    averages(world_size, micro_batches, cap, overlap, Accumulation::Tree).iter().enumerate()
+                {
+                    assert!(
+                        *bits == alone,
+                        "{micro_batches} micro batches, rank {rank} of {world_size}, cap {cap}, overlap {overlap}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_order_of_summation_matters_for_these_values() {
+    let tree = averages(1, 8, usize::MAX, true, Accumulation::Tree);
+    let in_place = averages(1, 8, usize::MAX, true, Accumulation::InPlace);
+    assert_ne!(tree, in_place);
+}
+
+#[test]
+fn any_division_repeats_its_bits_on_every_rank() {
+    for (world_size, micro_batches) in [(2, 6), (3, 9), (5, 5), (4, 12)] {
+        for accumulation in [Accumulation::Tree, Accumulation::InPlace] {
+            let once = averages(world_size, micro_batches, 0, true, accumulation);
+            assert!(once.iter().all(|bits| *bits == once[0]));
+            assert_eq!(averages(world_size, micro_batches, 300, false, accumulation), once);
+        }
+    }
+}
+
+#[test]
+fn averages_are_close_to_the_exact_ones() {
+    for accumulation in [Accumulation::Tree, Accumulation::InPlace] {
+        let (world_size, micro_batches) = (3, 6);
+        let bits = averages(world_size, micro_batches, 300, true, accumulation).remove(1);
+        for (index, bits) in bits[..LEN].iter().enumerate() {
+            let terms = (0..micro_batches).map(|seed| f64::from(wild_values(LEN, seed as u64)[index]));
+            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+            let error = (f64::from(f32::from_bits(*bits)) - sum / micro_batches as f64).abs();
+            assert!(error <= 1e-6 * size, "element {index} is off by {error}");
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! The thread that owns communication. Other threads hand it work over a channel and it does it in that
+//! order. What the work means is the business of those who send it.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{JoinHandle, ThreadId};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+
+use crate::communicator::{AbortSignal, Communicator};
+use crate::scheduling::ask_for_short_slices;
+use crate::{CommError, Region, Topology};
+
+/// How long an abort may take before this process ends without the help of the communicator, which may be
+/// held up in a call that cannot be interrupted.
+const ABORT_PATIENCE: Duration = Duration::from_secs(5);
+/// Exit code for a job that ends because a rank gave up its communication without saying why.
+const EXIT_FAILURE: i32 = 1;
+
+/// A piece of work for the communication thread.
+pub(crate) trait Work: Send {
+    /// Does it.
+    fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError>;
+    /// Hears how it went; after an earlier failure `run` may not have been called. Work dropped without this
+    /// call was abandoned because the job ends.
+    fn done(self: Box<Self>, result: Result<(), CommError>);
+}
+
+enum Job {
+    Work(Box<dyn Work>),
+    /// Look at the abort signal.
+    Wake,
+    Shutdown(Sender<Result<(), CommError>>),
+}
+
+/// A handle to the communication thread of this rank. Clones are the same thread.
+///
+/// When the last handle goes without [`CommThread::shutdown`], because of a panic say, all ranks are aborted,
+/// since they may be waiting for this one.
+#[derive(Clone)]
+pub struct CommThread {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    jobs: Sender<Job>,
+    signal: AbortSignal,
+    topology: Topology,
+    description: String,
+    id: ThreadId,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Disconnected once the thread has ended.
+    ended: Receiver<()>,
+}
+
+impl CommThread {
+    /// Starts the thread; `make` makes the communicator on it, where it is used and finalised as well.
+    ///
+    /// # Errors
+    /// When the thread or the communicator could not be made.
+    pub fn start(
+        make: impl FnOnce() -> Result<Box<dyn Communicator>, CommError> + Send + 'static,
+    ) -> Result<CommThread, CommError> {
+        let (jobs, receiver) = unbounded();
+        let (ready, started) = bounded(1);
+        let (ending, ended) = bounded(0);
+        let signal = AbortSignal::new();
+        let thread = {
+            let signal = signal.clone();
+            std::thread::Builder::new().name("communication".into()).spawn(move || {
+                let _ending: Sender<()> = ending;
+                if let Err(reason) = ask_for_short_slices() {
+                    tracing::debug!(%reason, "the communication thread cannot ask for short slices");
+                }
+                let made =
+                    catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| Err(panicked(&*panic)));
+                match made {
+                    Err(error) => drop(ready.send(Err(error))),
+                    Ok(mut communicator) => {
+                        communicator.interrupt_by(signal.clone());
+                        let _ = ready.send(Ok((communicator.topology().clone(), communicator.description())));
+                        serve(&mut *communicator, &receiver, &signal);
+                    }
+                }
+            })
+        };
+        let thread = thread.map_err(|error| CommError::Thread(error.to_string()))?;
+        let (topology, description) = started.recv().unwrap_or(Err(CommError::Ended))?;
+        let id = thread.thread().id();
+        let thread = Mutex::new(Some(thread));
+        Ok(CommThread { handle: Arc::new(Handle { jobs, signal, topology, description, id, thread, ended }) })
+    }
+
+    /// Where this rank stands.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.handle.topology
+    }
+
+    /// What carries the messages, for people.
+    #[must_use]
+    pub fn description(&self) -> &str {
+        &self.handle.description
+    }
+
+    /// Collective: returns when every rank has come here.
+    ///
+    /// # Errors
+    /// When the exchange failed or was aborted.
+    pub fn barrier(&self) -> Result<(), CommError> {
+        self.call(|communicator| communicator.barrier())
+    }
+
+    /// Collective: replaces the elements by those of rank `root`.
+    ///
+    /// # Errors
+    /// When there is no such rank, or the exchange failed or was aborted.
+    pub fn broadcast(&self, region: Region, root: usize) -> Result<(), CommError> {
+        self.call(move |communicator| communicator.broadcast(&mut region.lock(), root))
+    }
+
+    /// Collective: the bytes of every rank, by rank. Lengths may differ.
+    ///
+    /// # Errors
+    /// When the exchange failed or was aborted.
+    pub fn all_gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CommError> {
+        self.call(move |communicator| communicator.all_gather(&bytes))
+    }
+
+    /// Ends all ranks with `exit_code`, from any thread, also from a panic hook and while an operation waits
+    /// for other ranks. Where ranks are processes of their own this does not return; a rank alone goes on,
+    /// but can exchange nothing more.
+    pub fn abort(&self, exit_code: i32) {
+        self.handle.abort(exit_code);
+    }
+
+    /// Collective: waits for every rank, leaves the group in an orderly way and ends the thread. After a
+    /// failed operation, or where another rank cannot come, all ranks are aborted instead.
+    ///
+    /// # Errors
+    /// When the thread has ended before or panicked, or the library failed to end.
+    pub fn shutdown(self) -> Result<(), CommError> {
+        let (reply, result) = bounded(1);
+        let sent = self.handle.jobs.send(Job::Shutdown(reply)).is_ok();
+        let result = if sent { result.recv().unwrap_or_else(|_| Err(self.gone())) } else { Err(self.gone()) };
+        self.handle.join();
+        result
+    }
+
+    /// Hands over work without waiting for it.
+    pub(crate) fn submit(&self, work: Box<dyn Work>) {
+        // Work that cannot be sent is dropped, and so learns that it was abandoned.
+        let _ = self.handle.jobs.send(Job::Work(work));
+    }
+
+    /// Has `operation` done and waits for it.
+    fn call<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&mut dyn Communicator) -> Result<T, CommError> + Send + 'static,
+    ) -> Result<T, CommError> {
+        let (reply, result) = bounded(1);
+        self.submit(Box::new(Call { operation: Some(operation), value: None, reply }));
+        result.recv().unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    fn gone(&self) -> CommError {
+        match self.handle.signal.raised() {
+            Some(_) => CommError::Aborted,
+            None => CommError::Ended,
+        }
+    }
+}
+
+impl Handle {
+    fn abort(&self, exit_code: i32) {
+        self.signal.raise(exit_code);
+        let _ = self.jobs.send(Job::Wake);
+        // On the communication thread itself, the abort follows when the work in hand is done.
+        if std::thread::current().id() != self.id
+            && self.ended.recv_timeout(ABORT_PATIENCE) == Err(crossbeam::channel::RecvTimeoutError::Timeout)
+        {
+            eprintln!(
+                "error (rank {}): communication does not end when asked to; ending this process",
+                self.topology.rank
+            );
+            std::process::exit(exit_code);
+        }
+    }
+
+    fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // Panics in work are caught, so there is nothing to learn here.
+            let _ = thread.join();
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.try_recv() == Err(crossbeam::channel::TryRecvError::Disconnected)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.topology.world_size > 1 && !self.has_ended() {
+            self.abort(EXIT_FAILURE);
+        }
+    }
+}
+
+/// Serves until the end of communication.
+fn serve(communicator: &mut dyn Communicator, jobs: &Receiver<Job>, signal: &AbortSignal) {
+    let alone = communicator.topology().world_size == 1;
+    let mut failure: Option<CommError> = None;
+    loop {
+        // An abort comes before any answer: what waits for one must not run on into the end of the process.
+        if let Some(exit_code) = signal.raised() {
+            return communicator.abort(exit_code);
+        }
+        match jobs.recv() {
+            Ok(Job::Wake) => {}
+            Ok(Job::Work(mut work)) => {
+                let result = match &failure {
+                    Some(failure) => Err(failure.clone()),
+                    None => guarded(|| work.run(communicator)),
+                };
+                if let (Err(_), Some(exit_code)) = (&result, signal.raised()) {
+                    return communicator.abort(exit_code);
+                }
+                failure = result.clone().err();
+                work.done(result);
+            }
+            Ok(Job::Shutdown(reply)) => {
+                let result = match failure {
+                    Some(failure) => Err(failure),
+                    None => guarded(|| communicator.barrier().and_then(|()| communicator.finalize())),
+                };
+                if result.is_err() && !alone {
+                    communicator.abort(signal.raised().unwrap_or(EXIT_FAILURE));
+                }
+                return drop(reply.send(result));
+            }
+            // All handles of a rank alone are gone; with others, the last handle raises the signal.
+            Err(_) => {
+                let _ = guarded(|| communicator.finalize());
+                return;
+            }
+        }
+    }
+}
+
+fn guarded(work: impl FnOnce() -> Result<(), CommError>) -> Result<(), CommError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> CommError {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    CommError::Panicked(text.unwrap_or_else(|| "without a message".into()))
+}
+
+/// An operation whose caller waits for its result.
+struct Call<T, F> {
+    operation: Option<F>,
+    value: Option<T>,
+    reply: Sender<Result<T, CommError>>,
+}
+
+impl<T, F> Work for Call<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut dyn Communicator) -> Result<T, CommError> + Send,
+{
+    fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
+        if let Some(operation) = self.operation.take() {
+            self.value = Some(operation(communicator)?);
+        }
+        Ok(())
+    }
+
+    fn done(self: Box<Self>, result: Result<(), CommError>) {
+        let Call { value, reply, .. } = *self;
+        let _ = reply.send(result.and_then(|()| value.ok_or(CommError::Ended)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::Solo;
+    use crate::in_process::{InProcessCommunicator, comm_threads};
+
+    #[test]
+    fn a_rank_alone_serves_until_it_is_shut_down() {
+        let comm = CommThread::start(|| Ok(Box::new(Solo::new()))).unwrap();
+        assert_eq!(comm.topology().world_size, 1);
+        comm.barrier().unwrap();
+        let clone = comm.clone();
+        comm.shutdown().unwrap();
+        assert_eq!(clone.barrier(), Err(CommError::Ended));
+        clone.abort(3);
+        assert_eq!(clone.shutdown(), Err(CommError::Aborted));
+    }
+
+    #[test]
+    fn operations_reach_all_ranks() {
+        for world_size in [2, 3] {
+            std::thread::scope(|scope| {
+                for comm in comm_threads(world_size) {
+                    scope.spawn(move || {
+                        let rank = comm.topology().rank;
+                        let region = Region::from_vec(vec![rank as f32; 10]);
+                        comm.broadcast(region.clone(), 1).unwrap();
+                        assert_eq!(region.to_vec(), [1.0; 10]);
+                        let ranks: Vec<_> = (0..world_size).map(|rank| vec![rank as u8]).collect();
+                        assert_eq!(comm.all_gather(vec![rank as u8]).unwrap(), ranks);
+                        comm.barrier().unwrap();
+                        comm.shutdown().unwrap();
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_communicator_that_cannot_be_made_is_an_error_of_start() {
+        type Make = fn() -> Result<Box<dyn Communicator>, CommError>;
+        let cases: [(Make, CommError); 2] = [
+            (|| Err(CommError::AlreadyStarted), CommError::AlreadyStarted),
+            (|| panic!("no luck"), CommError::Panicked("no luck".into())),
+        ];
+        for (make, expected) in cases {
+            assert_eq!(CommThread::start(make).err(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn an_abort_from_another_thread_ends_an_operation_that_waits_and_all_ranks() {
+        let begin = Instant::now();
+        let mut ranks = comm_threads(3);
+        let busy = ranks.remove(2);
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> = ranks.iter().map(|comm| scope.spawn(|| comm.barrier())).collect();
+            std::thread::sleep(Duration::from_millis(20));
+            ranks[0].abort(9);
+            for rank in waiting {
+                assert_eq!(rank.join().unwrap(), Err(CommError::Aborted));
+            }
+        });
+        assert_eq!(busy.barrier(), Err(CommError::Aborted));
+        assert!(begin.elapsed() < ABORT_PATIENCE);
+    }
+
+    #[test]
+    fn a_handle_that_goes_without_shutdown_aborts_the_other_ranks() {
+        let mut ranks = comm_threads(2);
+        let survivor = ranks.remove(0);
+        let waiting = std::thread::spawn(move || survivor.barrier());
+        drop(ranks);
+        assert_eq!(waiting.join().unwrap(), Err(CommError::Aborted));
+    }
+
+    #[test]
+    fn after_a_failure_nothing_is_exchanged_any_more() {
+        let mut group = InProcessCommunicator::group(2);
+        let _other = group.remove(1);
+        let first = group.remove(0);
+        let comm = CommThread::start(move || Ok(Box::new(first))).unwrap();
+        let refused = CommError::NoSuchRank { root: 5, world_size: 2 };
+        assert_eq!(comm.broadcast(Region::from_vec(vec![0.0]), 5), Err(refused.clone()));
+        assert_eq!(comm.barrier(), Err(refused.clone()));
+        assert_eq!(comm.shutdown(), Err(refused));
+    }
+
+    #[test]
+    fn a_panic_in_the_work_is_an_error_of_the_work() {
+        let comm = CommThread::start(|| Ok(Box::new(Solo::new()))).unwrap();
+        let result = comm.call(|_| -> Result<(), CommError> { panic!("a bug") });
+        assert_eq!(result, Err(CommError::Panicked("a bug".into())));
+    }
+}

@@ -1,0 +1,128 @@
+//! Which rank this process is, as its launcher tells it, and where ranks stand. Starts no MPI.
+
+use std::env;
+
+/// The place of a process among the ranks of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// This process, from 0.
+    pub rank: usize,
+    /// Number of ranks.
+    pub world_size: usize,
+    /// This process among the ranks on the same host, from 0.
+    pub local_rank: usize,
+    /// Number of ranks on the same host.
+    pub local_size: usize,
+    /// Name of the host.
+    pub host: String,
+}
+
+/// What a launcher tells a process through environment variables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchedRank {
+    /// This process, from 0.
+    pub rank: usize,
+    /// Number of ranks.
+    pub world_size: usize,
+    /// This process among the ranks on the same host; `None` where the launcher does not say.
+    pub local_rank: Option<usize>,
+    /// Name of the launcher, for messages.
+    pub launcher: &'static str,
+}
+
+/// The variables of one launcher.
+struct Launcher {
+    name: &'static str,
+    rank: &'static str,
+    world_size: &'static str,
+    /// The first one that is set counts.
+    local_rank: &'static [&'static str],
+}
+
+/// In order of precedence: an `mpirun` inside a Slurm job starts its helpers through `srun`, so its ranks see
+/// Slurm's variables as well. Of Slurm, only `SLURM_STEP_NUM_TASKS` is taken for the number of ranks: the
+/// shell of `sbatch` or `salloc` has `SLURM_NTASKS` and even `SLURM_PROCID`, although it is a single process.
+const LAUNCHERS: [Launcher; 3] = [
+    Launcher {
+        name: "Open MPI's mpirun",
+        rank: "OMPI_COMM_WORLD_RANK",
+        world_size: "OMPI_COMM_WORLD_SIZE",
+        local_rank: &["OMPI_COMM_WORLD_LOCAL_RANK"],
+    },
+    Launcher {
+        name: "a PMI launcher (MPICH's mpiexec or srun --mpi=pmi2)",
+        rank: "PMI_RANK",
+        world_size: "PMI_SIZE",
+        local_rank: &["MPI_LOCALRANKID", "SLURM_LOCALID"],
+    },
+    Launcher {
+        name: "srun",
+        rank: "SLURM_PROCID",
+        world_size: "SLURM_STEP_NUM_TASKS",
+        local_rank: &["SLURM_LOCALID"],
+    },
+];
+
+/// The rank that a launcher gave to this process, from environment variables alone; `None` when it was
+/// started by hand. Variables that hold no number, or a rank outside of the world, count as absent.
+#[must_use]
+pub fn discover() -> Option<LaunchedRank> {
+    discover_in(|name| env::var(name).ok())
+}
+
+fn discover_in(variable: impl Fn(&str) -> Option<String>) -> Option<LaunchedRank> {
+    let number = |name: &str| variable(name)?.trim().parse::<usize>().ok();
+    LAUNCHERS.iter().find_map(|launcher| {
+        let rank = number(launcher.rank)?;
+        let world_size = number(launcher.world_size)?;
+        let local_rank = launcher.local_rank.iter().find_map(|name| number(name));
+        (rank < world_size).then_some(LaunchedRank { rank, world_size, local_rank, launcher: launcher.name })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_launcher_is_recognised_by_its_own_variables() {
+        let (open_mpi, pmi, srun) = (LAUNCHERS[0].name, LAUNCHERS[1].name, LAUNCHERS[2].name);
+        let slurm_step =
+            "SLURM_STEP_ID=0 SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=8 SLURM_LOCALID=0 SLURM_NTASKS=8 ";
+        let with_step = |more: &str| format!("{slurm_step}{more}");
+        let cases = [
+            ("by hand", String::new(), None),
+            (
+                "mpirun",
+                "OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_RANK=1".into(),
+                Some((3, 4, Some(1), open_mpi)),
+            ),
+            (
+                "mpirun in a Slurm job",
+                with_step("OMPI_COMM_WORLD_RANK=5 OMPI_COMM_WORLD_SIZE=6 OMPI_COMM_WORLD_LOCAL_RANK=2"),
+                Some((5, 6, Some(2), open_mpi)),
+            ),
+            ("MPICH", "PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1".into(), Some((1, 2, Some(1), pmi))),
+            ("srun --mpi=pmi2", with_step("PMI_RANK=7 PMI_SIZE=8"), Some((7, 8, Some(0), pmi))),
+            ("PMI without a local rank", "PMI_RANK=1 PMI_SIZE=2".into(), Some((1, 2, None, pmi))),
+            ("srun", with_step(""), Some((1, 8, Some(0), srun))),
+            (
+                "the shell of sbatch",
+                "SLURM_JOB_ID=7 SLURM_NTASKS=8 SLURM_PROCID=0 SLURM_LOCALID=0".into(),
+                None,
+            ),
+            ("not a number", "OMPI_COMM_WORLD_RANK=one OMPI_COMM_WORLD_SIZE=4".into(), None),
+            ("rank outside of the world", "PMI_RANK=2 PMI_SIZE=2 MPI_LOCALRANKID=0".into(), None),
+        ];
+        for (name, environment, expected) in cases {
+            let found = discover_in(|wanted| {
+                environment.split(' ').find_map(|pair| {
+                    let (variable, value) = pair.split_once('=')?;
+                    (variable == wanted).then(|| value.to_owned())
+                })
+            });
+            let found = found.map(|rank| (rank.rank, rank.world_size, rank.local_rank, rank.launcher));
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+}

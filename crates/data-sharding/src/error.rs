@@ -1,0 +1,253 @@
+//! Everything that can be wrong with data or with how it is asked for, one sentence each.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::kind::SourceKind;
+
+/// Why data cannot be opened, cut into batches or decoded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A name that is no [`SourceKind`].
+    #[error("`{name}` is no known data set; expected one of {}", SourceKind::names())]
+    UnknownKind {
+        /// The name as given.
+        name: String,
+    },
+
+    /// None of the accepted files is there.
+    #[error("{}: no file with the {content} found; expected {expected} ({origin})", folder.display())]
+    MissingFile {
+        /// Where it was looked for.
+        folder: PathBuf,
+        /// What the file would hold.
+        content: String,
+        /// The accepted names.
+        expected: String,
+        /// Where such files come from.
+        origin: &'static str,
+    },
+
+    /// The operating system refuses to read a file.
+    #[error("{}: cannot be read: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+
+    /// A gzip file whose stream does not decode.
+    #[error("{}: corrupt gzip stream after {decoded} decoded bytes: {source}", path.display())]
+    Gzip {
+        /// The file.
+        path: PathBuf,
+        /// Bytes decoded before the fault.
+        decoded: usize,
+        /// What the decoder says.
+        source: io::Error,
+    },
+
+    /// The first four bytes are not those of the expected kind of IDX file.
+    #[error(
+        "{}: starts with 0x{found:08x}; expected 0x{expected:08x}, the mark of an IDX file of unsigned bytes with \
+         {dimensions} dimension(s)", path.display()
+    )]
+    Magic {
+        /// The file.
+        path: PathBuf,
+        /// Big-endian mark in the file.
+        found: u32,
+        /// Big-endian mark that belongs there.
+        expected: u32,
+        /// Number of dimensions of the expected kind.
+        dimensions: u32,
+    },
+
+    /// Images of another size than the data set has.
+    #[error(
+        "{}: images are {}x{} (height x width); expected {}x{}",
+        path.display(), found[0], found[1], expected[0], expected[1]
+    )]
+    ImageSize {
+        /// The file.
+        path: PathBuf,
+        /// Height and width in the file.
+        found: [u32; 2],
+        /// Height and width of the data set.
+        expected: [u32; 2],
+    },
+
+    /// A file whose length does not fit what it should hold.
+    #[error("{}: {problem}: expected {expected}, found {found}", path.display())]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// In short: truncated, too long or cut inside a record.
+        problem: &'static str,
+        /// The right length in bytes and why.
+        expected: String,
+        /// The length in bytes that is there.
+        found: String,
+    },
+
+    /// A file without a single sample.
+    #[error("{}: holds no samples; expected at least one", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A label that names no class.
+    #[error(
+        "{}: {label} {value} of sample {sample} is out of range; expected 0 to {}",
+        path.display(), classes - 1
+    )]
+    LabelRange {
+        /// The file.
+        path: PathBuf,
+        /// Which of a sample's labels.
+        label: &'static str,
+        /// Index of the sample in the file, from 0.
+        sample: usize,
+        /// The label in the file.
+        value: u8,
+        /// Number of classes.
+        classes: usize,
+    },
+
+    /// As many labels as images are needed.
+    #[error(
+        "{} has {image_count} images but {} has {label_count} labels; expected equal counts",
+        images.display(), labels.display()
+    )]
+    CountMismatch {
+        /// File of images.
+        images: PathBuf,
+        /// File of labels.
+        labels: PathBuf,
+        /// Images in the one.
+        image_count: usize,
+        /// Labels in the other.
+        label_count: usize,
+    },
+
+    /// A list of class names that does not fit the data set.
+    #[error("{}: {found}; expected {expected} class names, one a line, in UTF-8", path.display())]
+    ClassNames {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        found: String,
+        /// Number of classes.
+        expected: usize,
+    },
+
+    /// Images cannot be brought into the wanted form.
+    #[error("{kind} images are {size}x{size} with {channels} channel(s): {problem}")]
+    Adapt {
+        /// The data set.
+        kind: SourceKind,
+        /// Height and width as stored, pixels.
+        size: u32,
+        /// Channels as stored.
+        channels: u32,
+        /// What was wanted and what is possible.
+        problem: String,
+    },
+
+    /// The global batch cannot be cut into equal shares.
+    #[error(
+        "a global batch of {global_batch} is no multiple of micro batch {micro_batch} x {world_size} rank(s); \
+         nearest valid global batch: {nearest}"
+    )]
+    GlobalBatch {
+        /// Samples a step over all ranks.
+        global_batch: usize,
+        /// Samples of one forward pass.
+        micro_batch: usize,
+        /// Number of ranks.
+        world_size: usize,
+        /// What would do.
+        nearest: String,
+    },
+
+    /// A number outside the range in which it makes sense.
+    #[error("{name} is {value}; expected {expected}")]
+    OutOfRange {
+        /// Name of the setting.
+        name: &'static str,
+        /// As given.
+        value: u64,
+        /// The range in words.
+        expected: String,
+    },
+
+    /// Batch buffers that do not fit into memory.
+    #[error(
+        "{buffers} batch buffers of {batch_size} images of {image_bytes} bytes do not fit into memory; \
+         lower prefetch or the batch size"
+    )]
+    Memory {
+        /// Number of buffers.
+        buffers: usize,
+        /// Images in each.
+        batch_size: usize,
+        /// Bytes of an image.
+        image_bytes: usize,
+    },
+
+    /// A worker thread that cannot be started.
+    #[error("decoder thread {thread} cannot be started: {source}; lower the number of workers")]
+    Thread {
+        /// Its name.
+        thread: String,
+        /// What the system says.
+        source: io::Error,
+    },
+
+    /// A request with no samples, or with more than a batch buffer holds.
+    #[error(
+        "request {request} asks for {samples} samples; expected 1 to {batch_size}, the size of a batch buffer"
+    )]
+    RequestSize {
+        /// Index of the request, from 0.
+        request: u64,
+        /// Samples asked for.
+        samples: usize,
+        /// Samples a buffer holds.
+        batch_size: usize,
+    },
+
+    /// The iterator of requests panicked.
+    #[error("the list of requests failed at request {request}: {message}")]
+    Requests {
+        /// Index of the request, from 0.
+        request: u64,
+        /// The panic's message.
+        message: String,
+    },
+
+    /// A sample that does not exist.
+    #[error("{data_set}: sample {sample} does not exist; expected 0 to {}", samples.saturating_sub(1))]
+    NoSuchSample {
+        /// Name of the source.
+        data_set: String,
+        /// As asked for.
+        sample: usize,
+        /// Number of samples.
+        samples: usize,
+    },
+
+    /// A sample that cannot be decoded.
+    #[error("{data_set}: sample {sample} cannot be decoded: {reason}")]
+    Decode {
+        /// Name of the source.
+        data_set: String,
+        /// Index of the sample.
+        sample: usize,
+        /// The decoder's error, or the message of its panic.
+        reason: String,
+    },
+}
