@@ -25,20 +25,31 @@ impl FromStr for Architecture {
     type Err = ModelError;
 
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        let error = |reason: String| ModelError::Architecture { text: text.to_owned(), reason, known: KNOWN.to_owned() };
+        let error = |reason: String| ModelError::Architecture {
+            text: text.to_owned(),
+            reason,
+            known: KNOWN.to_owned(),
+        };
         let parts: Vec<&str> = text.split('-').collect();
         let ["wrn", depth, width] = parts[..] else {
             return Err(error("it does not have the form of a known family".into()));
         };
         let number = |name: &str, digits: &str, largest: u32| match digits.parse::<u32>() {
-            Ok(number) if digits.bytes().all(|byte| byte.is_ascii_digit()) && (1..=largest).contains(&number) => Ok(number),
+            Ok(number)
+                if digits.bytes().all(|byte| byte.is_ascii_digit()) && (1..=largest).contains(&number) =>
+            {
+                Ok(number)
+            }
             _ => Err(error(format!("its {name} `{digits}` is no whole number from 1 to {largest}"))),
         };
         let depth = number("depth", depth, LARGEST_DEPTH)?;
         let width = number("width", width, LARGEST_WIDTH)?;
         if depth < 10 || (depth - 4) % 6 != 0 {
             let below = (depth.max(10) - 4) / 6 * 6 + 4;
-            return Err(error(format!("depth {depth} is not 6N+4; the nearest are {below} and {}", below + 6)));
+            return Err(error(format!(
+                "depth {depth} is not 6N+4; the nearest are {below} and {}",
+                below + 6
+            )));
         }
         Ok(Architecture { depth, width })
     }

@@ -37,7 +37,15 @@ impl<'a> Builder<'a> {
     }
 
     /// A convolution with an odd square kernel, padded to keep the size, on an image of side `size`.
-    pub(crate) fn conv(&mut self, name: &str, inputs: u32, outputs: u32, kernel: u32, stride: u32, size: u32) -> Node {
+    pub(crate) fn conv(
+        &mut self,
+        name: &str,
+        inputs: u32,
+        outputs: u32,
+        kernel: u32,
+        stride: u32,
+        size: u32,
+    ) -> Node {
         let area = f64::from(kernel * kernel);
         let fan = match self.options.conv_init {
             ConvInit::FanIn => area * f64::from(inputs),
@@ -60,7 +68,8 @@ impl<'a> Builder<'a> {
             GammaInit::One => Init::Constant(1.0),
         };
         let gain = self.parameter(format!("{name}.weight"), vec![channels], Role::NormGain, gain_init);
-        let bias = self.parameter(format!("{name}.bias"), vec![channels], Role::NormBias, Init::Constant(0.0));
+        let bias =
+            self.parameter(format!("{name}.bias"), vec![channels], Role::NormBias, Init::Constant(0.0));
         self.norms.push(NormLayer { name: name.to_owned(), channels });
         [Node::Norm { gain, bias, layer: self.norms.len() - 1 }, Node::Relu]
     }
@@ -83,8 +92,12 @@ impl<'a> Builder<'a> {
         let shape = [outputs, inputs].map(i64::from).to_vec();
         self.macs += u64::from(inputs) * u64::from(outputs);
         let weight = self.parameter(format!("{name}.weight"), shape, Role::LinearWeight, init);
-        let bias =
-            self.parameter(format!("{name}.bias"), vec![i64::from(outputs)], Role::LinearBias, Init::Constant(0.0));
+        let bias = self.parameter(
+            format!("{name}.bias"),
+            vec![i64::from(outputs)],
+            Role::LinearBias,
+            Init::Constant(0.0),
+        );
         Node::Linear { weight, bias }
     }
 

@@ -110,13 +110,17 @@ fn run(node: &Node, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
             None => input.shallow_clone(),
         },
         Node::GlobalAveragePool => input.f_mean_dim([2, 3].as_slice(), false, None::<Kind>)?,
-        Node::Linear { weight, bias } => input.f_linear(&pass.parameters[*weight], Some(&pass.parameters[*bias]))?,
+        Node::Linear { weight, bias } => {
+            input.f_linear(&pass.parameters[*weight], Some(&pass.parameters[*bias]))?
+        }
         Node::Residual { shared, branch, shortcut } => {
             let shared = run(shared, input, pass)?;
             let mut sum = run(branch, &shared, pass)?;
             let other = match shortcut {
                 Shortcut::Identity => input.shallow_clone(),
-                Shortcut::Projection { conv, input: ShortcutInput::Preactivated } => run(conv, &shared, pass)?,
+                Shortcut::Projection { conv, input: ShortcutInput::Preactivated } => {
+                    run(conv, &shared, pass)?
+                }
                 Shortcut::Projection { conv, input: ShortcutInput::Raw } => run(conv, input, pass)?,
             };
             // In place: a convolution's backward does not need its output.

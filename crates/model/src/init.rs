@@ -10,8 +10,13 @@ use xxhash_rust::xxh3::xxh3_64;
 pub(crate) enum Init {
     Constant(f32),
     /// Mean 0.
-    Normal { std: f64 },
-    Uniform { low: f64, high: f64 },
+    Normal {
+        std: f64,
+    },
+    Uniform {
+        low: f64,
+        high: f64,
+    },
 }
 
 /// Tells this use of the seed from every other one.

@@ -24,11 +24,16 @@ impl Network {
     pub fn new(architecture: &Architecture, options: &Options) -> Result<Self, ModelError> {
         let refuse = |message: String| Err(ModelError::Option(message));
         if !(0.0..1.0).contains(&options.dropout) {
-            return refuse(format!("a dropout probability of {} is outside 0 to 1 (1 excluded)", options.dropout));
+            return refuse(format!(
+                "a dropout probability of {} is outside 0 to 1 (1 excluded)",
+                options.dropout
+            ));
         }
-        for (name, value, least) in
-            [("classes", options.classes, 1), ("in_channels", options.in_channels, 1), ("image_size", options.image_size, 4)]
-        {
+        for (name, value, least) in [
+            ("classes", options.classes, 1),
+            ("in_channels", options.in_channels, 1),
+            ("image_size", options.image_size, 4),
+        ] {
             if value < least {
                 return refuse(format!("{name} is {value}, expected {least} or more"));
             }

@@ -35,11 +35,17 @@ impl Guard {
             Kind::Float => 0,
             Kind::BFloat16 => 1,
             Kind::Half => 2,
-            other => return Err(Error::Argument(format!("autocast knows bfloat16, half and float, not {other:?}"))),
+            other => {
+                return Err(Error::Argument(format!(
+                    "autocast knows bfloat16, half and float, not {other:?}"
+                )));
+            }
         };
         let (mut previous_enabled, mut previous_dtype) = (0, 0);
         // SAFETY: plain values and two valid places to write to.
-        check(unsafe { sys::torch_ext_autocast_enter(device, dtype, &mut previous_enabled, &mut previous_dtype) })?;
+        check(unsafe {
+            sys::torch_ext_autocast_enter(device, dtype, &mut previous_enabled, &mut previous_dtype)
+        })?;
         Ok(Guard { device, previous_enabled, previous_dtype, _not_send: PhantomData })
     }
 }
@@ -47,8 +53,9 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         // SAFETY: plain values.
-        let left =
-            check(unsafe { sys::torch_ext_autocast_leave(self.device, self.previous_enabled, self.previous_dtype) });
+        let left = check(unsafe {
+            sys::torch_ext_autocast_leave(self.device, self.previous_enabled, self.previous_dtype)
+        });
         debug_assert!(left.is_ok(), "{left:?}");
     }
 }

@@ -81,7 +81,8 @@ pub struct StreamGuard {
 impl Drop for StreamGuard {
     fn drop(&mut self) {
         // SAFETY: plain values.
-        let restored = check(unsafe { sys::torch_ext_set_current_stream(self.previous.device, self.previous.id) });
+        let restored =
+            check(unsafe { sys::torch_ext_set_current_stream(self.previous.device, self.previous.id) });
         debug_assert!(restored.is_ok(), "{restored:?}");
     }
 }

@@ -33,7 +33,10 @@ extern "C" fn drop_callback(context: *mut c_void) {
 ///
 /// # Errors
 /// When `parameter` is not a leaf that requires a gradient.
-pub fn on_gradient_ready(parameter: &Tensor, callback: impl Fn() + Send + Sync + 'static) -> Result<(), Error> {
+pub fn on_gradient_ready(
+    parameter: &Tensor,
+    callback: impl Fn() + Send + Sync + 'static,
+) -> Result<(), Error> {
     let callback: Callback = Box::new(callback);
     let context = Box::into_raw(Box::new(callback)).cast::<c_void>();
     // SAFETY: the shim takes the context over, on errors too, and gives it back to `drop_callback` once.

@@ -42,7 +42,8 @@ pub fn fused_sgd(
             momentum.len()
         )));
     }
-    let pointers = |tensors: &[&Tensor]| -> Vec<*const sys::C_tensor> { tensors.iter().map(|t| t.as_ptr()).collect() };
+    let pointers =
+        |tensors: &[&Tensor]| -> Vec<*const sys::C_tensor> { tensors.iter().map(|t| t.as_ptr()).collect() };
     let (parameters, gradients, momentum) = (pointers(parameters), pointers(gradients), pointers(momentum));
     // SAFETY: three arrays of `len` pointers to live tensors.
     check(unsafe {

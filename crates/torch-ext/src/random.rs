@@ -13,7 +13,9 @@ use crate::sys;
 /// When `probability` is not in 0 to 1, 1 excluded.
 pub fn dropout(input: &Tensor, probability: f64, key: u64) -> Result<Tensor, Error> {
     if !(0.0..1.0).contains(&probability) {
-        return Err(Error::Argument(format!("a dropout probability of {probability} is outside 0 to 1 (1 excluded)")));
+        return Err(Error::Argument(format!(
+            "a dropout probability of {probability} is outside 0 to 1 (1 excluded)"
+        )));
     }
     let mut output = std::ptr::null_mut();
     // SAFETY: `input` is alive; on success `output` holds a new tensor that is ours.

@@ -12,7 +12,8 @@ use crate::sys;
 /// When libtorch has already started its threads with another number.
 pub fn set_threads(intra_op: usize, inter_op: usize) -> Result<(), Error> {
     let number = |count: usize| {
-        c_int::try_from(count).map_err(|_| Error::Argument(format!("{count} threads are more than libtorch can count")))
+        c_int::try_from(count)
+            .map_err(|_| Error::Argument(format!("{count} threads are more than libtorch can count")))
     };
     // SAFETY: plain values.
     check(unsafe { sys::torch_ext_set_threads(number(intra_op)?, number(inter_op)?) })

@@ -24,7 +24,11 @@ unsafe extern "C" {
         previous_enabled: *mut c_int,
         previous_dtype: *mut c_int,
     ) -> Text;
-    pub(crate) fn torch_ext_autocast_leave(device: c_int, previous_enabled: c_int, previous_dtype: c_int) -> Text;
+    pub(crate) fn torch_ext_autocast_leave(
+        device: c_int,
+        previous_enabled: c_int,
+        previous_dtype: c_int,
+    ) -> Text;
 
     pub(crate) fn torch_ext_fused_sgd(
         parameters: *const *const C_tensor,
@@ -55,7 +59,8 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_cuda_version() -> c_int;
     pub(crate) fn torch_ext_cuda_linked() -> bool;
 
-    pub(crate) fn torch_ext_stream_from_pool(device: c_int, high_priority: bool, stream_id: *mut i64) -> Text;
+    pub(crate) fn torch_ext_stream_from_pool(device: c_int, high_priority: bool, stream_id: *mut i64)
+    -> Text;
     pub(crate) fn torch_ext_current_stream(device: c_int, stream_id: *mut i64) -> Text;
     pub(crate) fn torch_ext_set_current_stream(device: c_int, stream_id: i64) -> Text;
     pub(crate) fn torch_ext_stream_synchronize(device: c_int, stream_id: i64) -> Text;

@@ -100,7 +100,12 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
     })
 }
 
-fn summarise(session: &Session, global_batch: usize, with: &[StepOutcome], without: &[StepOutcome]) -> StepBench {
+fn summarise(
+    session: &Session,
+    global_batch: usize,
+    with: &[StepOutcome],
+    without: &[StepOutcome],
+) -> StepBench {
     let with_exchange = medians(global_batch, with);
     let without_exchange = medians(global_batch, without);
     StepBench {

@@ -110,7 +110,11 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) 
 }
 
 /// Writes `checkpoint` below `folder`, points `latest` at it and removes the oldest beyond `keep_last`. Returns its path.
-pub(crate) fn save(folder: &Path, checkpoint: &Checkpoint, keep_last: usize) -> Result<PathBuf, CheckpointError> {
+pub(crate) fn save(
+    folder: &Path,
+    checkpoint: &Checkpoint,
+    keep_last: usize,
+) -> Result<PathBuf, CheckpointError> {
     fs::create_dir_all(folder).map_err(file_error("create", folder))?;
     let name = format!("step-{:09}", checkpoint.state.step);
     let place = folder.join(&name);
@@ -121,7 +125,8 @@ pub(crate) fn save(folder: &Path, checkpoint: &Checkpoint, keep_last: usize) -> 
     fs::create_dir(&partial).map_err(file_error("create", &partial))?;
     let mut state = checkpoint.state.clone();
     for (file, tensors) in [(WEIGHTS, &checkpoint.weights), (OPTIMIZER, &checkpoint.optimizer)] {
-        let bytes = encode(tensors).map_err(|reason| CheckpointError::Damaged { path: partial.clone(), reason })?;
+        let bytes =
+            encode(tensors).map_err(|reason| CheckpointError::Damaged { path: partial.clone(), reason })?;
         state.checksums.insert(file.to_owned(), checksum(&bytes));
         write_synced(&partial.join(file), &bytes)?;
     }
@@ -196,7 +201,8 @@ pub(crate) fn load(path: &Path, with_optimizer: bool) -> Result<Checkpoint, Chec
     }
     let tensors = |file: &str| -> Result<Vec<NamedTensor>, CheckpointError> {
         let bytes = read_file(&folder.join(file))?;
-        let expected = state.checksums.get(file).ok_or_else(|| damaged(format!("{STATE} has no checksum of {file}")))?;
+        let expected =
+            state.checksums.get(file).ok_or_else(|| damaged(format!("{STATE} has no checksum of {file}")))?;
         let found = checksum(&bytes);
         if found != *expected {
             return Err(damaged(format!("{file} has SHA-256 {found}, {STATE} says {expected}")));
@@ -235,8 +241,10 @@ pub(crate) fn checksum(bytes: &[u8]) -> String {
 }
 
 fn encode(tensors: &[NamedTensor]) -> Result<Vec<u8>, String> {
-    let bytes: Vec<Vec<u8>> =
-        tensors.iter().map(|tensor| tensor.values.iter().flat_map(|value| value.to_le_bytes()).collect()).collect();
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|tensor| tensor.values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        .collect();
     let views = tensors
         .iter()
         .zip(&bytes)
@@ -271,7 +279,11 @@ mod tests {
     use super::*;
 
     fn checkpoint(step: u64) -> Checkpoint {
-        let tensor = |name: &str, values: Vec<f32>| NamedTensor { name: name.into(), shape: vec![values.len()], values };
+        let tensor = |name: &str, values: Vec<f32>| NamedTensor {
+            name: name.into(),
+            shape: vec![values.len()],
+            values,
+        };
         Checkpoint {
             state: RunState {
                 format: FORMAT,
@@ -306,7 +318,8 @@ mod tests {
             read.state.checksums.clear();
             assert_eq!(read, checkpoint(3000), "floats are read back bit for bit");
         }
-        let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["latest", "step-000000200", "step-000003000"]);
     }
@@ -338,6 +351,9 @@ mod tests {
     fn a_place_without_a_checkpoint_says_what_it_looked_for() {
         let dir = tempfile::tempdir().unwrap();
         let message = load(dir.path(), true).unwrap_err().to_string();
-        assert!(message.contains("state.json") && message.contains(dir.path().to_str().unwrap()), "{message}");
+        assert!(
+            message.contains("state.json") && message.contains(dir.path().to_str().unwrap()),
+            "{message}"
+        );
     }
 }

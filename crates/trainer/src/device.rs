@@ -44,7 +44,9 @@ impl Compute {
         };
         torch_ext::runtime::set_threads(threads, 1)?;
         if device == Device::Cpu && !torch_ext::runtime::keep_freed_memory() {
-            tracing::info!("this C library gives freed memory back at once; steps on the CPU are slower for it");
+            tracing::info!(
+                "this C library gives freed memory back at once; steps on the CPU are slower for it"
+            );
         }
         if device.is_cuda() {
             torch_ext::runtime::set_deterministic(config.train.determinism != Determinism::Off)?;

@@ -17,36 +17,53 @@ pub fn doctor() -> String {
     };
     line("wrn-dist", env!("CARGO_PKG_VERSION").to_owned());
     line("libtorch", versions.torch);
-    line("CUDA", match (versions.cuda_linked, versions.cuda) {
-        (true, Some(cuda)) => format!("{cuda}, linked into this binary"),
-        (true, None) => "linked into this binary, version unknown".into(),
-        (false, _) => "not linked: this libtorch is a CPU build, or the linker dropped libtorch_cuda".into(),
-    });
-    line("streams", if versions.cuda_headers {
-        "CUDA streams and events are compiled in".into()
-    } else {
-        "built without CUDA headers: no streams or events".into()
-    });
-    line("GPUs", match devices {
-        0 => "none found; training runs on the CPU".into(),
-        count => format!("{count}"),
-    });
-    line("cores", format!("{} usable by this process", usable_cores()));
-    line("launcher", match allreduce::discover() {
-        Some(launched) => {
-            format!("{}: rank {} of {}", launched.launcher, launched.rank, launched.world_size)
-        }
-        None => "none: this process stands alone".into(),
-    });
-    line("MPI", match MpiCommunicator::initialize(Reduction::Ordered) {
-        Ok(mut comm) => {
-            let description = comm.description();
-            match comm.finalize() {
-                Ok(()) => description,
-                Err(error) => format!("{description}, but it does not end in order: {error}"),
+    line(
+        "CUDA",
+        match (versions.cuda_linked, versions.cuda) {
+            (true, Some(cuda)) => format!("{cuda}, linked into this binary"),
+            (true, None) => "linked into this binary, version unknown".into(),
+            (false, _) => {
+                "not linked: this libtorch is a CPU build, or the linker dropped libtorch_cuda".into()
             }
-        }
-        Err(error) => format!("does not start: {error}"),
-    });
+        },
+    );
+    line(
+        "streams",
+        if versions.cuda_headers {
+            "CUDA streams and events are compiled in".into()
+        } else {
+            "built without CUDA headers: no streams or events".into()
+        },
+    );
+    line(
+        "GPUs",
+        match devices {
+            0 => "none found; training runs on the CPU".into(),
+            count => format!("{count}"),
+        },
+    );
+    line("cores", format!("{} usable by this process", usable_cores()));
+    line(
+        "launcher",
+        match allreduce::discover() {
+            Some(launched) => {
+                format!("{}: rank {} of {}", launched.launcher, launched.rank, launched.world_size)
+            }
+            None => "none: this process stands alone".into(),
+        },
+    );
+    line(
+        "MPI",
+        match MpiCommunicator::initialize(Reduction::Ordered) {
+            Ok(mut comm) => {
+                let description = comm.description();
+                match comm.finalize() {
+                    Ok(()) => description,
+                    Err(error) => format!("{description}, but it does not end in order: {error}"),
+                }
+            }
+            Err(error) => format!("does not start: {error}"),
+        },
+    );
     text
 }

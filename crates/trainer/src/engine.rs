@@ -89,7 +89,8 @@ impl<'plan> Engine<'plan> {
             Determinism::World => Accumulation::Tree,
             Determinism::Run | Determinism::Off => Accumulation::InPlace,
         };
-        let options = ReducerOptions { overlap, scale: 1.0 / plan.batches.micro_batches() as f32, accumulation };
+        let options =
+            ReducerOptions { overlap, scale: 1.0 / plan.batches.micro_batches() as f32, accumulation };
         let reducer = Arc::new(Reducer::new(comm, region, segments, buckets, options));
         let hooks_count = Arc::new(AtomicBool::new(false));
         if host_exchange.is_none() {
@@ -102,7 +103,12 @@ impl<'plan> Engine<'plan> {
                 })?;
             }
         }
-        let normalize = plan.config.data.normalize.as_ref().ok_or(Error::Other("normalisation is not resolved".into()))?;
+        let normalize = plan
+            .config
+            .data
+            .normalize
+            .as_ref()
+            .ok_or(Error::Other("normalisation is not resolved".into()))?;
         Ok(Engine {
             optimizer: Optimizer::new(&plan.config.optimizer, &state)?,
             input: Input::new(normalize, compute.device)?,
@@ -197,7 +203,13 @@ impl<'plan> Engine<'plan> {
     }
 
     /// Loss of one micro batch; its batch statistics, loss and correct count are added to the exchange buffer.
-    fn forward(&mut self, images: &Tensor, labels: &Tensor, step: u64, micro_batch: usize) -> Result<Tensor, Error> {
+    fn forward(
+        &mut self,
+        images: &Tensor,
+        labels: &Tensor,
+        step: u64,
+        micro_batch: usize,
+    ) -> Result<Tensor, Error> {
         let config = &self.plan.config;
         let norm = if config.model.frozen_norm {
             Norm::Running(&self.state.running_views)

@@ -60,8 +60,7 @@ impl BatchCounts {
     const BYTES: usize = 40;
 
     fn to_bytes(self) -> [u8; Self::BYTES] {
-        let words =
-            [self.batch, self.samples, self.top1_correct, self.top5_correct, self.loss_sum.to_bits()];
+        let words = [self.batch, self.samples, self.top1_correct, self.top5_correct, self.loss_sum.to_bits()];
         let mut bytes = [0; Self::BYTES];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
             chunk.copy_from_slice(&word.to_le_bytes());
@@ -132,11 +131,8 @@ fn count_local_batches(
     let requests = batches.into_iter().map(|batch| {
         batch.samples.map(|sample| SampleKey { sample: sample as u32, epoch: 0, repetition: 0 }).collect()
     });
-    let options = PoolOptions {
-        workers,
-        batch_size: plan.micro_batch(),
-        prefetch: plan.config.data.prefetch,
-    };
+    let options =
+        PoolOptions { workers, batch_size: plan.micro_batch(), prefetch: plan.config.data.prefetch };
     let mut pool = Pool::start(Arc::clone(&plan.test), Transform::none(), Box::new(requests), options)?;
     let mut counts = Vec::with_capacity(indices.len());
     for batch in indices {

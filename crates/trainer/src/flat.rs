@@ -105,12 +105,18 @@ impl FlatLayout {
         self.segments
             .iter()
             .zip(&self.names)
-            .map(|(placed, name)| Segment { name: name.clone(), range: placed.offset..placed.offset + placed.len })
+            .map(|(placed, name)| Segment {
+                name: name.clone(),
+                range: placed.offset..placed.offset + placed.len,
+            })
             .collect()
     }
 
     /// Contiguous ranges whose parameters decay, and those whose parameters do not.
-    pub(crate) fn decay_ranges(&self, decays: impl Fn(Role) -> bool) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
+    pub(crate) fn decay_ranges(
+        &self,
+        decays: impl Fn(Role) -> bool,
+    ) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
         let (mut with, mut without): (Vec<Range<usize>>, Vec<Range<usize>>) = (Vec::new(), Vec::new());
         for (index, placed) in self.segments.iter().enumerate() {
             let end = self.segments.get(index + 1).map_or(self.parameters_len, |next| next.offset);
@@ -145,7 +151,11 @@ mod tests {
     #[test]
     fn segments_are_aligned_disjoint_and_hold_every_parameter_once() {
         let layout = layout();
-        assert_eq!(layout.segments.iter().map(|placed| placed.len).sum::<usize>(), 77_850, "wrn-facts §2, WRN-10-1");
+        assert_eq!(
+            layout.segments.iter().map(|placed| placed.len).sum::<usize>(),
+            77_850,
+            "wrn-facts §2, WRN-10-1"
+        );
         for pair in layout.segments.windows(2) {
             assert!(pair[0].offset + pair[0].len <= pair[1].offset);
             assert_eq!(pair[1].offset * 4 % 256, 0);

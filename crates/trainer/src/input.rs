@@ -26,7 +26,8 @@ impl Input {
     /// Images `[N, C, H, W]` in channels_last fp32, and labels `[N]`.
     pub(crate) fn load(&self, batch: &Batch) -> Result<(Tensor, Tensor), Error> {
         let shape = batch.shape().map(|side| side as i64);
-        let bytes = Tensor::f_from_data_size(batch.images(), &shape, Kind::Uint8)?.f_to_device(self.device)?;
+        let bytes =
+            Tensor::f_from_data_size(batch.images(), &shape, Kind::Uint8)?.f_to_device(self.device)?;
         let mut pixels = bytes.f_to_kind(Kind::Float)?;
         let _ = pixels.f_sub_(&self.mean)?;
         let _ = pixels.f_mul_(&self.reciprocal_std)?;

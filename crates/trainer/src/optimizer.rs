@@ -31,7 +31,10 @@ impl Optimizer {
         let (with, without) = state.layout.decay_ranges(decays);
         let gradients = state.gradients()?;
         let views = |tensor: &Tensor, ranges: &[Range<usize>]| -> Result<Vec<Tensor>, Error> {
-            ranges.iter().map(|range| Ok(tensor.f_narrow(0, range.start as i64, range.len() as i64)?)).collect()
+            ranges
+                .iter()
+                .map(|range| Ok(tensor.f_narrow(0, range.start as i64, range.len() as i64)?))
+                .collect()
         };
         let mut groups = Vec::new();
         for (ranges, weight_decay) in [(with, config.weight_decay), (without, 0.0)] {

@@ -29,38 +29,53 @@ pub fn describe_plan(config: &Path, overrides: &[String], ranks: usize) -> Resul
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<22}{value}");
     };
-    line("network", format!(
-        "{}, {} parameters, {:.1} million multiply-adds an image",
-        plan.architecture,
-        plan.network.parameter_count(),
-        plan.network.macs() as f64 / 1e6
-    ));
-    line("data", format!(
-        "{}: {} training and {} test images of {}x{}x{}, {} classes",
-        plan.config.data.kind,
-        plan.train.len(),
-        plan.test.len(),
-        plan.train.image().height,
-        plan.train.image().width,
-        plan.train.image().channels,
-        plan.network.classes()
-    ));
-    line("global batch", format!(
-        "{} images = {} micro batches of {}, {} on each of {ranks} rank(s)",
-        plan.config.train.global_batch,
-        plan.batches.micro_batches(),
-        plan.micro_batch(),
-        plan.batches.local_micro_batches().len()
-    ));
+    line(
+        "network",
+        format!(
+            "{}, {} parameters, {:.1} million multiply-adds an image",
+            plan.architecture,
+            plan.network.parameter_count(),
+            plan.network.macs() as f64 / 1e6
+        ),
+    );
+    line(
+        "data",
+        format!(
+            "{}: {} training and {} test images of {}x{}x{}, {} classes",
+            plan.config.data.kind,
+            plan.train.len(),
+            plan.test.len(),
+            plan.train.image().height,
+            plan.train.image().width,
+            plan.train.image().channels,
+            plan.network.classes()
+        ),
+    );
+    line(
+        "global batch",
+        format!(
+            "{} images = {} micro batches of {}, {} on each of {ranks} rank(s)",
+            plan.config.train.global_batch,
+            plan.batches.micro_batches(),
+            plan.micro_batch(),
+            plan.batches.local_micro_batches().len()
+        ),
+    );
     let left_out = plan.train.len() as u64 - plan.steps_per_epoch * plan.config.train.global_batch as u64;
-    line("steps", format!(
-        "{} an epoch ({left_out} images of each epoch's order are left out), {} in all",
-        plan.steps_per_epoch,
-        plan.total_steps()
-    ));
+    line(
+        "steps",
+        format!(
+            "{} an epoch ({left_out} images of each epoch's order are left out), {} in all",
+            plan.steps_per_epoch,
+            plan.total_steps()
+        ),
+    );
     line("weights and momentum", format!("{:.2} MiB a rank", mib(2 * parameters)));
     line("gradients", format!("{:.2} MiB a rank, exchanged every step", mib(layout.exchange_len())));
-    line("checkpoint", format!("about {:.2} MiB, {} kept", mib(2 * parameters), plan.config.checkpoint.keep_last));
+    line(
+        "checkpoint",
+        format!("about {:.2} MiB, {} kept", mib(2 * parameters), plan.config.checkpoint.keep_last),
+    );
     let sizes: Vec<String> = buckets.iter().map(|bucket| format!("{:.2}", mib(bucket.range.len()))).collect();
     line("buckets", format!("{}: {} MiB", buckets.len(), sizes.join(", ")));
     line("learning rate", "first step of each epoch, where it changes".into());

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use data_sharding::{Adapt, BatchLayout, Order, PaddingMode, Sampler, Source, SourceKind, Split, Transform};
 use model::{Architecture, Network, Options};
 
-use crate::config::{AutoOr, Config, ConfigError, CropPadding, Determinism, LoadedConfig, Reduce, SampleOrder};
+use crate::config::{
+    AutoOr, Config, ConfigError, CropPadding, Determinism, LoadedConfig, Reduce, SampleOrder,
+};
 use crate::error::Error;
 use crate::schedule::Schedule;
 
@@ -58,7 +60,10 @@ impl Plan {
         let image = train.image();
         if image.height != image.width {
             return Err(loaded
-                .error("data.pad_to", format!("images are {}x{}; networks here take square ones", image.height, image.width))
+                .error(
+                    "data.pad_to",
+                    format!("images are {}x{}; networks here take square ones", image.height, image.width),
+                )
                 .into());
         }
         config.train.micro_batch = Some(parts.batches.micro_batch());
@@ -70,7 +75,10 @@ impl Plan {
         });
         if normalize.mean.len() != channels || normalize.std.len() != channels {
             return Err(loaded
-                .error("data.normalize", format!("expected {channels} means and {channels} standard deviations"))
+                .error(
+                    "data.normalize",
+                    format!("expected {channels} means and {channels} standard deviations"),
+                )
                 .into());
         }
         if normalize.std.iter().any(|std| !(std.is_finite() && *std > 0.0)) {
@@ -78,7 +86,13 @@ impl Plan {
         }
         if config.data.crop_padding >= image.height {
             return Err(loaded
-                .error("data.crop_padding", format!("{} is not less than the image's {} pixels", config.data.crop_padding, image.height))
+                .error(
+                    "data.crop_padding",
+                    format!(
+                        "{} is not less than the image's {} pixels",
+                        config.data.crop_padding, image.height
+                    ),
+                )
                 .into());
         }
 
@@ -87,7 +101,11 @@ impl Plan {
             return Err(loaded
                 .error(
                     "train.global_batch",
-                    format!("{} is more than the {} training samples", config.train.global_batch, train.len()),
+                    format!(
+                        "{} is more than the {} training samples",
+                        config.train.global_batch,
+                        train.len()
+                    ),
                 )
                 .into());
         }
@@ -150,7 +168,10 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     let config = &loaded.config;
     let error = |key: &str, message: String| loaded.error(key, message);
     let share = |key: &str, value: f64| {
-        (0.0..1.0).contains(&value).then_some(()).ok_or_else(|| error(key, format!("{value} is outside 0 to 1 (1 excluded)")))
+        (0.0..1.0)
+            .contains(&value)
+            .then_some(())
+            .ok_or_else(|| error(key, format!("{value} is outside 0 to 1 (1 excluded)")))
     };
     let architecture: Architecture =
         config.model.arch.parse().map_err(|e: model::ModelError| error("model.arch", e.to_string()))?;
@@ -160,7 +181,10 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     share("optimizer.momentum", config.optimizer.momentum)?;
     share("optimizer.dampening", config.optimizer.dampening)?;
     if !(config.model.norm_momentum > 0.0 && config.model.norm_momentum <= 1.0) {
-        return Err(error("model.norm_momentum", format!("{} is outside 0 to 1 (0 excluded)", config.model.norm_momentum)));
+        return Err(error(
+            "model.norm_momentum",
+            format!("{} is outside 0 to 1 (0 excluded)", config.model.norm_momentum),
+        ));
     }
     if config.model.classes == Some(0) {
         return Err(error("model.classes", "expected 1 or more".into()));
@@ -193,7 +217,10 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         .map_err(|e| error("train.global_batch", e.to_string()))?;
     if config.train.determinism == Determinism::World {
         if config.comm.reduce != Reduce::Ordered {
-            return Err(error("comm.reduce", "train.determinism: world needs the order of sums fixed; expected ordered".into()));
+            return Err(error(
+                "comm.reduce",
+                "train.determinism: world needs the order of sums fixed; expected ordered".into(),
+            ));
         }
         if config.train.threads == AutoOr::Auto {
             return Err(error(
@@ -205,7 +232,9 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         if !local.is_power_of_two() {
             return Err(error(
                 "train.determinism",
-                format!("world needs a power of two of micro batches a rank, not {local}; change micro_batch or the number of ranks"),
+                format!(
+                    "world needs a power of two of micro batches a rank, not {local}; change micro_batch or the number of ranks"
+                ),
             ));
         }
     }

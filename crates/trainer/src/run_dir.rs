@@ -66,8 +66,14 @@ impl RunDir {
             parameters: plan.network.parameter_count(),
             steps_per_epoch: plan.steps_per_epoch,
             meaning_hash: plan.meaning_hash(),
-            train_data: DataRecord { samples: plan.train.len(), fingerprint: plan.train.fingerprint().to_owned() },
-            test_data: DataRecord { samples: plan.test.len(), fingerprint: plan.test.fingerprint().to_owned() },
+            train_data: DataRecord {
+                samples: plan.train.len(),
+                fingerprint: plan.train.fingerprint().to_owned(),
+            },
+            test_data: DataRecord {
+                samples: plan.test.len(),
+                fingerprint: plan.test.fingerprint().to_owned(),
+            },
             layout_hash: crate::checkpoint::checksum(layout.description().as_bytes()),
         };
         let json = serde_json::to_vec_pretty(&record).map_err(|error| Error::Other(error.to_string()))?;

@@ -55,10 +55,16 @@ impl Schedule {
             return Err(error("rate", format!("{} is not a learning rate; expected 0 or more", config.rate)));
         }
         if !(config.warmup_epochs.is_finite() && (0.0..=f64::from(epochs)).contains(&config.warmup_epochs)) {
-            return Err(error("warmup_epochs", format!("{} is outside 0 to train.epochs ({epochs})", config.warmup_epochs)));
+            return Err(error(
+                "warmup_epochs",
+                format!("{} is outside 0 to train.epochs ({epochs})", config.warmup_epochs),
+            ));
         }
         if !(config.warmup_from.is_finite() && config.warmup_from >= 0.0) {
-            return Err(error("warmup_from", format!("{} is not a learning rate; expected 0 or more", config.warmup_from)));
+            return Err(error(
+                "warmup_from",
+                format!("{} is not a learning rate; expected 0 or more", config.warmup_from),
+            ));
         }
         if config.kind == ScheduleKind::OneCycle && config.warmup_epochs > 0.0 {
             return Err(error("warmup_epochs", "one-cycle rises by itself until peak_at; expected 0".into()));
@@ -74,17 +80,23 @@ impl Schedule {
         let curve = match config.kind {
             ScheduleKind::Constant => Curve::Constant,
             ScheduleKind::Step => {
-                let milestones = config
-                    .milestones
-                    .clone()
-                    .ok_or_else(|| error("milestones", "kind step needs a list of epochs, such as [60, 120, 160]".into()))?;
+                let milestones = config.milestones.clone().ok_or_else(|| {
+                    error("milestones", "kind step needs a list of epochs, such as [60, 120, 160]".into())
+                })?;
                 if milestones.first() == Some(&0) || milestones.windows(2).any(|pair| pair[0] >= pair[1]) {
-                    return Err(error("milestones", format!("{milestones:?}: expected ascending epochs, counted from 1")));
+                    return Err(error(
+                        "milestones",
+                        format!("{milestones:?}: expected ascending epochs, counted from 1"),
+                    ));
                 }
-                let factor = config.factor.ok_or_else(|| error("factor", "kind step needs a factor, such as 0.2".into()))?;
+                let factor = config
+                    .factor
+                    .ok_or_else(|| error("factor", "kind step needs a factor, such as 0.2".into()))?;
                 Curve::Step { milestones, factor: above_zero("factor", Some(factor), 0.0)? }
             }
-            ScheduleKind::Cosine => Curve::Cosine { final_rate: not_negative("final_rate", config.final_rate, 0.0)? },
+            ScheduleKind::Cosine => {
+                Curve::Cosine { final_rate: not_negative("final_rate", config.final_rate, 0.0)? }
+            }
             ScheduleKind::Polynomial => Curve::Polynomial {
                 power: above_zero("power", config.power, 2.0)?,
                 final_rate: not_negative("final_rate", config.final_rate, 0.0)?,
@@ -220,7 +232,10 @@ mod tests {
     #[test]
     fn curves_pass_through_their_fixed_points() {
         let cases: &[(&str, &[(u64, f64)])] = &[
-            ("{kind: constant, rate: 0.4, warmup_epochs: 2, warmup_from: 0.1}", &[(0, 0.1), (10, 0.25), (20, 0.4), (99, 0.4)]),
+            (
+                "{kind: constant, rate: 0.4, warmup_epochs: 2, warmup_from: 0.1}",
+                &[(0, 0.1), (10, 0.25), (20, 0.4), (99, 0.4)],
+            ),
             ("{kind: cosine, rate: 1.0, final_rate: 0.2}", &[(0, 1.0), (99, 0.2)]),
             ("{kind: cosine, rate: 1.0, warmup_epochs: 1}", &[(5, 0.5), (10, 1.0), (99, 0.0)]),
             ("{kind: polynomial, rate: 1.0, power: 2}", &[(0, 1.0), (99, 0.0)]),
@@ -229,7 +244,11 @@ mod tests {
         for (text, points) in cases {
             let schedule = schedule(10, 10, text);
             for (step, rate) in *points {
-                assert!((schedule.rate(*step) - rate).abs() < 1e-9, "{text} at {step}: {}", schedule.rate(*step));
+                assert!(
+                    (schedule.rate(*step) - rate).abs() < 1e-9,
+                    "{text} at {step}: {}",
+                    schedule.rate(*step)
+                );
             }
         }
     }

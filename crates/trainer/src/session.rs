@@ -9,7 +9,7 @@ use allreduce::{CommError, CommThread, Communicator, MpiCommunicator, Reduction,
 
 use crate::config::Reduce;
 use crate::delayed::Delayed;
-use crate::error::{EXIT_FAILURE, Error};
+use crate::error::{EXIT_FAILURE, EXIT_USAGE, Error};
 
 /// This rank's connection to the others.
 pub(crate) struct Session {
@@ -50,9 +50,13 @@ impl Session {
         self.comm.agree(local.map_err(Into::into)).map_err(Error::Agreed)
     }
 
-    /// Collective: an error that names the first rank whose `value` differs from rank 0's.
+    /// Collective: an error that names the first rank whose `value` differs from rank 0's. What must be equal was given by the user, so it is an
+    /// error of usage.
     pub(crate) fn agree_equal(&self, what: &str, value: &str) -> Result<(), Error> {
-        self.comm.agree_equal(what, value).map_err(Error::Agreed)
+        self.comm.agree_equal(what, value).map_err(|mut agreed| {
+            agreed.failure.exit_code = EXIT_USAGE;
+            Error::Agreed(agreed)
+        })
     }
 
     /// Collective: rank 0's bytes on every rank.
@@ -83,7 +87,8 @@ pub(crate) fn with_delayed_session<T>(
     delay: Duration,
     body: impl FnOnce(&Session) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let session = Session::start(reduce, delay).map_err(Error::from).inspect_err(|error| print_error(None, error))?;
+    let session =
+        Session::start(reduce, delay).map_err(Error::from).inspect_err(|error| print_error(None, error))?;
     let topology = session.topology().clone();
     let speaker = (topology.world_size > 1).then_some(&topology);
     if topology.world_size > 1 {

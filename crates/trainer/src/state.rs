@@ -42,7 +42,8 @@ impl State {
         by_parameter.sort_by_key(|placed| placed.parameter);
         for placed in by_parameter {
             let shape = &network.parameters()[placed.parameter].shape;
-            let values = Tensor::f_from_slice(&network.initial(placed.parameter, seed))?.f_reshape(shape.as_slice())?;
+            let values = Tensor::f_from_slice(&network.initial(placed.parameter, seed))?
+                .f_reshape(shape.as_slice())?;
             flat::view(&flat_parameters, placed.offset as i64, shape)?.f_copy_(&values)?;
             let leaf = flat::leaf(&flat_parameters, placed.offset as i64, shape)?;
             flat::bind_gradient(&leaf, &exchange, placed.offset as i64)?;

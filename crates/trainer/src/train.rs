@@ -20,7 +20,8 @@ use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::{Session, with_session};
 use crate::telemetry::{
-    EpochRecord, Exporter, MetricsFile, Progress, StepRecord, draw_curves, export_epoch, export_step, read_epochs,
+    EpochRecord, Exporter, MetricsFile, Progress, StepRecord, draw_curves, export_epoch, export_step,
+    read_epochs,
 };
 use crate::transfer::{self, Part};
 
@@ -136,7 +137,8 @@ pub(crate) fn decoder_threads(plan: &Plan, session: &Session) -> usize {
 
 /// This rank's micro batches of all steps from `first_step` on.
 pub(crate) fn training_pool(plan: &Plan, first_step: u64, workers: usize) -> Result<Pool, Error> {
-    let (sampler, batches, steps_per_epoch) = (plan.sampler.clone(), plan.batches.clone(), plan.steps_per_epoch);
+    let (sampler, batches, steps_per_epoch) =
+        (plan.sampler.clone(), plan.batches.clone(), plan.steps_per_epoch);
     let mut order: Option<(u64, Arc<[u32]>)> = None;
     let requests = (first_step..plan.total_steps()).flat_map(move |step| {
         let (epoch, within) = (step / steps_per_epoch, (step % steps_per_epoch) as usize);
@@ -222,11 +224,13 @@ impl<'a> Run<'a> {
         let engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
         session.agree_equal("the layout of parameters", &engine.state.layout.description())?;
         let fresh = fresh_position(plan);
-        let position = if session.is_leader() { resume(plan, &engine, &dir, options, fresh.clone()) } else { Ok(fresh) };
+        let position =
+            if session.is_leader() { resume(plan, &engine, &dir, options, fresh.clone()) } else { Ok(fresh) };
         let position = session.agree(position)?;
         let json = serde_json::to_vec(&position).map_err(|error| Error::Other(error.to_string()))?;
         let json = session.from_leader(json)?;
-        let position: RunState = serde_json::from_slice(&json).map_err(|error| Error::Other(error.to_string()))?;
+        let position: RunState =
+            serde_json::from_slice(&json).map_err(|error| Error::Other(error.to_string()))?;
         broadcast_state(session, &engine)?;
 
         let metrics = if session.is_leader() {
@@ -336,7 +340,9 @@ impl<'a> Run<'a> {
     fn step(&mut self, pool: &mut Pool) -> Result<StepOutcome, Error> {
         let step = self.position.step;
         let learning_rate = self.plan.schedule.rate(step);
-        if self.plan.config.optimizer.reset_momentum_at_milestones && self.plan.schedule.milestone_begins(step) {
+        if self.plan.config.optimizer.reset_momentum_at_milestones
+            && self.plan.schedule.milestone_begins(step)
+        {
             Optimizer::reset_momentum(&mut self.engine.state)?;
         }
         let stop_requested = self.stop_signal.load(Ordering::Relaxed);
@@ -514,10 +520,16 @@ fn resume(
         }
     }
     if !differences.is_empty() {
-        return Err(foreign(format!("{}; name another --out to start a run of its own", differences.join("; "))));
+        return Err(foreign(format!(
+            "{}; name another --out to start a run of its own",
+            differences.join("; ")
+        )));
     }
     if saved.state.data != fresh.data {
-        return Err(foreign(format!("its training data had fingerprint {}, this has {}", saved.state.data, fresh.data)));
+        return Err(foreign(format!(
+            "its training data had fingerprint {}, this has {}",
+            saved.state.data, fresh.data
+        )));
     }
     transfer::import(&plan.network, &engine.state, Part::Weights, &saved.weights, &path)?;
     transfer::import(&plan.network, &engine.state, Part::Optimizer, &saved.optimizer, &path)?;

@@ -43,7 +43,8 @@ pub(crate) fn import(
     origin: &Path,
 ) -> Result<(), Error> {
     let places = tensors(network, state, part)?;
-    let mut by_name: HashMap<&str, &NamedTensor> = saved.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let mut by_name: HashMap<&str, &NamedTensor> =
+        saved.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let mut pairs = Vec::with_capacity(places.len());
     let mut misfits = Vec::new();
     for (name, place) in places {
@@ -56,14 +57,17 @@ pub(crate) fn import(
             Some(tensor) => pairs.push((place, tensor)),
         }
     }
-    let mut unknown: Vec<_> = by_name.keys().map(|name| format!("{name} is not part of the network")).collect();
+    let mut unknown: Vec<_> =
+        by_name.keys().map(|name| format!("{name} is not part of the network")).collect();
     unknown.sort_unstable();
     misfits.extend(unknown);
     if !misfits.is_empty() {
         let shown = misfits.iter().take(8).cloned().collect::<Vec<_>>().join("; ");
         let more = misfits.len().saturating_sub(8);
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        return Err(CheckpointError::Foreign { path: origin.to_owned(), reason: format!("{shown}{more}") }.into());
+        return Err(
+            CheckpointError::Foreign { path: origin.to_owned(), reason: format!("{shown}{more}") }.into()
+        );
     }
     let _no_grad = tch::no_grad_guard();
     for (mut place, tensor) in pairs {

@@ -110,19 +110,22 @@ fn key_of(path: &str, message: &str) -> String {
 }
 
 fn apply_override(root: &mut Value, argument: &str) -> Result<Override, ConfigError> {
-    let error = |message: &str| ConfigError::Override { argument: argument.to_owned(), message: message.to_owned() };
+    let error =
+        |message: &str| ConfigError::Override { argument: argument.to_owned(), message: message.to_owned() };
     let (key, text) = argument.split_once('=').ok_or_else(|| error("expected the form key=value"))?;
     if key.split('.').any(str::is_empty) {
         return Err(error("expected a dotted key such as train.epochs before the `=`"));
     }
-    let value: Value = serde_yaml::from_str(text).map_err(|e| error(&format!("the value is not YAML: {e}")))?;
+    let value: Value =
+        serde_yaml::from_str(text).map_err(|e| error(&format!("the value is not YAML: {e}")))?;
     let mut node = root;
     for part in key.split('.') {
         if node.is_null() {
             *node = Value::Mapping(Mapping::new());
         }
-        let mapping =
-            node.as_mapping_mut().ok_or_else(|| error(&format!("`{part}` lies inside a key that is not a section")))?;
+        let mapping = node
+            .as_mapping_mut()
+            .ok_or_else(|| error(&format!("`{part}` lies inside a key that is not a section")))?;
         node = mapping.entry(Value::String(part.to_owned())).or_insert(Value::Null);
     }
     *node = value;
@@ -140,8 +143,12 @@ impl Origins<'_> {
         let inside = |outer: &str, inner: &str| {
             inner == outer || inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'))
         };
-        let from_override =
-            self.overrides.iter().rev().find(|o| inside(&o.key, key)).map(|o| format!("--set {}", o.argument));
+        let from_override = self
+            .overrides
+            .iter()
+            .rev()
+            .find(|o| inside(&o.key, key))
+            .map(|o| format!("--set {}", o.argument));
         let origin = from_override.unwrap_or_else(|| match locate::line_of(self.text, key) {
             Some(line) => format!("{}:{line}", self.path.display()),
             None => self.path.display().to_string(),
@@ -174,8 +181,17 @@ impl Config {
     /// experiment. Paths, reporting, thread pools and the shape of the exchange are left out.
     #[must_use]
     pub fn meaning(&self) -> Vec<(String, String)> {
-        const NOT_MEANING: &[&str] =
-            &["data.path", "data.workers", "data.prefetch", "checkpoint", "telemetry", "comm.overlap", "comm.first_bucket_kib", "comm.bucket_kib", "train.evaluate_every_epochs"];
+        const NOT_MEANING: &[&str] = &[
+            "data.path",
+            "data.workers",
+            "data.prefetch",
+            "checkpoint",
+            "telemetry",
+            "comm.overlap",
+            "comm.first_bucket_kib",
+            "comm.bucket_kib",
+            "train.evaluate_every_epochs",
+        ];
         let value = serde_yaml::to_value(self).unwrap_or(Value::Null);
         let mut flat = Vec::new();
         flatten("", &value, &mut flat);

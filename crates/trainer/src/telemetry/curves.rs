@@ -36,7 +36,11 @@ const PANELS: [Panel; 2] = [
         title: "top-1 error, %",
         curves: [
             Curve { label: "train", color: TRAIN, value: |epoch| Some(100.0 * epoch.train_top1_error) },
-            Curve { label: "test", color: TEST, value: |epoch| epoch.test_top1_error.map(|error| 100.0 * error) },
+            Curve {
+                label: "test",
+                color: TEST,
+                value: |epoch| epoch.test_top1_error.map(|error| 100.0 * error),
+            },
         ],
     },
 ];
@@ -44,7 +48,8 @@ const PANELS: [Panel; 2] = [
 /// Draws the epochs so far; does nothing while there is none.
 pub(crate) fn draw(path: &Path, title: &str, epochs: &[EpochRecord]) -> Result<(), Error> {
     let Some(last) = epochs.last() else { return Ok(()) };
-    let failed = |error: &dyn std::fmt::Display| Error::Other(format!("cannot draw {}: {error}", path.display()));
+    let failed =
+        |error: &dyn std::fmt::Display| Error::Other(format!("cannot draw {}: {error}", path.display()));
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();

@@ -17,7 +17,9 @@ pub(crate) struct Exporter;
 impl Exporter {
     /// Each rank of a host takes a port of its own: the configured one plus its local rank.
     pub(crate) fn start(address: SocketAddr, local_rank: usize, rank: usize) -> Result<SocketAddr, Error> {
-        let failed = |reason: String| Error::Other(format!("telemetry.prometheus: cannot serve metrics at {address}: {reason}"));
+        let failed = |reason: String| {
+            Error::Other(format!("telemetry.prometheus: cannot serve metrics at {address}: {reason}"))
+        };
         let port = u16::try_from(usize::from(address.port()) + local_rank)
             .map_err(|_| failed(format!("no port is left for local rank {local_rank}")))?;
         let address = SocketAddr::new(address.ip(), port);

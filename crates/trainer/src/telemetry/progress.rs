@@ -28,10 +28,12 @@ impl Progress {
         let display = if !speaks {
             Display::Silent
         } else if std::io::stderr().is_terminal() {
-            Display::Bar(ProgressBar::new(steps_per_epoch).with_style(
-                ProgressStyle::with_template("{prefix} {bar:32} {pos}/{len} {msg} {eta}")
-                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
-            ))
+            Display::Bar(
+                ProgressBar::new(steps_per_epoch).with_style(
+                    ProgressStyle::with_template("{prefix} {bar:32} {pos}/{len} {msg} {eta}")
+                        .unwrap_or_else(|_| ProgressStyle::default_bar()),
+                ),
+            )
         } else {
             Display::Lines { last: Instant::now() }
         };

@@ -145,7 +145,8 @@ impl MetricsFile {
                 replace_file(path, kept.as_bytes())?;
             }
         }
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::file("open", path))?;
+        let file =
+            OpenOptions::new().create(true).append(true).open(path).map_err(Error::file("open", path))?;
         Ok(MetricsFile { path: path.to_owned(), file: BufWriter::new(file) })
     }
 
@@ -161,7 +162,9 @@ impl MetricsFile {
 
     fn write(&mut self, record: &Record) -> Result<(), Error> {
         let line = serde_json::to_string(record).map_err(|error| Error::Other(error.to_string()))?;
-        writeln!(self.file, "{line}").and_then(|()| self.file.flush()).map_err(Error::file("write", &self.path))
+        writeln!(self.file, "{line}")
+            .and_then(|()| self.file.flush())
+            .map_err(Error::file("write", &self.path))
     }
 }
 
@@ -190,7 +193,13 @@ mod tests {
             learning_rate: 0.1,
             images_per_second: 1.0,
             seconds: Phases::default().into(),
-            exchange: ExchangeRecord { buckets: 1, bytes: 4, first_started: 0.0, last_finished: 0.0, busy: 0.0 },
+            exchange: ExchangeRecord {
+                buckets: 1,
+                bytes: 4,
+                first_started: 0.0,
+                last_finished: 0.0,
+                busy: 0.0,
+            },
         }
     }
 
@@ -227,7 +236,10 @@ mod tests {
         drop(MetricsFile::open(&path, 1, 3).unwrap());
         let text = fs::read_to_string(&path).unwrap();
         let kinds: Vec<_> = text.lines().map(|line| serde_json::from_str::<Record>(line).unwrap()).collect();
-        assert_eq!(kinds, [Record::Step(step(1)), Record::Step(step(2)), Record::Epoch(epoch(1)), Record::Step(step(3))]);
+        assert_eq!(
+            kinds,
+            [Record::Step(step(1)), Record::Step(step(2)), Record::Epoch(epoch(1)), Record::Step(step(3))]
+        );
         assert_eq!(read_epochs(&path).unwrap(), [epoch(1)]);
     }
 }

@@ -14,8 +14,11 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> i32 {
-    let result =
-        trainer::evaluate_checkpoint(&arguments.config.config, &arguments.config.overrides, &arguments.checkpoint);
+    let result = trainer::evaluate_checkpoint(
+        &arguments.config.config,
+        &arguments.config.overrides,
+        &arguments.checkpoint,
+    );
     match result {
         Ok(None) => 0,
         Ok(Some(evaluation)) => {

@@ -43,10 +43,9 @@ enum Format {
 pub(crate) fn run(arguments: &Arguments) -> i32 {
     let Command::Show(show) = &arguments.command;
     let options = Options { classes: show.classes, image_size: show.image, ..Options::default() };
-    let network = show
-        .arch
-        .parse::<Architecture>()
-        .and_then(|architecture| Network::new(&architecture, &options).map(|network| (architecture, network)));
+    let network = show.arch.parse::<Architecture>().and_then(|architecture| {
+        Network::new(&architecture, &options).map(|network| (architecture, network))
+    });
     match network {
         Ok((architecture, network)) => {
             print!("{}", describe(&architecture, &network, show.format));
@@ -88,7 +87,11 @@ fn describe(architecture: &Architecture, network: &Network, format: Format) -> S
         }
         Format::Table => {
             let mut text = format!("{architecture}, {} classes\n", network.classes());
-            let _ = writeln!(text, "{:<10}{:>8}  {:<32}{:>14}{:>16}", "group", "output", "content", "parameters", "multiply-adds");
+            let _ = writeln!(
+                text,
+                "{:<10}{:>8}  {:<32}{:>14}{:>16}",
+                "group", "output", "content", "parameters", "multiply-adds"
+            );
             for stage in network.stages() {
                 let side = format!("{0}x{0}", stage.output);
                 let _ = writeln!(
@@ -98,7 +101,13 @@ fn describe(architecture: &Architecture, network: &Network, format: Format) -> S
                 );
             }
             let total = format!("{} convolutions", network.convolutions());
-            let _ = writeln!(text, "{:<20}{total:<32}{:>14}{:>16}", "", network.parameter_count(), network.macs());
+            let _ = writeln!(
+                text,
+                "{:<20}{total:<32}{:>14}{:>16}",
+                "",
+                network.parameter_count(),
+                network.macs()
+            );
             text
         }
     }

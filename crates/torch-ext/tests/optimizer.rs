@@ -1,0 +1,140 @@
+//! Fused SGD against the formulas of `torch.optim.SGD`, written out with plain operations.
+
+#![allow(clippy::unwrap_used)] // All of it is test code.
+
+mod common;
+
+use common::{relative_error, values, waves};
+use tch::{Device, Kind, Tensor};
+use torch_ext::optimizer::{Sgd, fused_sgd};
+
+const PLAIN: Sgd =
+    Sgd { learning_rate: 0.1, momentum: 0.0, dampening: 0.0, weight_decay: 0.0, nesterov: false };
+
+/// One parameter in fp64, updated as PyTorch's documentation says.
+struct Reference {
+    parameter: Tensor,
+    momentum: Option<Tensor>,
+}
+
+impl Reference {
+    fn step(&mut self, gradient: &Tensor, sgd: &Sgd) {
+        let gradient = gradient.to_kind(Kind::Double) + &self.parameter * sgd.weight_decay;
+        let update = if sgd.momentum == 0.0 {
+            gradient
+        } else {
+            let momentum = match &self.momentum {
+                None => gradient.copy(),
+                Some(old) => old * sgd.momentum + &gradient * (1.0 - sgd.dampening),
+            };
+            let update = if sgd.nesterov { gradient + &momentum * sgd.momentum } else { momentum.copy() };
+            self.momentum = Some(momentum);
+            update
+        };
+        self.parameter = &self.parameter - update * sgd.learning_rate;
+    }
+}
+
+#[test]
+fn several_steps_equal_the_formulas() {
+    for (name, sgd) in [
+        ("plain", PLAIN),
+        ("decay", Sgd { weight_decay: 0.05, ..PLAIN }),
+        ("momentum", Sgd { momentum: 0.9, ..PLAIN }),
+        ("momentum and decay", Sgd { momentum: 0.9, weight_decay: 5e-4, ..PLAIN }),
+        ("dampening", Sgd { momentum: 0.9, dampening: 0.3, weight_decay: 0.01, ..PLAIN }),
+        ("nesterov", Sgd { momentum: 0.9, nesterov: true, ..PLAIN }),
+        ("nesterov and decay", Sgd { momentum: 0.9, weight_decay: 5e-4, nesterov: true, ..PLAIN }),
+    ] {
+        // Lengths around the width of a vector register, and one that several threads share.
+        let lengths = [1, 15, 64, 1003, 100_000];
+        let parameters: Vec<_> = lengths.iter().map(|&len| waves(&[len], 1.0)).collect();
+        // Whatever the buffers hold is overwritten in the first step.
+        let momentum: Vec<_> =
+            lengths.iter().map(|&len| Tensor::full([len], 1e6, (Kind::Float, Device::Cpu))).collect();
+        let mut references: Vec<_> = parameters
+            .iter()
+            .map(|parameter| Reference { parameter: parameter.to_kind(Kind::Double), momentum: None })
+            .collect();
+        for step in 0..5 {
+            let gradients: Vec<_> = lengths.iter().map(|&len| waves(&[len], 2.0 + f64::from(step))).collect();
+            // The rate follows a schedule.
+            let sgd = Sgd { learning_rate: sgd.learning_rate / f64::from(step + 1), ..sgd };
+            fused_sgd(&refs(&parameters), &refs(&gradients), &refs(&momentum), &sgd, step == 0).unwrap();
+            for (reference, gradient) in references.iter_mut().zip(&gradients) {
+                reference.step(gradient, &sgd);
+            }
+        }
+        for (index, reference) in references.iter().enumerate() {
+            let error = relative_error(&parameters[index], &reference.parameter);
+            assert!(error < 1e-6, "{name}, {} elements: parameters off by {error}", lengths[index]);
+            if let Some(expected) = &reference.momentum {
+                let error = relative_error(&momentum[index], expected);
+                assert!(error < 1e-6, "{name}, {} elements: momentum off by {error}", lengths[index]);
+            }
+        }
+    }
+}
+
+fn refs(tensors: &[Tensor]) -> Vec<&Tensor> {
+    tensors.iter().collect()
+}
+
+#[test]
+fn a_range_of_a_flat_buffer_is_updated_and_its_neighbours_are_not() {
+    let (parameters, gradients) = (waves(&[100], 0.0), waves(&[100], 1.0));
+    let momentum = Tensor::zeros([100], (Kind::Float, Device::Cpu));
+    let before = parameters.copy();
+    let range = |flat: &Tensor| flat.narrow(0, 37, 21);
+    fused_sgd(&[&range(&parameters)], &[&range(&gradients)], &[&range(&momentum)], &PLAIN, true).unwrap();
+    for (start, len) in [(0, 37), (58, 42)] {
+        assert!(parameters.narrow(0, start, len).equal(&before.narrow(0, start, len)));
+    }
+    let expected = range(&before) - range(&gradients) * 0.1;
+    assert!(relative_error(&range(&parameters), &expected) < 1e-6);
+}
+
+#[test]
+fn one_call_over_the_whole_equals_calls_over_its_ranges() {
+    let sgd = Sgd { momentum: 0.9, weight_decay: 5e-4, nesterov: true, ..PLAIN };
+    let run = |ranges: &[(i64, i64)]| {
+        let parameters = waves(&[1000], 0.0);
+        let momentum = Tensor::zeros([1000], (Kind::Float, Device::Cpu));
+        for step in 0..3 {
+            let gradients = waves(&[1000], f64::from(step));
+            let cut = |flat: &Tensor| {
+                ranges.iter().map(|&(start, len)| flat.narrow(0, start, len)).collect::<Vec<_>>()
+            };
+            fused_sgd(
+                &refs(&cut(&parameters)),
+                &refs(&cut(&gradients)),
+                &refs(&cut(&momentum)),
+                &sgd,
+                step == 0,
+            )
+            .unwrap();
+        }
+        values(&parameters)
+    };
+    assert_eq!(run(&[(0, 1000)]), run(&[(0, 7), (7, 500), (507, 493)]), "bit for bit");
+}
+
+#[test]
+fn a_leaf_stays_a_leaf() {
+    let leaf = waves(&[8], 0.0).set_requires_grad(true);
+    leaf.square().sum(Kind::Float).backward();
+    let before = values(&leaf);
+    fused_sgd(&[&leaf], &[&leaf.grad()], &[&leaf.zeros_like()], &PLAIN, true).unwrap();
+    assert!(leaf.is_leaf() && leaf.requires_grad());
+    assert_ne!(values(&leaf), before);
+}
+
+#[test]
+fn lists_of_different_length_are_refused() {
+    let tensor = waves(&[8], 0.0);
+    let one = [&tensor];
+    for (gradients, momentum) in [(&[][..], &one[..]), (&one, &[]), (&[], &[])] {
+        let message = fused_sgd(&one, gradients, momentum, &PLAIN, true).unwrap_err().to_string();
+        assert!(message.contains("do not match"), "{message}");
+    }
+}

@@ -1,0 +1,154 @@
+//! Starts programs with a time limit, and says loudly what could not be run.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// No command of the quick suite takes longer on two cores.
+const TIME_LIMIT: Duration = Duration::from_secs(300);
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit code; `None` when it was killed by a signal.
+    pub code: Option<i32>,
+    /// Everything it wrote to standard output.
+    pub stdout: String,
+    /// Everything it wrote to standard error.
+    pub stderr: String,
+    /// Wall time.
+    pub duration: Duration,
+}
+
+impl Outcome {
+    /// The outcome itself, if the exit code is `code`.
+    ///
+    /// # Panics
+    /// Otherwise, with the program's output.
+    #[must_use]
+    pub fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+}
+
+/// The binary under test, built beside this test by the same `cargo` profile.
+fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let binary = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("wrn-dist");
+    assert!(
+        binary.exists(),
+        "{} is missing: run `cargo build --release --workspace` first",
+        binary.display()
+    );
+    binary
+}
+
+/// Runs `wrn-dist` on `ranks` ranks: directly when it is one, else under `mpirun`.
+#[must_use]
+pub fn wrn_dist(ranks: usize, arguments: &[&str]) -> Outcome {
+    wrn_dist_with_env(ranks, arguments, &[])
+}
+
+/// As [`wrn_dist`], with more environment variables.
+#[must_use]
+pub fn wrn_dist_with_env(ranks: usize, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
+    let mut command = if ranks == 1 {
+        Command::new(binary())
+    } else {
+        let mut mpirun = Command::new("mpirun");
+        mpirun
+            .args(["--oversubscribe", "--bind-to", "none", "-np", &ranks.to_string()])
+            .arg(binary())
+            // Open MPI refuses root without these; elsewhere they change nothing.
+            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        mpirun
+    };
+    command.args(arguments).envs(environment.iter().copied());
+    run(command)
+}
+
+/// Runs a Python script with the interpreter found by [`python_or_skip`].
+#[must_use]
+pub fn run_python(script: &Path, arguments: &[&str]) -> Outcome {
+    let mut command = Command::new("python3");
+    command.arg(script).args(arguments);
+    run(command)
+}
+
+fn run(mut command: Command) -> Outcome {
+    let begin = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", command.get_program()));
+    let stdout = read_in_background(child.stdout.take().expect("piped"));
+    let stderr = read_in_background(child.stderr.take().expect("piped"));
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            break status;
+        }
+        if begin.elapsed() > TIME_LIMIT {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("{command:?} still ran after {TIME_LIMIT:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let text = |reader: std::thread::JoinHandle<String>| reader.join().expect("the reader does not panic");
+    Outcome { code: status.code(), stdout: text(stdout), stderr: text(stderr), duration: begin.elapsed() }
+}
+
+fn read_in_background(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// Says that a test did not run for lack of `part`; fails instead when the environment's `REQUIRE` names it.
+///
+/// # Panics
+/// When the part is required.
+pub fn skip(part: &str, reason: &str) {
+    let required = std::env::var("REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name.trim() == part), "{part} is required, but {reason}");
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("SKIPPED {part}: {test}: {reason}\n");
+    eprint!("{line}");
+    if let Some(log) = std::env::var_os("WRN_DIST_SKIP_LOG") {
+        let file = OpenOptions::new().create(true).append(true).open(log);
+        if let Ok(mut file) = file {
+            let _ = file.write_all(line.as_bytes());
+        }
+    }
+}
+
+/// Whether `mpirun` is there; says so loudly when it is not.
+#[must_use]
+pub fn mpirun_or_skip() -> bool {
+    let found = Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !found {
+        skip("mpi", "mpirun is not installed");
+    }
+    found
+}
+
+/// Whether `python3` has PyTorch, numpy and safetensors, which serve as oracle; says so loudly when not.
+#[must_use]
+pub fn python_or_skip() -> bool {
+    let found = Command::new("python3")
+        .args(["-c", "import torch, numpy, safetensors"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !found {
+        skip("python", "python3 lacks torch, numpy or safetensors");
+    }
+    found
+}

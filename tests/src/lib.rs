@@ -1,0 +1,10 @@
+//! What the end-to-end tests share: running the real binary alone or under `mpirun`, small data sets made
+//! on the spot, and reading what a run wrote. Asserts nothing by itself.
+
+mod command;
+mod dataset;
+mod run;
+
+pub use command::{Outcome, mpirun_or_skip, python_or_skip, run_python, skip, wrn_dist, wrn_dist_with_env};
+pub use dataset::{FashionMnist, write_fashion_mnist};
+pub use run::{Experiment, metrics_without_times};

@@ -1,0 +1,177 @@
+//! Bad input gives one clear sentence, printed once, and the promised exit code, on every rank count.
+
+use std::fs;
+use std::time::Duration;
+
+use end_to_end::{Experiment, FashionMnist, Outcome, mpirun_or_skip};
+use flate2::read::GzDecoder;
+
+const SECONDS: Duration = Duration::from_secs(20);
+const SECTIONS: &str = "model: {arch: wrn-10-1}
+train:
+  epochs: 1
+  global_batch: 16
+  micro_batch: 4
+  threads: 1
+schedule: {kind: constant, rate: 0.1}
+";
+
+fn experiment() -> Experiment {
+    Experiment::new(FashionMnist { train: 64, test: 20 }, SECTIONS)
+}
+
+/// Runs on 1, 2 and 4 ranks and checks code, sentence, that it is printed once and that no run folder is begun.
+fn expect_error(experiment: &Experiment, more: &[&str], code: i32, parts: &[&str]) {
+    for ranks in [1, 2, 4] {
+        if ranks > 1 && !mpirun_or_skip() {
+            return;
+        }
+        let Outcome { stderr, duration, .. } = experiment.train("run", ranks, more).expect_code(code);
+        let sentences: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error")).collect();
+        assert_eq!(sentences.len(), 1, "{ranks} ranks: printed once:\n{stderr}");
+        for part in parts {
+            assert!(sentences[0].contains(part), "{ranks} ranks: `{}` lacks `{part}`", sentences[0]);
+        }
+        assert!(duration < SECONDS, "{ranks} ranks took {duration:?}");
+        assert!(!experiment.path("run").exists(), "nothing is begun");
+    }
+}
+
+fn plain(experiment: &Experiment, name: &str) -> (std::path::PathBuf, Vec<u8>) {
+    let packed = experiment.path(&format!("{name}.gz"));
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut GzDecoder::new(fs::File::open(&packed).unwrap()), &mut bytes).unwrap();
+    fs::remove_file(packed).unwrap();
+    (experiment.path(name), bytes)
+}
+
+#[test]
+fn a_truncated_idx_file_is_named() {
+    let experiment = experiment();
+    let (path, bytes) = plain(&experiment, "train-images-idx3-ubyte");
+    fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
+    expect_error(&experiment, &[], 1, &["train-images-idx3-ubyte", &(bytes.len() - 100).to_string()]);
+}
+
+#[test]
+fn a_label_out_of_range_is_named_with_its_sample() {
+    let experiment = experiment();
+    let (path, mut bytes) = plain(&experiment, "train-labels-idx1-ubyte");
+    bytes[8 + 5] = 10;
+    fs::write(&path, &bytes).unwrap();
+    expect_error(&experiment, &[], 1, &["train-labels-idx1-ubyte", "5", "10", "0"]);
+}
+
+#[test]
+fn a_cifar_file_of_the_wrong_length_is_named() {
+    let experiment = experiment();
+    let folder = experiment.path("cifar");
+    fs::create_dir(&folder).unwrap();
+    for batch in 1..=5 {
+        fs::write(
+            folder.join(format!("data_batch_{batch}.bin")),
+            vec![0; 3073 * 4 - usize::from(batch == 3)],
+        )
+        .unwrap();
+    }
+    fs::write(folder.join("test_batch.bin"), vec![0; 3073 * 4]).unwrap();
+    let path = format!("data.path={}", folder.display());
+    let sets = ["--set", "data.kind=cifar10", "--set", &path];
+    expect_error(&experiment, &sets, 1, &["data_batch_3.bin", "3073"]);
+}
+
+#[test]
+fn a_misspelt_key_is_named_with_its_file_and_line() {
+    let experiment = experiment();
+    let text = fs::read_to_string(experiment.config()).unwrap();
+    fs::write(experiment.config(), text.replace("  global_batch:", "  global_bath:")).unwrap();
+    let line = format!("{}:6", experiment.config());
+    expect_error(&experiment, &[], 2, &[&line, "train.global_bath", "global_batch"]);
+}
+
+#[test]
+fn a_misspelt_or_impossible_override_is_named() {
+    let experiment = experiment();
+    expect_error(
+        &experiment,
+        &["--set", "train.epoch=3"],
+        2,
+        &["--set train.epoch=3", "train.epoch", "epochs"],
+    );
+    expect_error(
+        &experiment,
+        &["--set", "model.arch=wrn-11-1"],
+        2,
+        &["--set model.arch=wrn-11-1", "model.arch"],
+    );
+    expect_error(
+        &experiment,
+        &["--set", "schedule.rate=fast"],
+        2,
+        &["--set schedule.rate=fast", "schedule.rate"],
+    );
+}
+
+#[test]
+fn a_global_batch_that_ranks_and_micro_batch_do_not_divide_is_refused_with_its_line() {
+    let experiment = experiment();
+    for ranks in [1, 2, 4] {
+        if ranks > 1 && !mpirun_or_skip() {
+            return;
+        }
+        let outcome = experiment.train("run", ranks, &["--set", "train.micro_batch=5"]).expect_code(2);
+        let sentence = outcome.stderr.lines().find(|line| line.starts_with("error")).unwrap();
+        for part in
+            [&format!("{}:6", experiment.config()), "train.global_batch", "16", "5", &ranks.to_string()]
+        {
+            assert!(sentence.contains(part), "`{sentence}` lacks `{part}`");
+        }
+    }
+}
+
+#[test]
+fn a_missing_data_folder_is_named() {
+    expect_error(&experiment(), &["--set", "data.path=/nowhere/at/all"], 1, &["/nowhere/at/all"]);
+}
+
+#[test]
+fn a_checkpoint_of_another_architecture_or_experiment_is_refused() {
+    let experiment = experiment();
+    let _ = experiment.train("first", 1, &[]).expect_code(0);
+    let checkpoint = experiment.checkpoint_folder("first");
+    let resume = ["--resume", checkpoint.to_str().unwrap()];
+    let with = |set: &'static str| [&resume[..], &["--set", set]].concat();
+    expect_error(
+        &experiment,
+        &with("model.arch=wrn-10-2"),
+        1,
+        &["wrn-10-1", "wrn-10-2", checkpoint.to_str().unwrap()],
+    );
+    expect_error(&experiment, &with("seed=8"), 1, &["seed was 7, is 8"]);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let experiment = experiment();
+    let _ = experiment.train("first", 1, &[]).expect_code(0);
+    let checkpoint = experiment.checkpoint_folder("first");
+    let weights = checkpoint.join("weights.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    let resume = ["--resume", checkpoint.to_str().unwrap()];
+    expect_error(&experiment, &resume, 1, &["weights.safetensors", "damaged"]);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_all_ranks_with_one_sentence() {
+    let experiment = experiment();
+    for ranks in [1, 2] {
+        if ranks > 1 && !mpirun_or_skip() {
+            return;
+        }
+        let run = format!("run {ranks}");
+        let sets = ["--set", "schedule.rate=1e30", "--set", "train.epochs=20"];
+        let outcome = experiment.train(&run, ranks, &sets).expect_code(1);
+        assert_eq!(outcome.stderr.matches("the loss became").count(), 1, "{}", outcome.stderr);
+    }
+}
