@@ -43,7 +43,7 @@ fn header(dimensions: &[u32], count: u8) -> Vec<u8> {
 /// A bright bar whose place depends on the class, over noise that depends on the sample.
 fn shade(label: usize, sample: usize, pixel: usize) -> u8 {
     let (row, column) = (pixel / SIDE, pixel % SIDE);
-    let bar = if label % 2 == 0 { row } else { column };
+    let bar = if label.is_multiple_of(2) { row } else { column };
     let bright = bar / 5 == label / 2;
     let mut noise = (sample * 1_000_003 + pixel) as u64;
     noise = (noise ^ (noise >> 15)).wrapping_mul(0x2c1b_3c6d_9b97_a4c5);

@@ -1,4 +1,5 @@
 //! Bad input gives one clear sentence, printed once, and the promised exit code, on every rank count.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! The averaged gradient of two ranks is the one that PyTorch computes from the same pixels and weights.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 

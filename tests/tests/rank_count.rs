@@ -1,4 +1,5 @@
 //! Under `determinism: world` neither the number of ranks, nor of decoder threads, nor chance changes a bit.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use end_to_end::{Experiment, FashionMnist, metrics_without_times, mpirun_or_skip};
 

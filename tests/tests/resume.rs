@@ -1,4 +1,5 @@
 //! A run that was stopped and started again is the same run.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use end_to_end::{Experiment, FashionMnist, metrics_without_times, mpirun_or_skip};
 

@@ -158,7 +158,8 @@ impl StepBench {
             "{} ranks, {} images a step, medians in ms\n{:<24}{:>14}{:>14}\n",
             self.world_size, self.global_batch, "", "exchange", "no exchange"
         );
-        let rows: [(&str, fn(&PhaseSeconds) -> f64); 7] = [
+        type Part = fn(&PhaseSeconds) -> f64;
+        let rows: [(&str, Part); 7] = [
             ("step", |s| s.step),
             ("data wait", |s| s.data_wait),
             ("input", |s| s.input),

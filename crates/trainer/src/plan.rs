@@ -240,10 +240,10 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     }
     Schedule::check(loaded)?;
     let options = Options {
-        conv_init: config.model.conv_init.clone(),
-        gamma_init: config.model.gamma_init.clone(),
-        shortcut_input: config.model.shortcut_input.clone(),
-        projection: config.model.projection.clone(),
+        conv_init: config.model.conv_init,
+        gamma_init: config.model.gamma_init,
+        shortcut_input: config.model.shortcut_input,
+        projection: config.model.projection,
         dropout: config.model.dropout,
         ..Options::default()
     };

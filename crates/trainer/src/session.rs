@@ -60,7 +60,7 @@ impl Session {
     }
 
     /// Collective: rank 0's bytes on every rank.
-    pub(crate) fn from_leader(&self, bytes: Vec<u8>) -> Result<Vec<u8>, Error> {
+    pub(crate) fn leaders(&self, bytes: Vec<u8>) -> Result<Vec<u8>, Error> {
         let mine = if self.is_leader() { bytes } else { Vec::new() };
         let mut all = self.comm.all_gather(mine)?;
         Ok(all.swap_remove(0))

@@ -80,7 +80,7 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
         let plan = open_plan(session, &loaded)?;
         let compute = session.agree(Compute::set_up(&plan.config, session.topology()))?;
         let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
-        Run::set_up(session, &plan, compute, RunDir::new(&root), options)?.to_the_end(options.stop_after)
+        Run::set_up(session, &plan, compute, RunDir::new(&root), options)?.run(options.stop_after)
     })
 }
 
@@ -137,8 +137,7 @@ pub(crate) fn decoder_threads(plan: &Plan, session: &Session) -> usize {
 
 /// This rank's micro batches of all steps from `first_step` on.
 pub(crate) fn training_pool(plan: &Plan, first_step: u64, workers: usize) -> Result<Pool, Error> {
-    let (sampler, batches, steps_per_epoch) =
-        (plan.sampler.clone(), plan.batches.clone(), plan.steps_per_epoch);
+    let (sampler, batches, steps_per_epoch) = (plan.sampler.clone(), plan.batches, plan.steps_per_epoch);
     let mut order: Option<(u64, Arc<[u32]>)> = None;
     let requests = (first_step..plan.total_steps()).flat_map(move |step| {
         let (epoch, within) = (step / steps_per_epoch, (step % steps_per_epoch) as usize);
@@ -158,7 +157,7 @@ pub(crate) fn training_pool(plan: &Plan, first_step: u64, workers: usize) -> Res
     });
     let options =
         PoolOptions { workers, batch_size: plan.micro_batch(), prefetch: plan.config.data.prefetch };
-    Ok(Pool::start(Arc::clone(&plan.train), plan.transform.clone(), Box::new(requests), options)?)
+    Ok(Pool::start(Arc::clone(&plan.train), plan.transform, Box::new(requests), options)?)
 }
 
 /// The next micro batch of the pool.
@@ -228,7 +227,7 @@ impl<'a> Run<'a> {
             if session.is_leader() { resume(plan, &engine, &dir, options, fresh.clone()) } else { Ok(fresh) };
         let position = session.agree(position)?;
         let json = serde_json::to_vec(&position).map_err(|error| Error::Other(error.to_string()))?;
-        let json = session.from_leader(json)?;
+        let json = session.leaders(json)?;
         let position: RunState =
             serde_json::from_slice(&json).map_err(|error| Error::Other(error.to_string()))?;
         broadcast_state(session, &engine)?;
@@ -301,17 +300,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn to_the_end(mut self, stop_after: Option<StopAfter>) -> Result<Finish, Error> {
+    fn run(mut self, stop_after: Option<StopAfter>) -> Result<Finish, Error> {
         let mut pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
         while self.position.step < self.plan.total_steps() {
             let outcome = self.step(&mut pool)?;
-            let epoch_complete = self.position.step % self.plan.steps_per_epoch == 0;
+            let epoch_complete = self.position.step.is_multiple_of(self.plan.steps_per_epoch);
             if epoch_complete {
                 self.end_epoch()?;
             }
             let finished = self.position.step == self.plan.total_steps();
             let stop = !finished && (outcome.stop || self.reached(stop_after));
-            let due = epoch_complete && self.position.epoch % self.plan.config.checkpoint.every_epochs == 0;
+            let due = epoch_complete
+                && self.position.epoch.is_multiple_of(self.plan.config.checkpoint.every_epochs);
             if due || stop || finished {
                 self.save()?;
             }
@@ -391,7 +391,7 @@ impl<'a> Run<'a> {
     fn end_epoch(&mut self) -> Result<(), Error> {
         self.position.epoch += 1;
         let epochs = self.plan.config.train.epochs;
-        let due = self.position.epoch % self.plan.config.train.evaluate_every_epochs == 0;
+        let due = self.position.epoch.is_multiple_of(self.plan.config.train.evaluate_every_epochs);
         let evaluation = match due || self.position.epoch == epochs {
             true => Some(evaluate(self.session, self.plan, &self.engine, self.workers)?),
             false => None,
