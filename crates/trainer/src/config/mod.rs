@@ -1,6 +1,6 @@
 //! The configuration file as typed sections: one field a key, with its default and its meaning.
 //!
-//! Whether the values make sense together is decided in [`crate::plan`]; reading the file and telling
+//! Whether the values make sense together is decided in `crate::plan`; reading the file and telling
 //! where a key stands in it is [`load`]'s business.
 
 mod load;

@@ -11,7 +11,7 @@ use super::ConfigArguments;
 pub(crate) struct Arguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// The run's folder [default: runs/<name of the configuration>]
+    /// The run's folder [default: runs/NAME-OF-THE-CONFIGURATION]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Where to go on from: `auto` (the latest checkpoint in the run's folder, if any), `none`, or a path
