@@ -62,6 +62,9 @@ impl Network {
     ///
     /// # Errors
     /// When libtorch refuses an operation, for example for lack of memory.
+    ///
+    /// # Panics
+    /// When the pass holds fewer parameters or statistics than the network declares.
     pub fn forward(&self, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
         run(&self.root, input, pass)
     }

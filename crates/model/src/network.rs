@@ -59,7 +59,8 @@ impl Network {
     /// The order in which one backward pass completes the parameters' gradients, as indices of [`Network::parameters`].
     ///
     /// Autograd runs the recorded operations backwards and hands a gradient over as soon as it is complete, so this is the reverse of
-    /// the order in which [`Network::forward`] uses the parameters.
+    /// the order in which [`Network::forward`] uses the parameters. (Under autocast the casts of the classifier's weight and bias change
+    /// places, so these two may swap.)
     #[must_use]
     pub fn readiness_order(&self) -> Vec<usize> {
         let mut order = Vec::with_capacity(self.parameters.len());

@@ -23,7 +23,7 @@ pub struct Sgd {
 }
 
 /// Updates `parameters` in place; `gradients` and `momentum` match them one to one in shape. With `first_step` the momentum is
-/// overwritten by the gradient. Records nothing for autograd.
+/// overwritten by the gradient; with a momentum of 0 it is left alone. Records nothing for autograd.
 ///
 /// # Errors
 /// When the lists differ in length or the tensors do not fit.

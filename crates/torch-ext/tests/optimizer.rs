@@ -10,6 +10,7 @@ use torch_ext::optimizer::{Sgd, fused_sgd};
 
 const PLAIN: Sgd =
     Sgd { learning_rate: 0.1, momentum: 0.0, dampening: 0.0, weight_decay: 0.0, nesterov: false };
+const MOMENTUM: Sgd = Sgd { momentum: 0.9, ..PLAIN };
 
 /// One parameter in fp64, updated as PyTorch's documentation says.
 struct Reference {
@@ -35,44 +36,57 @@ impl Reference {
     }
 }
 
+/// Several steps of `sgd`, fused and by formula, on parameters of several lengths.
+fn assert_equals_formulas(name: &str, sgd: Sgd) {
+    // Lengths around the width of a vector register, and one that several threads share.
+    let lengths = [1, 15, 64, 1003, 100_000];
+    let parameters: Vec<_> = lengths.iter().map(|&len| waves(&[len], 1.0)).collect();
+    // Whatever the buffers hold is overwritten in the first step.
+    let momentum: Vec<_> =
+        lengths.iter().map(|&len| Tensor::full([len], 1e6, (Kind::Float, Device::Cpu))).collect();
+    let mut references: Vec<_> = parameters
+        .iter()
+        .map(|parameter| Reference { parameter: parameter.to_kind(Kind::Double), momentum: None })
+        .collect();
+    for step in 0..5 {
+        let gradients: Vec<_> = lengths.iter().map(|&len| waves(&[len], 2.0 + f64::from(step))).collect();
+        // The rate follows a schedule.
+        let sgd = Sgd { learning_rate: sgd.learning_rate / f64::from(step + 1), ..sgd };
+        fused_sgd(&refs(&parameters), &refs(&gradients), &refs(&momentum), &sgd, step == 0).unwrap();
+        for (reference, gradient) in references.iter_mut().zip(&gradients) {
+            reference.step(gradient, &sgd);
+        }
+    }
+    for (index, reference) in references.iter().enumerate() {
+        let error = relative_error(&parameters[index], &reference.parameter);
+        assert!(error < 1e-6, "{name}, {} elements: parameters off by {error}", lengths[index]);
+        if let Some(expected) = &reference.momentum {
+            let error = relative_error(&momentum[index], expected);
+            assert!(error < 1e-6, "{name}, {} elements: momentum off by {error}", lengths[index]);
+        } else {
+            let untouched = momentum[index].equal(&momentum[index].full_like(1e6));
+            assert!(untouched, "{name}, {} elements: momentum written to", lengths[index]);
+        }
+    }
+}
+
 #[test]
-fn several_steps_equal_the_formulas() {
+fn several_steps_with_momentum_equal_the_formulas() {
     for (name, sgd) in [
-        ("plain", PLAIN),
-        ("decay", Sgd { weight_decay: 0.05, ..PLAIN }),
-        ("momentum", Sgd { momentum: 0.9, ..PLAIN }),
-        ("momentum and decay", Sgd { momentum: 0.9, weight_decay: 5e-4, ..PLAIN }),
-        ("dampening", Sgd { momentum: 0.9, dampening: 0.3, weight_decay: 0.01, ..PLAIN }),
-        ("nesterov", Sgd { momentum: 0.9, nesterov: true, ..PLAIN }),
-        ("nesterov and decay", Sgd { momentum: 0.9, weight_decay: 5e-4, nesterov: true, ..PLAIN }),
+        ("momentum", MOMENTUM),
+        ("decay", Sgd { weight_decay: 5e-4, ..MOMENTUM }),
+        ("dampening", Sgd { dampening: 0.3, weight_decay: 0.01, ..MOMENTUM }),
+        ("nesterov", Sgd { nesterov: true, ..MOMENTUM }),
+        ("nesterov and decay", Sgd { weight_decay: 5e-4, nesterov: true, ..MOMENTUM }),
     ] {
-        // Lengths around the width of a vector register, and one that several threads share.
-        let lengths = [1, 15, 64, 1003, 100_000];
-        let parameters: Vec<_> = lengths.iter().map(|&len| waves(&[len], 1.0)).collect();
-        // Whatever the buffers hold is overwritten in the first step.
-        let momentum: Vec<_> =
-            lengths.iter().map(|&len| Tensor::full([len], 1e6, (Kind::Float, Device::Cpu))).collect();
-        let mut references: Vec<_> = parameters
-            .iter()
-            .map(|parameter| Reference { parameter: parameter.to_kind(Kind::Double), momentum: None })
-            .collect();
-        for step in 0..5 {
-            let gradients: Vec<_> = lengths.iter().map(|&len| waves(&[len], 2.0 + f64::from(step))).collect();
-            // The rate follows a schedule.
-            let sgd = Sgd { learning_rate: sgd.learning_rate / f64::from(step + 1), ..sgd };
-            fused_sgd(&refs(&parameters), &refs(&gradients), &refs(&momentum), &sgd, step == 0).unwrap();
-            for (reference, gradient) in references.iter_mut().zip(&gradients) {
-                reference.step(gradient, &sgd);
-            }
-        }
-        for (index, reference) in references.iter().enumerate() {
-            let error = relative_error(&parameters[index], &reference.parameter);
-            assert!(error < 1e-6, "{name}, {} elements: parameters off by {error}", lengths[index]);
-            if let Some(expected) = &reference.momentum {
-                let error = relative_error(&momentum[index], expected);
-                assert!(error < 1e-6, "{name}, {} elements: momentum off by {error}", lengths[index]);
-            }
-        }
+        assert_equals_formulas(name, sgd);
+    }
+}
+
+#[test]
+fn several_steps_without_momentum_equal_the_formulas() {
+    for (name, sgd) in [("plain", PLAIN), ("decay", Sgd { weight_decay: 0.05, ..PLAIN })] {
+        assert_equals_formulas(name, sgd);
     }
 }
 
@@ -86,7 +100,7 @@ fn a_range_of_a_flat_buffer_is_updated_and_its_neighbours_are_not() {
     let momentum = Tensor::zeros([100], (Kind::Float, Device::Cpu));
     let before = parameters.copy();
     let range = |flat: &Tensor| flat.narrow(0, 37, 21);
-    fused_sgd(&[&range(&parameters)], &[&range(&gradients)], &[&range(&momentum)], &PLAIN, true).unwrap();
+    fused_sgd(&[&range(&parameters)], &[&range(&gradients)], &[&range(&momentum)], &MOMENTUM, true).unwrap();
     for (start, len) in [(0, 37), (58, 42)] {
         assert!(parameters.narrow(0, start, len).equal(&before.narrow(0, start, len)));
     }
@@ -96,7 +110,7 @@ fn a_range_of_a_flat_buffer_is_updated_and_its_neighbours_are_not() {
 
 #[test]
 fn one_call_over_the_whole_equals_calls_over_its_ranges() {
-    let sgd = Sgd { momentum: 0.9, weight_decay: 5e-4, nesterov: true, ..PLAIN };
+    let sgd = Sgd { weight_decay: 5e-4, nesterov: true, ..MOMENTUM };
     let run = |ranges: &[(i64, i64)]| {
         let parameters = waves(&[1000], 0.0);
         let momentum = Tensor::zeros([1000], (Kind::Float, Device::Cpu));
@@ -124,7 +138,7 @@ fn a_leaf_stays_a_leaf() {
     let leaf = waves(&[8], 0.0).set_requires_grad(true);
     leaf.square().sum(Kind::Float).backward();
     let before = values(&leaf);
-    fused_sgd(&[&leaf], &[&leaf.grad()], &[&leaf.zeros_like()], &PLAIN, true).unwrap();
+    fused_sgd(&[&leaf], &[&leaf.grad()], &[&leaf.zeros_like()], &MOMENTUM, true).unwrap();
     assert!(leaf.is_leaf() && leaf.requires_grad());
     assert_ne!(values(&leaf), before);
 }
@@ -134,7 +148,33 @@ fn lists_of_different_length_are_refused() {
     let tensor = waves(&[8], 0.0);
     let one = [&tensor];
     for (gradients, momentum) in [(&[][..], &one[..]), (&one, &[]), (&[], &[])] {
-        let message = fused_sgd(&one, gradients, momentum, &PLAIN, true).unwrap_err().to_string();
+        let message = fused_sgd(&one, gradients, momentum, &MOMENTUM, true).unwrap_err().to_string();
         assert!(message.contains("do not match"), "{message}");
     }
+}
+
+#[test]
+fn tensors_that_do_not_match_are_refused_and_nothing_is_touched() {
+    // Everything is cut from larger buffers, so that a step beyond an end would stay within them.
+    let cut = |phase: f64, len: i64| waves(&[1000], phase).narrow(0, 0, len);
+    let every_other = waves(&[1000], 1.0).as_strided([64], [2], 0);
+    for (name, gradient, momentum) in [
+        ("short gradient", cut(1.0, 8), cut(2.0, 64)),
+        ("long gradient", cut(1.0, 65), cut(2.0, 64)),
+        ("short momentum", cut(1.0, 64), cut(2.0, 8)),
+        ("gradient with gaps", every_other.shallow_clone(), cut(2.0, 64)),
+        ("momentum with gaps", cut(1.0, 64), every_other),
+        ("fp64 gradient", cut(1.0, 64).to_kind(Kind::Double), cut(2.0, 64)),
+        ("bf16 gradient", cut(1.0, 64).to_kind(Kind::BFloat16), cut(2.0, 64)),
+    ] {
+        let parameter = cut(0.0, 64);
+        let result = fused_sgd(&[&parameter], &[&gradient], &[&momentum], &MOMENTUM, false);
+        assert!(result.is_err(), "{name}");
+        assert!(parameter.equal(&cut(0.0, 64)), "{name}");
+    }
+}
+
+#[test]
+fn an_empty_list_is_refused() {
+    assert!(fused_sgd(&[], &[], &[], &MOMENTUM, false).is_err());
 }

@@ -36,14 +36,14 @@ fn deterministic_mode_refuses_what_has_no_deterministic_algorithm() {
             false,
         )
     };
-    put().unwrap();
+    let _ = put().unwrap();
     runtime::set_deterministic(true).unwrap();
     let message = put().unwrap_err().to_string();
     assert!(message.contains("deterministic"), "{message}");
     let images = waves(&[2, 3, 8, 8], 0.0);
-    images.f_conv2d(&waves(&[4, 3, 3, 3], 1.0), None::<&Tensor>, 1, 1, 1, 1).unwrap();
+    let _ = images.f_conv2d(&waves(&[4, 3, 3, 3], 1.0), None::<&Tensor>, 1, 1, 1, 1).unwrap();
     runtime::set_deterministic(false).unwrap();
-    put().unwrap();
+    let _ = put().unwrap();
 }
 
 #[test]
@@ -61,4 +61,9 @@ fn versions_say_what_was_linked() {
     assert_eq!(versions.cuda.is_some(), versions.cuda_headers, "{versions:?}");
     assert!(versions.cuda_linked || !versions.cuda_headers, "streams without CUDA: {versions:?}");
     assert_eq!(runtime::device_count() > 0, tch::Cuda::is_available());
+}
+
+#[test]
+fn glibc_knows_how_to_keep_freed_memory() {
+    assert_eq!(runtime::keep_freed_memory(), cfg!(target_env = "gnu"));
 }

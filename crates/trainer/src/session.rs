@@ -104,7 +104,7 @@ pub(crate) fn with_delayed_session<T>(
             return result;
         }
     }
-    session.comm.shutdown()?;
+    session.comm.shutdown().map_err(Error::from).inspect_err(|error| print_error(speaker, error))?;
     result
 }
 

@@ -15,7 +15,20 @@ Error torch_ext_fused_sgd(const at::Tensor *const *parameters, const at::Tensor 
       for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
       return out;
     };
-    at::_fused_sgd_(list(parameters), list(gradients), list(momentum), weight_decay, momentum_factor, learning_rate,
+    // The CPU kernel takes this for granted: it would read and write beyond the end of a shorter tensor.
+    for (size_t i = 0; i < count; ++i) {
+      const at::Tensor &parameter = *parameters[i];
+      for (const at::Tensor *other : {gradients[i], momentum[i]}) {
+        TORCH_CHECK(parameter.is_non_overlapping_and_dense() && other->sizes() == parameter.sizes() &&
+                        other->strides() == parameter.strides() && other->scalar_type() == parameter.scalar_type() &&
+                        other->device() == parameter.device(),
+                    "parameter ", i, " of shape ", parameter.sizes(), " and its gradient or momentum of shape ",
+                    other->sizes(), " must be dense and equal in shape, strides, kind and device");
+      }
+    }
+    // Without momentum libtorch insists on having no buffers for it.
+    auto buffers = momentum_factor == 0.0 ? std::vector<at::Tensor>{} : list(momentum);
+    at::_fused_sgd_(list(parameters), list(gradients), buffers, weight_decay, momentum_factor, learning_rate,
                     dampening, nesterov, /*maximize=*/false, first_step);
   });
 }

@@ -1,0 +1,85 @@
+//! What is refused, and whether the sentence helps.
+
+#![allow(clippy::unwrap_used)] // All of it is test code.
+
+use model::{Architecture, ModelError, Network, Options};
+
+#[test]
+fn a_name_that_is_no_network_is_refused_with_itself_the_reason_and_what_exists() {
+    for (name, reason) in [
+        ("", "form"),
+        ("wrn", "form"),
+        ("wrn-28", "form"),
+        ("wrn-28-10-1", "form"),
+        ("wrn28-10", "form"),
+        ("WRN-28-10", "form"),
+        ("resnet-28-10", "form"),
+        ("wrn_28_10", "form"),
+        (" wrn-28-10", "form"),
+        ("wrn-28-10 ", "width"),
+        ("wrn--10", "depth"),
+        ("wrn-28-", "width"),
+        ("wrn-28-ten", "width"),
+        ("wrn-28-1.5", "width"),
+        ("wrn-28-+10", "width"),
+        ("wrn-28-٣", "width"),
+        ("wrn-28-0", "width"),
+        ("wrn-28-100000", "width"),
+        ("wrn-28-99999999999999999999", "width"),
+        ("wrn-0-1", "depth"),
+        ("wrn-100000-1", "depth"),
+        ("wrn-4-1", "10 and 16"),
+        ("wrn-9-1", "10 and 16"),
+        ("wrn-11-1", "10 and 16"),
+        ("wrn-27-10", "22 and 28"),
+        ("wrn-29-10", "28 and 34"),
+    ] {
+        let error = name.parse::<Architecture>().unwrap_err();
+        assert!(matches!(error, ModelError::Architecture { .. }));
+        let message = error.to_string();
+        for part in [&format!("`{name}`"), reason, "6N+4", "wrn-28-10"] {
+            assert!(message.contains(part), "{name:?}: `{part}` is not in: {message}");
+        }
+    }
+}
+
+#[test]
+fn names_are_read_and_written_alike_and_differ_when_the_networks_do() {
+    let names = ["wrn-10-1", "wrn-16-8", "wrn-28-10", "wrn-28-1", "wrn-40-10", "wrn-52-1", "wrn-202-2"];
+    let parsed = names.map(|name| name.parse::<Architecture>().unwrap());
+    for (index, (name, architecture)) in names.iter().zip(&parsed).enumerate() {
+        assert_eq!(architecture.to_string(), *name);
+        assert!(parsed[..index].iter().all(|other| other != architecture));
+    }
+}
+
+#[test]
+fn an_impossible_option_is_refused_by_name() {
+    let good = Options::default;
+    for (part, options) in [
+        ("-0.1", Options { dropout: -0.1, ..good() }),
+        ("dropout probability of 1 ", Options { dropout: 1.0, ..good() }),
+        ("NaN", Options { dropout: f64::NAN, ..good() }),
+        ("classes is 0", Options { classes: 0, ..good() }),
+        ("in_channels is 0", Options { in_channels: 0, ..good() }),
+        ("image_size is 0", Options { image_size: 0, ..good() }),
+        ("image_size is 3, expected 4", Options { image_size: 3, ..good() }),
+    ] {
+        let message = Network::new(&"wrn-10-1".parse().unwrap(), &options).unwrap_err().to_string();
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+}
+
+#[test]
+fn the_largest_networks_can_be_declared() {
+    // Nothing is allocated for a declaration, however large the network.
+    let network = Network::new(&"wrn-10000-256".parse().unwrap(), &Options::default()).unwrap();
+    let (blocks, width, classes) = (1666u64, 256u64, 10u64);
+    let parameters = 464
+        + 2560 * width
+        + width * width * (96_768 * blocks - 22_784)
+        + 448 * blocks * width
+        + 64 * width * classes
+        + classes;
+    assert_eq!(network.parameter_count(), parameters);
+}
