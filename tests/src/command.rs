@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 /// No command of the quick suite takes longer on two cores.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
+/// Nor does one of the long tests.
+const LONG_TIME_LIMIT: Duration = Duration::from_secs(3600);
 
 /// How a program ended.
 #[derive(Debug)]
@@ -49,12 +51,16 @@ fn binary() -> PathBuf {
 /// Runs `wrn-dist` on `ranks` ranks: directly when it is one, else under `mpirun`.
 #[must_use]
 pub fn wrn_dist(ranks: usize, arguments: &[&str]) -> Outcome {
-    wrn_dist_with_env(ranks, arguments, &[])
+    run(command(ranks, arguments), TIME_LIMIT)
 }
 
-/// As [`wrn_dist`], with more environment variables.
+/// As [`wrn_dist`], for the long tests.
 #[must_use]
-pub fn wrn_dist_with_env(ranks: usize, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
+pub fn wrn_dist_for_long(ranks: usize, arguments: &[&str]) -> Outcome {
+    run(command(ranks, arguments), LONG_TIME_LIMIT)
+}
+
+fn command(ranks: usize, arguments: &[&str]) -> Command {
     let mut command = if ranks == 1 {
         Command::new(binary())
     } else {
@@ -67,8 +73,8 @@ pub fn wrn_dist_with_env(ranks: usize, arguments: &[&str], environment: &[(&str,
             .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         mpirun
     };
-    command.args(arguments).envs(environment.iter().copied());
-    run(command)
+    command.args(arguments);
+    command
 }
 
 /// Runs a Python script with the interpreter found by [`python_or_skip`].
@@ -76,10 +82,10 @@ pub fn wrn_dist_with_env(ranks: usize, arguments: &[&str], environment: &[(&str,
 pub fn run_python(script: &Path, arguments: &[&str]) -> Outcome {
     let mut command = Command::new("python3");
     command.arg(script).args(arguments);
-    run(command)
+    run(command, TIME_LIMIT)
 }
 
-fn run(mut command: Command) -> Outcome {
+fn run(mut command: Command, time_limit: Duration) -> Outcome {
     let begin = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -93,10 +99,10 @@ fn run(mut command: Command) -> Outcome {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
             break status;
         }
-        if begin.elapsed() > TIME_LIMIT {
+        if begin.elapsed() > time_limit {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("{command:?} still ran after {TIME_LIMIT:?}");
+            panic!("{command:?} still ran after {time_limit:?}");
         }
         std::thread::sleep(Duration::from_millis(5));
     };
