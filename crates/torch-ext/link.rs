@@ -1,5 +1,6 @@
-//! Build script of every crate whose binary or tests contain libtorch: the place of the library goes into the binary, and
-//! the linker keeps libtorch_cuda although no symbol of it is named, or a GPU would silently not be found.
+//! Build script of every crate whose binary or tests contain libtorch: the place of the library goes into the
+//! binary, and the linker keeps libtorch_cuda although no symbol of it is named, or a GPU would silently not
+//! be found.
 
 fn main() {
     println!("cargo:rerun-if-changed=../torch-ext/link.rs");

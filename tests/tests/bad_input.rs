@@ -21,7 +21,8 @@ fn experiment() -> Experiment {
     Experiment::new(FashionMnist { train: 64, test: 20 }, SECTIONS)
 }
 
-/// Runs on 1, 2 and 4 ranks and checks code, sentence, that it is printed once and that no run folder is begun.
+/// Runs on 1, 2 and 4 ranks and checks code, sentence, that it is printed once and that no run folder is
+/// begun.
 fn expect_error(experiment: &Experiment, more: &[&str], code: i32, parts: &[&str]) {
     for ranks in [1, 2, 4] {
         if ranks > 1 && !mpirun_or_skip() {

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use end_to_end::{Experiment, FashionMnist, mpirun_or_skip, python_or_skip, run_python};
 
-/// One step with rate 0, no decay and empty momentum: the checkpoint then holds the initial weights, and as momentum the gradient.
+/// One step with rate 0, no decay and empty momentum: the checkpoint then holds the initial weights, and as
+/// momentum the gradient.
 fn compare(model: &str, python_mode: &str) {
     if !mpirun_or_skip() || !python_or_skip() {
         return;

@@ -1,5 +1,5 @@
-//! The exchange of gradients goes on while backward does. Durations are `wrn-dist bench step`'s business; here only what must hold on any
-//! machine is asserted.
+//! The exchange of gradients goes on while backward does. Durations are `wrn-dist bench step`'s business;
+//! here only what must hold on any machine is asserted.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use end_to_end::{Experiment, FashionMnist, mpirun_or_skip, wrn_dist};

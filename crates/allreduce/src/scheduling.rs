@@ -1,8 +1,8 @@
 //! Lets the communication thread run at once when its data has arrived, although every core computes.
 //!
-//! It needs a few microseconds now and then. Linux's scheduler lets a computing thread finish its slice first, some 3 ms, unless the thread
-//! that wakes has asked for shorter slices (EEVDF, from Linux 6.12 on). Asking needs no privilege and takes nothing from
-//! anyone: the share of time stays the same.
+//! It needs a few microseconds now and then. Linux's scheduler lets a computing thread finish its slice
+//! first, some 3 ms, unless the thread that wakes has asked for shorter slices (EEVDF, from Linux 6.12 on).
+//! Asking needs no privilege and takes nothing from anyone: the share of time stays the same.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -34,7 +34,8 @@ pub(crate) fn ask_for_short_slices() -> io::Result<()> {
     const NO_FLAGS: libc::c_uint = 0;
     let mut attributes = SchedulingAttributes::default();
     let size = size_of::<SchedulingAttributes>() as u32;
-    // SAFETY: a valid place of `size` bytes for the kernel to write the present attributes to, then to read them from.
+    // SAFETY: a valid place of `size` bytes for the kernel to write the present attributes to, then to read
+    // them from.
     let status = unsafe {
         match libc::syscall(libc::SYS_sched_getattr, THIS_THREAD, &raw mut attributes, size, NO_FLAGS) {
             0 => {

@@ -1,6 +1,6 @@
-//! The binary version of CIFAR-10 and CIFAR-100: records of one or two label bytes and 3072 pixels, planes R, G, B,
-//! each row by row. Does not read the Python and Matlab versions.
-//! Format: <https://www.cs.toronto.edu/~kriz/cifar.html>.
+//! The binary version of CIFAR-10 and CIFAR-100: records of one or two label bytes and 3072 pixels, planes R,
+//! G, B, each row by row. Does not read the Python and Matlab versions. Format:
+//! <https://www.cs.toronto.edu/~kriz/cifar.html>.
 
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
 
-/// The first of `names` that exists in `folder`. A file that cannot even be looked at counts as there, so that opening
-/// it tells why.
+/// The first of `names` that exists in `folder`. A file that cannot even be looked at counts as there, so
+/// that opening it tells why.
 pub(crate) fn first_existing(folder: &Path, names: &[String]) -> Option<PathBuf> {
     names.iter().map(|name| folder.join(name)).find(|path| path.try_exists().unwrap_or(true))
 }
 
-/// Opens a regular file; gives its length in bytes too. Pipes and the like are refused, as they could block for ever.
+/// Opens a regular file; gives its length in bytes too. Pipes and the like are refused, as they could block
+/// for ever.
 pub(crate) fn open(path: &Path) -> Result<(File, u64), DataError> {
     let metadata = fs::metadata(path).map_err(|e| unreadable(path, e))?;
     if !metadata.is_file() {

@@ -1,6 +1,6 @@
-//! The IDX format of MNIST and its successors, plain or gzipped: a big-endian mark 0x00000800 + number of dimensions,
-//! each dimension as a big-endian `u32`, then the bytes. Reads unsigned bytes only, the one type these data sets use.
-//! Format: <http://yann.lecun.com/exdb/mnist/>.
+//! The IDX format of MNIST and its successors, plain or gzipped: a big-endian mark 0x00000800 + number of
+//! dimensions, each dimension as a big-endian `u32`, then the bytes. Reads unsigned bytes only, the one type
+//! these data sets use. Format: <http://yann.lecun.com/exdb/mnist/>.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -140,7 +140,8 @@ impl<R: Read> Idx<R> {
             _ => {}
         }
         let trusted = if self.plain_length.is_some() { body_bytes } else { body_bytes.min(TRUSTED_CAPACITY) };
-        // One more than promised, to see whether the file goes on. At the end the gzip checksum is verified too.
+        // One more than promised, to see whether the file goes on. At the end the gzip checksum is verified
+        // too.
         let mut body = self.take(body_bytes + 1, Vec::with_capacity(trusted as usize + 1))?;
         if (body.len() as u64) < body_bytes {
             return Err(self.length_error("truncated", promise, None));

@@ -35,7 +35,8 @@ pub struct SourceFacts {
     pub image: ImageShape,
     /// Names of the classes where the files bring none, by label.
     pub classes: &'static [&'static str],
-    /// Default mean a channel, on 0 to 255. For both CIFARs those of CIFAR-10, as the Wide ResNet code has it.
+    /// Default mean a channel, on 0 to 255. For both CIFARs those of CIFAR-10, as the Wide ResNet code has
+    /// it.
     pub mean: &'static [f64],
     /// Default standard deviation a channel, on 0 to 255.
     pub std: &'static [f64],

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::error::DataError;
 
-/// The cut of a global batch: micro batch j is samples [j·m, (j+1)·m) of it, and rank r of W runs the micro batches
-/// [r·M/W, (r+1)·M/W), where m is the size of a micro batch and M their number.
+/// The cut of a global batch: micro batch j is samples [j·m, (j+1)·m) of it, and rank r of W runs the micro
+/// batches [r·M/W, (r+1)·M/W), where m is the size of a micro batch and M their number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLayout {
     global_batch: usize,
@@ -85,7 +85,8 @@ impl BatchLayout {
         self.rank * share..(self.rank + 1) * share
     }
 
-    /// Whole global batches in an epoch; samples that do not fill one are left out (others in each shuffled epoch).
+    /// Whole global batches in an epoch; samples that do not fill one are left out (others in each shuffled
+    /// epoch).
     #[must_use]
     pub fn steps_per_epoch(&self, samples: usize) -> usize {
         samples / self.global_batch

@@ -1,14 +1,17 @@
-//! From files on disk to batches of bytes: data set formats, sample order, augmentation and the prefetching decoder
-//! pool. Knows nothing of tensors, devices or ranks' communication; normalisation happens on the device.
+//! From files on disk to batches of bytes: data set formats, sample order, augmentation and the prefetching
+//! decoder pool. Knows nothing of tensors, devices or ranks' communication; normalisation happens on the
+//! device.
 //!
 //! The way through the crate:
 //! 1. [`open`] reads and validates a whole data set and gives a [`Source`];
-//! 2. [`Sampler::epoch`] gives the one global order of an epoch, [`BatchLayout`] the part of it that a rank decodes;
-//! 3. [`Pool::start`] decodes and augments ([`Transform`]) what it is asked for on worker threads and hands out each
+//! 2. [`Sampler::epoch`] gives the one global order of an epoch, [`BatchLayout`] the part of it that a rank
+//!    decodes;
+//! 3. [`Pool::start`] decodes and augments ([`Transform`]) what it is asked for on worker threads and hands
+//!    out each
 //!    [`Batch`] in the order of the requests.
 //!
-//! All randomness is a pure function of what is drawn (seed, epoch, sample, repetition), never of who draws it, so
-//! batches are the same bytes for any number of ranks and workers.
+//! All randomness is a pure function of what is drawn (seed, epoch, sample, repetition), never of who draws
+//! it, so batches are the same bytes for any number of ranks and workers.
 
 mod cifar;
 mod error;

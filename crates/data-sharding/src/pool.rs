@@ -1,5 +1,5 @@
-//! The prefetching decoder pool: worker threads fill preallocated batch buffers ahead of the consumer, who gets the
-//! batches in the order of the requests. Decides nothing about which samples are wanted.
+//! The prefetching decoder pool: worker threads fill preallocated batch buffers ahead of the consumer, who
+//! gets the batches in the order of the requests. Decides nothing about which samples are wanted.
 //!
 //! ```text
 //!            requests                tasks (parts of a batch)
@@ -42,8 +42,8 @@ const MOST_BUFFERS: usize = 1024;
 const MOST_SAMPLES: usize = 1 << 20;
 const MOST_IMAGE_BYTES: usize = 1 << 30;
 
-/// Decoder threads at work. An iterator over the batches; after an error, and after the last batch, it has ended. Its
-/// threads are joined then, or when it is dropped.
+/// Decoder threads at work. An iterator over the batches; after an error, and after the last batch, it has
+/// ended. Its threads are joined then, or when it is dropped.
 pub struct Pool {
     shared: Arc<Shared>,
     /// `None` once the pool has ended.
@@ -91,12 +91,12 @@ struct FilledSlab {
 impl Pool {
     /// Starts decoding. Each request is the samples of one batch, 1 to `batch_size` of them.
     ///
-    /// The consumer must hold fewer than `prefetch` batches when it asks for the next one, or hand one back from
-    /// another thread, since otherwise there is no buffer to fill.
+    /// The consumer must hold fewer than `prefetch` batches when it asks for the next one, or hand one back
+    /// from another thread, since otherwise there is no buffer to fill.
     ///
     /// # Errors
-    /// If an option is out of range, buffers do not fit into memory, images are too small for the transform, or threads
-    /// cannot be started.
+    /// If an option is out of range, buffers do not fit into memory, images are too small for the transform,
+    /// or threads cannot be started.
     pub fn start(
         source: Arc<dyn Source>,
         transform: Transform,
@@ -128,8 +128,8 @@ impl Pool {
             })?;
             let _ = free.send(slab);
         }
-        // Neither channel can fill up: a batch has at most one part a worker, and only the last finished item, an
-        // error of the dispatcher, has no slab.
+        // Neither channel can fill up: a batch has at most one part a worker, and only the last finished
+        // item, an error of the dispatcher, has no slab.
         let (tasks, task_queue) = bounded::<Task>(prefetch * workers);
         let (finished, finished_queue) = bounded(prefetch + 1);
         let (stop, stopped) = bounded(0);
@@ -308,7 +308,8 @@ fn work(shared: &Shared, tasks: &Receiver<Task>, finished: &Sender<Finished>) {
 }
 
 impl Job {
-    /// Keeps the failure that comes first in the request, so that the error reported is the same for any workers.
+    /// Keeps the failure that comes first in the request, so that the error reported is the same for any
+    /// workers.
     fn fail(&self, position: usize, error: DataError) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         if failure.as_ref().is_none_or(|(earlier, _)| position < *earlier) {
@@ -397,9 +398,9 @@ impl Drop for Batch {
     }
 }
 
-/// Decoder threads for one of `ranks_on_node` processes: its share of the processors this process may use (affinity
-/// mask and cgroup quota), less one for the training thread, 1 to 8. One decodes and augments about 300,000
-/// images of 32x32 pixels a second.
+/// Decoder threads for one of `ranks_on_node` processes: its share of the processors this process may use
+/// (affinity mask and cgroup quota), less one for the training thread, 1 to 8. One decodes and augments about
+/// 300,000 images of 32x32 pixels a second.
 #[must_use]
 pub fn default_workers(ranks_on_node: usize) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);

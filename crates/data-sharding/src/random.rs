@@ -4,8 +4,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The stream of numbers that belongs to an identity of four integers: ChaCha with 8 rounds, counter and stream 0,
-/// whose 32-byte key is the four integers, little endian, in order.
+/// The stream of numbers that belongs to an identity of four integers: ChaCha with 8 rounds, counter and
+/// stream 0, whose 32-byte key is the four integers, little endian, in order.
 pub(crate) struct Draws(ChaCha8Rng);
 
 impl Draws {
@@ -17,9 +17,9 @@ impl Draws {
         Draws(ChaCha8Rng::from_seed(key))
     }
 
-    /// Uniform in `0..bound`, without bias (Lemire 2019, arXiv 1805.10941): the upper 64 bits of x·bound, x being the
-    /// next 64 bits of the stream (little endian), where draws whose lower 64 bits are below 2^64 mod bound are
-    /// thrown away.
+    /// Uniform in `0..bound`, without bias (Lemire 2019, arXiv 1805.10941): the upper 64 bits of x·bound, x
+    /// being the next 64 bits of the stream (little endian), where draws whose lower 64 bits are below 2^64
+    /// mod bound are thrown away.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         let refused = bound.wrapping_neg() % bound;
         loop {

@@ -25,20 +25,23 @@ impl Sampler {
     /// For a source of `samples` samples.
     ///
     /// # Panics
-    /// If there are more than `u32::MAX` samples, which no [`Source`](crate::Source) of [`open`](crate::open) has.
+    /// If there are more than `u32::MAX` samples, which no [`Source`](crate::Source) of [`open`](crate::open)
+    /// has.
     #[must_use]
     pub fn new(samples: usize, seed: u64, order: Order) -> Self {
         let samples = u32::try_from(samples).expect("sample indices are 32 bits wide");
         Sampler { samples, seed, order }
     }
 
-    /// Indices of all samples in the order of epoch `epoch`: a pure function of seed, epoch and number of samples.
+    /// Indices of all samples in the order of epoch `epoch`: a pure function of seed, epoch and number of
+    /// samples.
     ///
-    /// [`Order::Shuffled`] can be reproduced by other tools. Numbers come from ChaCha8 (64-bit counter and stream 0)
-    /// whose 32-byte key is four little-endian `u64`: seed, epoch, number of samples, and XXH3-64 of `sample order`
-    /// with its lower 32 bits cleared (0x0beaecc700000000). `below(n)` takes the next 64 bits x of the key stream
-    /// (little endian) again and again until (x·n mod 2^64) ≥ (2^64 mod n), and gives x·n div 2^64. The order is the
-    /// identity, in which for i = samples-1 down to 1 the entries i and `below(i + 1)` are swapped.
+    /// [`Order::Shuffled`] can be reproduced by other tools. Numbers come from ChaCha8 (64-bit counter and
+    /// stream 0) whose 32-byte key is four little-endian `u64`: seed, epoch, number of samples, and XXH3-64
+    /// of `sample order` with its lower 32 bits cleared (0x0beaecc700000000). `below(n)` takes the next 64
+    /// bits x of the key stream (little endian) again and again until (x·n mod 2^64) ≥ (2^64 mod n), and
+    /// gives x·n div 2^64. The order is the identity, in which for i = samples-1 down to 1 the entries i and
+    /// `below(i + 1)` are swapped.
     #[must_use]
     pub fn epoch(&self, epoch: u64) -> Arc<[u32]> {
         let mut order: Arc<[u32]> = (0..self.samples).collect();

@@ -1,9 +1,9 @@
-//! The memory of a batch: one slot a sample, filled by several threads at once, each its own part. The only unsafe code
-//! of the crate, under an interface in which two threads can never reach the same slot.
+//! The memory of a batch: one slot a sample, filled by several threads at once, each its own part. The only
+//! unsafe code of the crate, under an interface in which two threads can never reach the same slot.
 //!
-//! A [`Slab`] owns its memory alone and can be read. [`Slab::split`] turns it into [`Part`]s, which can be written and
-//! sent to threads; the thread that hands in the last part, by [`Part::join`], gets the slab back. No part exists
-//! while a slab does, and the other way round.
+//! A [`Slab`] owns its memory alone and can be read. [`Slab::split`] turns it into [`Part`]s, which can be
+//! written and sent to threads; the thread that hands in the last part, by [`Part::join`], gets the slab
+//! back. No part exists while a slab does, and the other way round.
 
 #![allow(unsafe_code)]
 
@@ -21,9 +21,10 @@ struct Memory {
     labels: Box<[UnsafeCell<i64>]>,
 }
 
-// SAFETY: a shared `Memory` is reached only through parts, whose slots are disjoint (`Slab::split` is the only maker of
-// parts, and parts cannot be cloned), or through a `Slab`, which hands out only shared references and exists only while
-// there is no part. So no two threads ever access the same cell unless both read.
+// SAFETY: a shared `Memory` is reached only through parts, whose slots are disjoint (`Slab::split` is the
+// only maker of parts, and parts cannot be cloned), or through a `Slab`, which hands out only shared
+// references and exists only while there is no part. So no two threads ever access the same cell unless both
+// read.
 unsafe impl Sync for Memory {}
 
 impl Slab {
@@ -36,7 +37,8 @@ impl Slab {
     /// Pixels of the first `len` slots.
     pub(crate) fn images(&self, len: usize) -> &[u8] {
         let cells = &self.0.pixels[..len * self.0.image_bytes];
-        // SAFETY: UnsafeCell<u8> has the layout of u8, and nobody writes while `self`, which owns the memory, exists.
+        // SAFETY: UnsafeCell<u8> has the layout of u8, and nobody writes while `self`, which owns the memory,
+        // exists.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast(), cells.len()) }
     }
 
@@ -77,8 +79,9 @@ impl Part {
         let image_bytes = self.memory.image_bytes;
         let labels = &self.memory.labels[self.slots.clone()];
         let pixels = &self.memory.pixels[self.slots.start * image_bytes..self.slots.end * image_bytes];
-        // SAFETY: the slots of a part belong to it alone (see `Memory`), and `&mut self` keeps it from being used twice
-        // at a time; UnsafeCell<T> has the layout of T and lets a shared reference's memory be written.
+        // SAFETY: the slots of a part belong to it alone (see `Memory`), and `&mut self` keeps it from being
+        // used twice at a time; UnsafeCell<T> has the layout of T and lets a shared reference's memory be
+        // written.
         let (pixels, labels) = unsafe {
             (
                 std::slice::from_raw_parts_mut(UnsafeCell::raw_get(pixels.as_ptr()), pixels.len()),

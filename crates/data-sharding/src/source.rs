@@ -1,5 +1,5 @@
-//! A validated data set that gives any of its samples as bytes. Formats are in `idx` and `cifar`; order, augmentation
-//! and batching are elsewhere.
+//! A validated data set that gives any of its samples as bytes. Formats are in `idx` and `cifar`; order,
+//! augmentation and batching are elsewhere.
 
 use std::path::Path;
 use std::sync::Arc;

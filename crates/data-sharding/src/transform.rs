@@ -1,5 +1,6 @@
-//! Augmentation of 32-pixel images as the Wide ResNet code does it: a horizontal flip with probability one half, then a
-//! random crop of the image padded by reflection. Works on bytes; nothing is drawn from shared state.
+//! Augmentation of 32-pixel images as the Wide ResNet code does it: a horizontal flip with probability one
+//! half, then a random crop of the image padded by reflection. Works on bytes; nothing is drawn from shared
+//! state.
 
 use crate::error::DataError;
 use crate::random::{Draws, domain};
@@ -27,10 +28,10 @@ pub enum PaddingMode {
 
 /// How samples are augmented: a pure function of seed, epoch, sample and repetition.
 ///
-/// Three numbers are drawn for each sample, in this order, whatever is switched on: flip (`below(2)`, 1 flips), row and
-/// column of the crop in the padded image (`below(2 * crop_padding + 1)` each). `below` and its stream are those of
-/// [`Sampler::epoch`](crate::Sampler::epoch), keyed by seed, epoch, sample and (0x51044a8a00000000, the upper half of
-/// XXH3-64 of `augmentation`, plus the repetition).
+/// Three numbers are drawn for each sample, in this order, whatever is switched on: flip (`below(2)`, 1
+/// flips), row and column of the crop in the padded image (`below(2 * crop_padding + 1)` each). `below` and
+/// its stream are those of [`Sampler::epoch`](crate::Sampler::epoch), keyed by seed, epoch, sample and
+/// (0x51044a8a00000000, the upper half of XXH3-64 of `augmentation`, plus the repetition).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transform {
     /// Of the run.
@@ -60,7 +61,8 @@ impl Transform {
         self.flip || self.crop_padding > 0
     }
 
-    /// Whether images of this shape can be augmented so: a reflection has no more than the image's other pixels.
+    /// Whether images of this shape can be augmented so: a reflection has no more than the image's other
+    /// pixels.
     pub(crate) fn check(&self, image: ImageShape) -> Result<(), DataError> {
         let side = image.height.min(image.width);
         if self.crop_padding > 0 && self.crop_padding >= side {
@@ -149,7 +151,8 @@ mod tests {
         Transform { seed: 9, flip, crop_padding, padding_mode }
     }
 
-    /// Mirrors, pads row by row and column by column, then crops, each as a step of its own on nested vectors.
+    /// Mirrors, pads row by row and column by column, then crops, each as a step of its own on nested
+    /// vectors.
     fn naive(transform: &Transform, placement: &Placement, shape: ImageShape, image: &[u8]) -> Vec<u8> {
         let pixels = image.chunks(shape.channels as usize).map(<[u8]>::to_vec).collect::<Vec<_>>();
         let mut rows: Vec<Vec<Vec<u8>>> = pixels.chunks(shape.width as usize).map(<[_]>::to_vec).collect();
@@ -218,7 +221,8 @@ mod tests {
             flips += i64::from(placement.flip);
             cells[placement.row * 9 + placement.column] += 1;
         }
-        // Standard deviations: 142 flips, 31 a cell; chi-square with 80 degrees of freedom has mean 80, deviation 12.6.
+        // Standard deviations: 142 flips, 31 a cell; chi-square with 80 degrees of freedom has mean 80,
+        // deviation 12.6.
         assert!((flips - 40_500).abs() < 700, "{flips} flips");
         assert!(cells.iter().all(|count| (count - 1000).abs() < 150), "{cells:?}");
         let chi_square: f64 = cells.iter().map(|&count| (count as f64 - 1000.0).powi(2) / 1000.0).sum();

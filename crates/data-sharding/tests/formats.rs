@@ -1,4 +1,5 @@
-//! The readers against files made by hand, whole and damaged, and against the real Fashion-MNIST where it is installed.
+//! The readers against files made by hand, whole and damaged, and against the real Fashion-MNIST where it is
+//! installed.
 
 mod common;
 

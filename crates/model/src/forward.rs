@@ -57,8 +57,8 @@ pub struct Pass<'a> {
 }
 
 impl Network {
-    /// Logits `[N, classes]` of images `[N, C, H, W]`, best given in channels_last order. Works under autocast; runs on the device of its
-    /// tensors.
+    /// Logits `[N, classes]` of images `[N, C, H, W]`, best given in channels_last order. Works under
+    /// autocast; runs on the device of its tensors.
     ///
     /// # Errors
     /// When libtorch refuses an operation, for example for lack of memory.
@@ -88,7 +88,8 @@ fn run(node: &Node, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
             1,
         )?,
         Node::Norm { gain, bias, layer } => {
-            // Momentum 1 makes "running" statistics of this batch alone; the caller averages over micro batches and ranks.
+            // Momentum 1 makes "running" statistics of this batch alone; the caller averages over micro
+            // batches and ranks.
             let (statistics, by_batch, momentum) = match pass.norm {
                 Norm::Batch(statistics) => (&statistics[*layer], true, 1.0),
                 Norm::Running(statistics) => (&statistics[*layer], false, 0.0),

@@ -1,11 +1,11 @@
-//! Networks as specifications: an architecture string and options become a tree of few kinds of nodes, from which
-//! names, counts, initial weights and the forward pass all follow.
+//! Networks as specifications: an architecture string and options become a tree of few kinds of nodes, from
+//! which names, counts, initial weights and the forward pass all follow.
 //!
-//! Reading order: `architecture` (the string) → `wide_resnet` (the tree) → `spec` (its nodes) → `forward` (its interpreter). Holds no
-//! weights: the caller owns the tensors and passes them to [`Network::forward`].
+//! Reading order: `architecture` (the string) → `wide_resnet` (the tree) → `spec` (its nodes) → `forward`
+//! (its interpreter). Holds no weights: the caller owns the tensors and passes them to [`Network::forward`].
 //!
-//! Source of the architecture: Zagoruyko & Komodakis, *Wide Residual Networks*, 2016 (arXiv 1605.07146), table 1 and figure 1, and the authors'
-//! code, szagoruyko/wide-residual-networks.
+//! Source of the architecture: Zagoruyko & Komodakis, *Wide Residual Networks*, 2016 (arXiv 1605.07146),
+//! table 1 and figure 1, and the authors' code, szagoruyko/wide-residual-networks.
 
 mod architecture;
 mod builder;

@@ -56,11 +56,12 @@ impl Network {
         &self.norms
     }
 
-    /// The order in which one backward pass completes the parameters' gradients, as indices of [`Network::parameters`].
+    /// The order in which one backward pass completes the parameters' gradients, as indices of
+    /// [`Network::parameters`].
     ///
-    /// Autograd runs the recorded operations backwards and hands a gradient over as soon as it is complete, so this is the reverse of
-    /// the order in which [`Network::forward`] uses the parameters. (Under autocast the casts of the classifier's weight and bias change
-    /// places, so these two may swap.)
+    /// Autograd runs the recorded operations backwards and hands a gradient over as soon as it is complete,
+    /// so this is the reverse of the order in which [`Network::forward`] uses the parameters. (Under autocast
+    /// the casts of the classifier's weight and bias change places, so these two may swap.)
     #[must_use]
     pub fn readiness_order(&self) -> Vec<usize> {
         let mut order = Vec::with_capacity(self.parameters.len());
@@ -69,7 +70,8 @@ impl Network {
         order
     }
 
-    /// Initial values of a parameter in its logical contiguous order; a function of the seed and the parameter's name.
+    /// Initial values of a parameter in its logical contiguous order; a function of the seed and the
+    /// parameter's name.
     ///
     /// # Panics
     /// When `parameter` is not an index of [`Network::parameters`].
@@ -85,7 +87,8 @@ impl Network {
         self.parameters.iter().map(Parameter::elements).sum()
     }
 
-    /// Multiply-adds of convolutions and classifier for one image; a training step takes about three times as many.
+    /// Multiply-adds of convolutions and classifier for one image; a training step takes about three times as
+    /// many.
     #[must_use]
     pub fn macs(&self) -> u64 {
         self.stages.iter().map(|stage| stage.macs).sum()

@@ -39,10 +39,12 @@ pub enum ShortcutInput {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Projection {
-    /// Those whose number of channels changes, as the official code; with width 1 the first group then has none.
+    /// Those whose number of channels changes, as the official code; with width 1 the first group then has
+    /// none.
     #[default]
     WhenShapesDiffer,
-    /// The first block of every group, so that a network of width 1, too, has as many convolutions as its name says.
+    /// The first block of every group, so that a network of width 1, too, has as many convolutions as its
+    /// name says.
     FirstBlock,
 }
 

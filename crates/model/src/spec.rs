@@ -93,8 +93,8 @@ pub(crate) enum Shortcut {
 impl Node {
     /// Appends the parameters to `order` in the order in which autograd records their use.
     ///
-    /// Where one operation has two parameters, the one whose gradient autograd delivers first stands last, so that the reverse of the
-    /// whole is the order of readiness.
+    /// Where one operation has two parameters, the one whose gradient autograd delivers first stands last, so
+    /// that the reverse of the whole is the order of readiness.
     pub(crate) fn recording_order(&self, order: &mut Vec<usize>) {
         match self {
             Node::Sequence(nodes) => nodes.iter().for_each(|node| node.recording_order(order)),

@@ -1,7 +1,8 @@
 //! Parameters and multiply-adds against numbers counted by hand and by others.
 //!
-//! The table holds every network of the paper's tables 4 to 6 with B(3,3) blocks, and small ones. 40-4 with 10 classes is printed in the
-//! authors' training log; 16-10, 28-10 and 40-8 agree with the tests of a public collection of models.
+//! The table holds every network of the paper's tables 4 to 6 with B(3,3) blocks, and small ones. 40-4 with
+//! 10 classes is printed in the authors' training log; 16-10, 28-10 and 40-8 agree with the tests of a public
+//! collection of models.
 
 #![allow(clippy::unwrap_used)] // All of it is test code.
 

@@ -1,4 +1,5 @@
-//! The forward pass: shapes, memory order, precision, dropout and statistics. Numbers are compared with PyTorch in `parity.rs`.
+//! The forward pass: shapes, memory order, precision, dropout and statistics. Numbers are compared with
+//! PyTorch in `parity.rs`.
 
 #![allow(clippy::unwrap_used)] // All of it is test code.
 

@@ -107,7 +107,8 @@ fn values_are_a_function_of_the_seed_and_the_name() {
 fn another_seed_or_another_name_gives_other_values() {
     let network = network("wrn-16-2", &Options::default());
     let seeds = [0, 1, 2, 1 << 32, u64::MAX];
-    // The first eight values of each draw, scaled to its deviation, so that equal streams of other spreads show too.
+    // The first eight values of each draw, scaled to its deviation, so that equal streams of other spreads
+    // show too.
     let mut seen: HashMap<Vec<i64>, (String, u64)> = HashMap::new();
     for seed in seeds {
         for (name, (_, values)) in drawn(&network, seed) {

@@ -1,4 +1,5 @@
-//! The same network in PyTorch: `parity.py` builds it on its own from the paper's description, and computes with our weights.
+//! The same network in PyTorch: `parity.py` builds it on its own from the paper's description, and computes
+//! with our weights.
 
 #![allow(clippy::unwrap_used)] // All of it is test code.
 
@@ -15,8 +16,9 @@ use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 use torch_ext::layout;
 
-/// Images of a batch, and their side. Small, since the fewer numbers pass a ReLU, the less likely is one that another order of
-/// summation brings to its other side, which would change a gradient by far more than rounding.
+/// Images of a batch, and their side. Small, since the fewer numbers pass a ReLU, the less likely is one that
+/// another order of summation brings to its other side, which would change a gradient by far more than
+/// rounding.
 const BATCH: i64 = 4;
 const SIDE: u32 = 16;
 
@@ -31,7 +33,8 @@ fn obstacle() -> Option<String> {
     }
 }
 
-/// One tensor as `NAME.f32` (values in logical order, little endian); its line in `tensors.txt` has name and shape.
+/// One tensor as `NAME.f32` (values in logical order, little endian); its line in `tensors.txt` has name and
+/// shape.
 fn write_tensor(folder: &Path, index: &mut String, name: &str, tensor: &Tensor) {
     let bytes: Vec<_> = values(tensor).iter().flat_map(|value| value.to_le_bytes()).collect();
     fs::write(folder.join(format!("{name}.f32")), bytes).unwrap();

@@ -52,8 +52,8 @@ fn the_order_declared_is_the_order_of_a_real_backward() {
                 for _ in 0..2 {
                     train(&network, &Pass { dropout: Some(key), ..weights.training() }, precision);
                     let mut order = std::mem::take(&mut *fired.lock().unwrap());
-                    // Under autocast the classifier's weight and bias, which one operation uses, pass through casts of
-                    // their own, whose order is libtorch's affair.
+                    // Under autocast the classifier's weight and bias, which one operation uses, pass through
+                    // casts of their own, whose order is libtorch's affair.
                     if precision == Kind::BFloat16 && order[..2] == [declared[1], declared[0]] {
                         order.swap(0, 1);
                     }

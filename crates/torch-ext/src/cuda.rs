@@ -1,4 +1,5 @@
-//! CUDA streams and events. On a machine without a GPU, or built without CUDA's headers, every function returns an error.
+//! CUDA streams and events. On a machine without a GPU, or built without CUDA's headers, every function
+//! returns an error.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};

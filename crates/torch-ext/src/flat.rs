@@ -1,7 +1,8 @@
 //! Parameters and gradients as views of flat buffers, in the memory order that convolutions prefer.
 //!
-//! A four-dimensional parameter `[O, I, H, W]` lies in memory as `[O, H, W, I]` (channels_last), any other contiguous. The flat buffer
-//! is then updated, exchanged and saved as a whole, while the network sees ordinary tensors.
+//! A four-dimensional parameter `[O, I, H, W]` lies in memory as `[O, H, W, I]` (channels_last), any other
+//! contiguous. The flat buffer is then updated, exchanged and saved as a whole, while the network sees
+//! ordinary tensors.
 #![allow(unsafe_code)]
 
 use tch::Tensor;

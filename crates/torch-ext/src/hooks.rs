@@ -1,6 +1,8 @@
-//! A call at the moment in which a parameter's gradient is complete, while backward goes on with earlier layers.
+//! A call at the moment in which a parameter's gradient is complete, while backward goes on with earlier
+//! layers.
 //!
-//! libtorch calls on the thread that runs backward: the caller's own for CPU tensors, the engine's device thread for CUDA ones.
+//! libtorch calls on the thread that runs backward: the caller's own for CPU tensors, the engine's device
+//! thread for CUDA ones.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -28,8 +30,8 @@ extern "C" fn drop_callback(context: *mut c_void) {
     drop(unsafe { Box::from_raw(context.cast::<Callback>()) });
 }
 
-/// Calls `callback` once a backward pass, after `parameter`'s gradient has been accumulated. Replaces an earlier callback
-/// of the same parameter; lives as long as the parameter. It must not panic.
+/// Calls `callback` once a backward pass, after `parameter`'s gradient has been accumulated. Replaces an
+/// earlier callback of the same parameter; lives as long as the parameter. It must not panic.
 ///
 /// # Errors
 /// When `parameter` is not a leaf that requires a gradient.

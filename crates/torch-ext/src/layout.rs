@@ -4,8 +4,8 @@ use tch::Tensor;
 
 use crate::error::Error;
 
-/// Whether a four-dimensional tensor is dense in channels_last order. Strides of sides of length 1 mean nothing and are not
-/// looked at, so a `[N, C, 1, 1]` tensor can be both contiguous and channels_last.
+/// Whether a four-dimensional tensor is dense in channels_last order. Strides of sides of length 1 mean
+/// nothing and are not looked at, so a `[N, C, 1, 1]` tensor can be both contiguous and channels_last.
 #[must_use]
 pub fn is_channels_last(tensor: &Tensor) -> bool {
     let (size, stride) = (tensor.size(), tensor.stride());

@@ -1,7 +1,7 @@
 //! What `tch` does not expose of libtorch, under a safe interface.
 //!
-//! A small C++ shim (`src/shim/`) stands behind `sys`, one extern function each; every other module is safe to call.
-//! `unsafe` appears in the modules that call the shim, and nowhere above this crate.
+//! A small C++ shim (`src/shim/`) stands behind `sys`, one extern function each; every other module is safe
+//! to call. `unsafe` appears in the modules that call the shim, and nowhere above this crate.
 //!
 //! | module | gives |
 //! |---|---|

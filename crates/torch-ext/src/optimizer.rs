@@ -6,8 +6,8 @@ use tch::Tensor;
 use crate::error::{Error, check};
 use crate::sys;
 
-/// The update rule of `torch.optim.SGD`: `g += decay * w`; `v = momentum * v + (1 - dampening) * g`; `w -= rate * v`, or with Nesterov
-/// `w -= rate * (g + momentum * v)`.
+/// The update rule of `torch.optim.SGD`: `g += decay * w`; `v = momentum * v + (1 - dampening) * g`; `w -=
+/// rate * v`, or with Nesterov `w -= rate * (g + momentum * v)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sgd {
     /// Rate.
@@ -22,8 +22,9 @@ pub struct Sgd {
     pub nesterov: bool,
 }
 
-/// Updates `parameters` in place; `gradients` and `momentum` match them one to one in shape. With `first_step` the momentum is
-/// overwritten by the gradient; with a momentum of 0 it is left alone. Records nothing for autograd.
+/// Updates `parameters` in place; `gradients` and `momentum` match them one to one in shape. With
+/// `first_step` the momentum is overwritten by the gradient; with a momentum of 0 it is left alone. Records
+/// nothing for autograd.
 ///
 /// # Errors
 /// When the lists differ in length or the tensors do not fit.

@@ -6,9 +6,9 @@ use tch::Tensor;
 use crate::error::{Error, check};
 use crate::sys;
 
-/// Inverted dropout: each element is zeroed with `probability`, the others are divided by `1 - probability`. The mask is a
-/// function of `key`, the shape, the memory order and the device (on a CPU of the key's low 32 bits), and no generator of
-/// the process is touched. Keeps dtype and memory order.
+/// Inverted dropout: each element is zeroed with `probability`, the others are divided by `1 - probability`.
+/// The mask is a function of `key`, the shape, the memory order and the device (on a CPU of the key's low 32
+/// bits), and no generator of the process is touched. Keeps dtype and memory order.
 ///
 /// # Errors
 /// When `probability` is not in 0 to 1, 1 excluded.

@@ -19,9 +19,10 @@ pub fn set_threads(intra_op: usize, inter_op: usize) -> Result<(), Error> {
     check(unsafe { sys::torch_ext_set_threads(number(intra_op)?, number(inter_op)?) })
 }
 
-/// Lets the C library keep freed memory for the next step instead of giving it back to the system, which would hand it out again page by
-/// page, each cleared first. On a CPU that makes a training step about a quarter faster; the process stays as large as its
-/// largest step. Returns whether this C library knows the switch (glibc does).
+/// Lets the C library keep freed memory for the next step instead of giving it back to the system, which
+/// would hand it out again page by page, each cleared first. On a CPU that makes a training step about a
+/// quarter faster; the process stays as large as its largest step. Returns whether this C library knows the
+/// switch (glibc does).
 pub fn keep_freed_memory() -> bool {
     // SAFETY: no arguments.
     unsafe { sys::torch_ext_keep_freed_memory() }

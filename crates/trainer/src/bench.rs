@@ -1,7 +1,7 @@
 //! `wrn-dist bench step`: where the time of a training step goes, and what the exchange of gradients costs.
 //!
-//! Two engines run turn by turn in one process group: one exchanges its gradients as configured, the other keeps them. Their
-//! difference is the exposed cost of the exchange, free of the machine's mood.
+//! Two engines run turn by turn in one process group: one exchanges its gradients as configured, the other
+//! keeps them. Their difference is the exposed cost of the exchange, free of the machine's mood.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -4,9 +4,10 @@
 //! checkpoints/step-000000390/{weights.safetensors, optimizer.safetensors, state.json}
 //! checkpoints/latest           name of the newest complete one
 //! ```
-//! A checkpoint is written beside its final place, synced and renamed, so that a name that exists is complete; `state.json`
-//! holds the checksum of the other files. Tensors are stored contiguous in their logical order (`[O, I, H, W]`), whatever
-//! the layout in memory, so other tools read them as they are. Only rank 0 comes here; it broadcasts what it reads.
+//! A checkpoint is written beside its final place, synced and renamed, so that a name that exists is
+//! complete; `state.json` holds the checksum of the other files. Tensors are stored contiguous in their
+//! logical order (`[O, I, H, W]`), whatever the layout in memory, so other tools read them as they are. Only
+//! rank 0 comes here; it broadcasts what it reads.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -109,7 +110,8 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) 
     move |source| CheckpointError::File { action, path, source }
 }
 
-/// Writes `checkpoint` below `folder`, points `latest` at it and removes the oldest beyond `keep_last`. Returns its path.
+/// Writes `checkpoint` below `folder`, points `latest` at it and removes the oldest beyond `keep_last`.
+/// Returns its path.
 pub(crate) fn save(
     folder: &Path,
     checkpoint: &Checkpoint,
@@ -185,8 +187,8 @@ pub(crate) fn latest(folder: &Path) -> Result<Option<PathBuf>, CheckpointError> 
     }
 }
 
-/// Reads and verifies a checkpoint; `with_optimizer` false leaves the optimizer's file alone. `path` may also be a run directory or its
-/// `checkpoints` folder, meaning the latest one there.
+/// Reads and verifies a checkpoint; `with_optimizer` false leaves the optimizer's file alone. `path` may also
+/// be a run directory or its `checkpoints` folder, meaning the latest one there.
 pub(crate) fn load(path: &Path, with_optimizer: bool) -> Result<Checkpoint, CheckpointError> {
     let folder = resolve(path)?;
     let damaged = |reason: String| CheckpointError::Damaged { path: folder.clone(), reason };

@@ -1,4 +1,5 @@
-//! A communicator whose sums take longer, as over a slower network: shows how much of an exchange backward hides.
+//! A communicator whose sums take longer, as over a slower network: shows how much of an exchange backward
+//! hides.
 
 use std::time::Duration;
 

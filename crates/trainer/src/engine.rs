@@ -72,8 +72,8 @@ pub(crate) struct Engine<'plan> {
 }
 
 impl<'plan> Engine<'plan> {
-    /// Allocates everything, and connects each gradient with the exchange. `comm` may differ from the session's to
-    /// measure a step without exchange.
+    /// Allocates everything, and connects each gradient with the exchange. `comm` may differ from the
+    /// session's to measure a step without exchange.
     pub(crate) fn new(plan: &'plan Plan, compute: Compute, comm: CommThread) -> Result<Self, Error> {
         let state = State::new(&plan.network, plan.config.seed, compute.device)?;
         let host_exchange = match compute.device.is_cuda() {
@@ -121,8 +121,8 @@ impl<'plan> Engine<'plan> {
         })
     }
 
-    /// Runs step `step` of the whole run. `next_batch` yields this rank's micro batches in order. A failure of this
-    /// rank still takes part in the exchange, so that no other rank waits for it in vain.
+    /// Runs step `step` of the whole run. `next_batch` yields this rank's micro batches in order. A failure
+    /// of this rank still takes part in the exchange, so that no other rank waits for it in vain.
     pub(crate) fn step(
         &mut self,
         step: u64,
@@ -202,7 +202,8 @@ impl<'plan> Engine<'plan> {
         Ok(())
     }
 
-    /// Loss of one micro batch; its batch statistics, loss and correct count are added to the exchange buffer.
+    /// Loss of one micro batch; its batch statistics, loss and correct count are added to the exchange
+    /// buffer.
     fn forward(
         &mut self,
         images: &Tensor,

@@ -84,8 +84,8 @@ impl BatchCounts {
     }
 }
 
-/// Collective: evaluates the network on the test set. Batches have the micro batch's size, so that they, and with them
-/// all roundings, do not depend on the number of ranks.
+/// Collective: evaluates the network on the test set. Batches have the micro batch's size, so that they, and
+/// with them all roundings, do not depend on the number of ranks.
 pub(crate) fn evaluate(
     session: &Session,
     plan: &Plan,

@@ -4,7 +4,8 @@
 //! parameters, momentum:  | segment | segment | … |
 //! exchange buffer:       | gradients, same segments | batch statistics | tail |
 //! ```
-//! Segments stand in the order in which backward completes their gradients, so that a bucket is a contiguous range.
+//! Segments stand in the order in which backward completes their gradients, so that a bucket is a contiguous
+//! range.
 
 use std::ops::Range;
 

@@ -1,8 +1,9 @@
 //! The training engine: a configuration becomes a plan, a plan becomes a run on all ranks.
 //!
-//! Joins the crates that do not know each other: `model` (the network), `data-sharding` (batches) and `allreduce` (the exchange
-//! of gradients). Reading order: [`config`] → `plan` → `train` → `engine`; `session` is how ranks begin, agree and
-//! end together; `flat`, `state`, `memory` are the layout of tensors; `checkpoint`, `transfer`, `run_dir`, `telemetry` are what is written.
+//! Joins the crates that do not know each other: `model` (the network), `data-sharding` (batches) and
+//! `allreduce` (the exchange of gradients). Reading order: [`config`] → `plan` → `train` → `engine`;
+//! `session` is how ranks begin, agree and end together; `flat`, `state`, `memory` are the layout of tensors;
+//! `checkpoint`, `transfer`, `run_dir`, `telemetry` are what is written.
 
 mod bench;
 mod checkpoint;

@@ -1,5 +1,5 @@
-//! Lends the memory of a libtorch tensor to the communication thread: the one place of this crate with `unsafe`.
-//! Does not decide when either side may touch it; [`allreduce::Reducer`] does.
+//! Lends the memory of a libtorch tensor to the communication thread: the one place of this crate with
+//! `unsafe`. Does not decide when either side may touch it; [`allreduce::Reducer`] does.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
@@ -29,8 +29,9 @@ pub(crate) fn region_of(tensor: &Tensor) -> Result<Region, Error> {
         )));
     };
     let owner = Arc::new(Mutex::new(tensor.shallow_clone()));
-    // SAFETY: the pointer and length are those of a live contiguous fp32 host tensor, whose storage `owner` keeps
-    // alive. Between `Reducer::begin_step` and `Reducer::finish` backward writes a bucket only before it marks it ready and
-    // the communication thread only afterwards; outside of that only the training thread touches it.
+    // SAFETY: the pointer and length are those of a live contiguous fp32 host tensor, whose storage `owner`
+    // keeps alive. Between `Reducer::begin_step` and `Reducer::finish` backward writes a bucket only before
+    // it marks it ready and the communication thread only afterwards; outside of that only the training
+    // thread touches it.
     Ok(unsafe { Region::new(pointer, tensor.numel(), owner) })
 }

@@ -60,7 +60,8 @@ impl Optimizer {
                 weight_decay: group.weight_decay,
                 nesterov: self.config.nesterov,
             };
-            // A first step with its own rule differs only by dampening (PyTorch's SGD); momentum starts from zero here.
+            // A first step with its own rule differs only by dampening (PyTorch's SGD); momentum starts from
+            // zero here.
             let first_step = false;
             fused_sgd(
                 &group.parameters.iter().collect::<Vec<_>>(),

@@ -1,4 +1,5 @@
-//! `wrn-dist plan`: what can be said of a run before it starts, as text. Computes nothing that [`crate::plan`] does not.
+//! `wrn-dist plan`: what can be said of a run before it starts, as text. Computes nothing that
+//! [`crate::plan`] does not.
 
 use std::fmt::Write;
 use std::path::Path;

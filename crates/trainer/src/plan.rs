@@ -1,7 +1,7 @@
 //! A configuration turned into everything that is known before the first step, checked once.
 //!
-//! [`Plan::check`] needs only the configuration and the number of ranks; [`Plan::open`] opens the data set too.
-//! Neither touches MPI or runs the network.
+//! [`Plan::check`] needs only the configuration and the number of ranks; [`Plan::open`] opens the data set
+//! too. Neither touches MPI or runs the network.
 
 use std::sync::Arc;
 

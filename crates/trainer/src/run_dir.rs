@@ -1,5 +1,5 @@
-//! The folder of one run and the files that describe it: `config.yaml`, `run.json`. Metrics and checkpoints have modules of
-//! their own.
+//! The folder of one run and the files that describe it: `config.yaml`, `run.json`. Metrics and checkpoints
+//! have modules of their own.
 
 use std::fs;
 use std::path::{Path, PathBuf};

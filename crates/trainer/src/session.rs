@@ -50,8 +50,8 @@ impl Session {
         self.comm.agree(local.map_err(Into::into)).map_err(Error::Agreed)
     }
 
-    /// Collective: an error that names the first rank whose `value` differs from rank 0's. What must be equal was given by the user, so it is an
-    /// error of usage.
+    /// Collective: an error that names the first rank whose `value` differs from rank 0's. What must be equal
+    /// was given by the user, so it is an error of usage.
     pub(crate) fn agree_equal(&self, what: &str, value: &str) -> Result<(), Error> {
         self.comm.agree_equal(what, value).map_err(|mut agreed| {
             agreed.failure.exit_code = EXIT_USAGE;
@@ -69,8 +69,9 @@ impl Session {
 
 /// Runs `body` on every rank and ends the ranks together.
 ///
-/// A failure that all ranks agreed on ends in an orderly way and is printed by the rank it belongs to. Any other failure, a panic
-/// included, is this rank's alone: it is printed and all ranks are aborted, since the others may be waiting.
+/// A failure that all ranks agreed on ends in an orderly way and is printed by the rank it belongs to. Any
+/// other failure, a panic included, is this rank's alone: it is printed and all ranks are aborted, since the
+/// others may be waiting.
 ///
 /// # Errors
 /// The failure, already printed.
@@ -115,8 +116,8 @@ fn print_error(speaker: Option<&Topology>, error: &Error) {
     }
 }
 
-/// A panic on the thread that trains leaves the other ranks in a collective for ever, so it ends them too. Decoder
-/// threads catch their own panics and turn them into errors.
+/// A panic on the thread that trains leaves the other ranks in a collective for ever, so it ends them too.
+/// Decoder threads catch their own panics and turn them into errors.
 fn abort_all_ranks_on_panic(comm: CommThread) {
     let training_thread = std::thread::current().id();
     let report = std::panic::take_hook();

@@ -34,7 +34,8 @@ pub(crate) fn export(network: &Network, state: &State, part: Part) -> Result<Vec
         .collect()
 }
 
-/// Copies a part in. Nothing is changed unless every name and shape fits; otherwise all that do not are listed.
+/// Copies a part in. Nothing is changed unless every name and shape fits; otherwise all that do not are
+/// listed.
 pub(crate) fn import(
     network: &Network,
     state: &State,

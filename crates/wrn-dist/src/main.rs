@@ -1,4 +1,5 @@
-//! The command `wrn-dist`: reads the command line and calls the trainer. No logic of its own; one file a subcommand.
+//! The command `wrn-dist`: reads the command line and calls the trainer. No logic of its own; one file a
+//! subcommand.
 
 mod commands;
 
@@ -8,8 +9,8 @@ use clap::{Parser, Subcommand};
 
 /// Trains Wide Residual Networks data-parallel, one process a GPU (or a CPU slot).
 ///
-/// Started alone, by mpirun, or by Slurm. Exit codes: 0 done; 2 bad usage or configuration; 75 stopped on request after saving; 1
-/// anything else. RUST_LOG=info shows more.
+/// Started alone, by mpirun, or by Slurm. Exit codes: 0 done; 2 bad usage or configuration; 75 stopped on
+/// request after saving; 1 anything else. RUST_LOG=info shows more.
 #[derive(Parser)]
 #[command(version)]
 struct CommandLine {

@@ -1,4 +1,5 @@
-//! Values that need no generator, since generators are among what is tested, and a small network on flat buffers.
+//! Values that need no generator, since generators are among what is tested, and a small network on flat
+//! buffers.
 
 #![allow(dead_code, clippy::unwrap_used)] // Each test file uses some of it; all of it is test code.
 

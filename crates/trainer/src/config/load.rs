@@ -68,7 +68,8 @@ struct Override {
 /// Reads `path` and applies `overrides`, each `a.b=value` with the value in YAML.
 ///
 /// # Errors
-/// When the file cannot be read, is not YAML, or has an unknown key, a missing key or a value of another type.
+/// When the file cannot be read, is not YAML, or has an unknown key, a missing key or a value of another
+/// type.
 pub fn load(path: &Path, overrides: &[String]) -> Result<LoadedConfig, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;

@@ -1,5 +1,5 @@
-//! What a run tells: a JSON line a step and an epoch, live metrics, progress on the terminal, curves as a picture.
-//! Nothing here influences the run.
+//! What a run tells: a JSON line a step and an epoch, live metrics, progress on the terminal, curves as a
+//! picture. Nothing here influences the run.
 
 mod curves;
 mod exporter;

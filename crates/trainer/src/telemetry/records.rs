@@ -19,7 +19,8 @@ pub(crate) enum Record {
     Epoch(EpochRecord),
 }
 
-/// One optimizer step. All but `images_per_second`, `seconds` and `exchange` is equal in every repetition of the run.
+/// One optimizer step. All but `images_per_second`, `seconds` and `exchange` is equal in every repetition of
+/// the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StepRecord {
     /// Counted from 1.
@@ -124,8 +125,8 @@ pub(crate) struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens `path` for a run that stands at `step`. Lines of later steps, left by a process that died after its last checkpoint, are
-    /// removed, and so is a line that was cut short.
+    /// Opens `path` for a run that stands at `step`. Lines of later steps, left by a process that died after
+    /// its last checkpoint, are removed, and so is a line that was cut short.
     pub(crate) fn open(path: &Path, epoch: u32, step: u64) -> Result<Self, Error> {
         if path.exists() {
             let text = fs::read_to_string(path).map_err(Error::file("read", path))?;

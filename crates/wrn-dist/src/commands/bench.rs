@@ -28,7 +28,8 @@ struct StepArguments {
     /// Steps of each kind before measuring
     #[arg(long, default_value_t = 3)]
     warmup: usize,
-    /// Milliseconds that each bucket's all-reduce takes longer, to see how much of a slower network would be hidden
+    /// Milliseconds that each bucket's all-reduce takes longer, to see how much of a slower network would be
+    /// hidden
     #[arg(long, default_value_t = 0.0)]
     delay_ms: f64,
     /// Print JSON

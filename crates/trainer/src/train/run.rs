@@ -1,202 +1,32 @@
-//! The main job: `wrn-dist train`. Sets a run up on all ranks, loops over its steps, evaluates, saves and ends.
-//!
-//! The step itself is [`crate::engine`]'s; this module decides what comes before and after each one.
+//! One run on one rank: set up, loop over its steps, evaluate, save and end. The step itself is [`crate::engine`]'s; here stands
+//! what comes before and after each one.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use data_sharding::{Batch, Pool, PoolOptions, SampleKey};
+use data_sharding::Pool;
 
-use crate::checkpoint::{self, Checkpoint, CheckpointError, RunState};
-use crate::config::{self, AutoOr, LoadedConfig, Reduce};
+use super::resume::{fresh_position, resume};
+use super::signals::listen_for_stop_signals;
+use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
+use crate::checkpoint::{self, Checkpoint, RunState};
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
 use crate::error::Error;
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::evaluate;
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
-use crate::session::{Session, with_session};
+use crate::session::Session;
 use crate::telemetry::{
     EpochRecord, Exporter, MetricsFile, Progress, StepRecord, draw_curves, export_epoch, export_step,
     read_epochs,
 };
 use crate::transfer::{self, Part};
 
-/// What `wrn-dist train` was asked to do.
-#[derive(Clone, Debug)]
-pub struct TrainOptions {
-    /// The configuration file.
-    pub config: PathBuf,
-    /// `--set` arguments, each `key=value`.
-    pub overrides: Vec<String>,
-    /// The run's folder; `runs/` and the configuration's name when absent.
-    pub out: Option<PathBuf>,
-    /// Where to go on from.
-    pub resume: Resume,
-    /// Where to save and stop before the end.
-    pub stop_after: Option<StopAfter>,
-}
-
-/// `--resume`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Resume {
-    /// From the latest checkpoint in the run's folder, or from the start when there is none.
-    Auto,
-    /// From the start, in a folder that holds no run yet.
-    None,
-    /// From this checkpoint, run folder or checkpoints folder.
-    Path(PathBuf),
-}
-
-/// `--stop-after`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopAfter {
-    /// When this many epochs are complete.
-    Epoch(u32),
-    /// When this many steps of the whole run are complete.
-    Step(u64),
-}
-
-/// How a training command ended.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Finish {
-    /// All epochs are done.
-    Completed,
-    /// Saved and stopped on request.
-    Stopped,
-}
-
-/// Trains; collective over all ranks.
-///
-/// # Errors
-/// The failure that ended the run, already printed by the rank it belongs to.
-pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
-    let loaded = config::load(&options.config, &options.overrides);
-    with_session(configured_reduce(&loaded), |session| {
-        let loaded = session.agree(loaded.map_err(Error::from))?;
-        let plan = open_plan(session, &loaded)?;
-        let compute = session.agree(Compute::set_up(&plan.config, session.topology()))?;
-        let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
-        Run::set_up(session, &plan, compute, RunDir::new(&root), options)?.run(options.stop_after)
-    })
-}
-
-/// Evaluates a checkpoint on the test set; collective over all ranks. The counts are rank 0's to report, `None` elsewhere.
-///
-/// # Errors
-/// As [`train`].
-pub fn evaluate_checkpoint(
-    config: &Path,
-    overrides: &[String],
-    path: &Path,
-) -> Result<Option<Evaluation>, Error> {
-    let loaded = config::load(config, overrides);
-    with_session(configured_reduce(&loaded), |session| {
-        let loaded = session.agree(loaded.map_err(Error::from))?;
-        let plan = open_plan(session, &loaded)?;
-        let compute = session.agree(Compute::set_up(&plan.config, session.topology()))?;
-        let engine = session.agree(Engine::new(&plan, compute, session.comm().clone()))?;
-        let read = if session.is_leader() {
-            checkpoint::load(path, false).map_err(Error::from).and_then(|saved| {
-                refuse_other_architecture(&plan, &saved.state, path)?;
-                transfer::import(&plan.network, &engine.state, Part::Weights, &saved.weights, path)
-            })
-        } else {
-            Ok(())
-        };
-        session.agree(read)?;
-        broadcast_state(session, &engine)?;
-        let evaluation = evaluate(session, &plan, &engine, decoder_threads(&plan, session))?;
-        Ok(session.is_leader().then_some(evaluation))
-    })
-}
-
-pub(crate) fn configured_reduce(loaded: &Result<LoadedConfig, config::ConfigError>) -> Reduce {
-    loaded.as_ref().map_or_else(|_| Reduce::default(), |loaded| loaded.config.comm.reduce)
-}
-
-/// Collective: the plan, the same on every rank.
-pub(crate) fn open_plan(session: &Session, loaded: &LoadedConfig) -> Result<Plan, Error> {
-    let topology = session.topology();
-    let plan = session.agree(Plan::open(loaded, topology.rank, topology.world_size))?;
-    session.agree_equal("the configuration", &plan.meaning_hash())?;
-    session.agree_equal("the training data", plan.train.fingerprint())?;
-    session.agree_equal("the test data", plan.test.fingerprint())?;
-    Ok(plan)
-}
-
-pub(crate) fn decoder_threads(plan: &Plan, session: &Session) -> usize {
-    match plan.config.data.workers {
-        AutoOr::Exactly(workers) => workers.get(),
-        AutoOr::Auto => data_sharding::default_workers(session.topology().local_size),
-    }
-}
-
-/// This rank's micro batches of all steps from `first_step` on.
-pub(crate) fn training_pool(plan: &Plan, first_step: u64, workers: usize) -> Result<Pool, Error> {
-    let (sampler, batches, steps_per_epoch) = (plan.sampler.clone(), plan.batches, plan.steps_per_epoch);
-    let mut order: Option<(u64, Arc<[u32]>)> = None;
-    let requests = (first_step..plan.total_steps()).flat_map(move |step| {
-        let (epoch, within) = (step / steps_per_epoch, (step % steps_per_epoch) as usize);
-        let samples = match &order {
-            Some((known, samples)) if *known == epoch => Arc::clone(samples),
-            _ => sampler.epoch(epoch),
-        };
-        order = Some((epoch, Arc::clone(&samples)));
-        let keys = |micro_batch| -> Vec<SampleKey> {
-            batches
-                .samples(&samples, within, micro_batch)
-                .iter()
-                .map(|&sample| SampleKey { sample, epoch, repetition: 0 })
-                .collect()
-        };
-        batches.local_micro_batches().map(keys).collect::<Vec<_>>()
-    });
-    let options =
-        PoolOptions { workers, batch_size: plan.micro_batch(), prefetch: plan.config.data.prefetch };
-    Ok(Pool::start(Arc::clone(&plan.train), plan.transform, Box::new(requests), options)?)
-}
-
-/// The next micro batch of the pool.
-pub(crate) fn next_batch(pool: &mut Pool) -> Result<Batch, Error> {
-    Ok(pool.next().ok_or_else(|| Error::Other("the decoder pool ended early".into()))??)
-}
-
-/// Collective: rank 0's weights, momentum and running statistics on every rank.
-fn broadcast_state(session: &Session, engine: &Engine) -> Result<(), Error> {
-    let state = &engine.state;
-    for tensor in [&state.flat_parameters, &state.momentum, &state.running_statistics] {
-        let host = tensor.f_to_device(tch::Device::Cpu)?;
-        session.comm().broadcast(crate::memory::region_of(&host)?, 0)?;
-        if tensor.device() != tch::Device::Cpu {
-            let _no_grad = tch::no_grad_guard();
-            tensor.shallow_clone().f_copy_(&host)?;
-        }
-    }
-    Ok(())
-}
-
-fn refuse_other_architecture(plan: &Plan, saved: &RunState, origin: &Path) -> Result<(), Error> {
-    let classes = plan.network.classes();
-    let arch = plan.architecture.to_string();
-    if saved.arch == arch && saved.classes == classes {
-        return Ok(());
-    }
-    Err(CheckpointError::Foreign {
-        path: origin.to_owned(),
-        reason: format!(
-            "it holds {} for {} classes, the configuration says {arch} for {classes}",
-            saved.arch, saved.classes
-        ),
-    }
-    .into())
-}
-
 /// One run on one rank.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     session: &'a Session,
     plan: &'a Plan,
     engine: Engine<'a>,
@@ -213,7 +43,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// Collective: everything up to the first step.
-    fn set_up(
+    pub(super) fn set_up(
         session: &'a Session,
         plan: &'a Plan,
         compute: Compute,
@@ -300,7 +130,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn run(mut self, stop_after: Option<StopAfter>) -> Result<Finish, Error> {
+    pub(super) fn run(mut self, stop_after: Option<StopAfter>) -> Result<Finish, Error> {
         let mut pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
         while self.position.step < self.plan.total_steps() {
             let outcome = self.step(&mut pool)?;
@@ -471,79 +301,4 @@ impl<'a> Run<'a> {
         self.progress.say(&format!("curves: {}", self.dir.curves().display()));
         Ok(())
     }
-}
-
-fn fresh_position(plan: &Plan) -> RunState {
-    RunState {
-        format: RunState::FORMAT,
-        arch: plan.architecture.to_string(),
-        classes: plan.network.classes(),
-        epoch: 0,
-        step: 0,
-        epoch_loss_sum: 0.0,
-        epoch_correct: 0,
-        best_top1_error: None,
-        meaning: plan.config.meaning().into_iter().collect(),
-        data: plan.train.fingerprint().to_owned(),
-        checksums: std::collections::BTreeMap::new(),
-    }
-}
-
-/// On rank 0: finds the checkpoint to go on from and loads its tensors.
-fn resume(
-    plan: &Plan,
-    engine: &Engine,
-    dir: &RunDir,
-    options: &TrainOptions,
-    fresh: RunState,
-) -> Result<RunState, Error> {
-    let found = match &options.resume {
-        Resume::Path(path) => Some(path.clone()),
-        Resume::Auto => checkpoint::latest(&dir.checkpoints())?,
-        Resume::None if dir.metrics().exists() || dir.checkpoints().exists() => {
-            return Err(Error::Other(format!(
-                "{} already holds a run; name another --out, or leave --resume at auto to go on with it",
-                dir.root().display()
-            )));
-        }
-        Resume::None => None,
-    };
-    let Some(path) = found else { return Ok(fresh) };
-    let saved = checkpoint::load(&path, true)?;
-    refuse_other_architecture(plan, &saved.state, &path)?;
-    let foreign = |reason: String| Error::from(CheckpointError::Foreign { path: path.clone(), reason });
-    let mut differences: Vec<String> = Vec::new();
-    for (key, value) in &fresh.meaning {
-        let then = saved.state.meaning.get(key).map_or("absent", String::as_str);
-        if then != value {
-            differences.push(format!("{key} was {then}, is {value}"));
-        }
-    }
-    if !differences.is_empty() {
-        return Err(foreign(format!(
-            "{}; name another --out to start a run of its own",
-            differences.join("; ")
-        )));
-    }
-    if saved.state.data != fresh.data {
-        return Err(foreign(format!(
-            "its training data had fingerprint {}, this has {}",
-            saved.state.data, fresh.data
-        )));
-    }
-    transfer::import(&plan.network, &engine.state, Part::Weights, &saved.weights, &path)?;
-    transfer::import(&plan.network, &engine.state, Part::Optimizer, &saved.optimizer, &path)?;
-    Ok(RunState { checksums: fresh.checksums, ..saved.state })
-}
-
-/// The first signal asks the run to save and stop at the next step; a second one ends the process at once.
-fn listen_for_stop_signals() -> Result<Arc<AtomicBool>, Error> {
-    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
-    let requested = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGUSR1, SIGUSR2] {
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&requested))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&requested)))
-            .map_err(|error| Error::Other(format!("cannot listen for signal {signal}: {error}")))?;
-    }
-    Ok(requested)
 }

@@ -1,0 +1,179 @@
+//! The main job: `wrn-dist train`, and the evaluation of what it left. Brings the ranks to a common plan and hands
+//! over to [`run`], which loops over steps.
+
+mod resume;
+mod run;
+mod signals;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use data_sharding::{Batch, Pool, PoolOptions, SampleKey};
+
+use self::resume::refuse_other_architecture;
+use self::run::Run;
+use crate::checkpoint;
+use crate::config::{self, AutoOr, LoadedConfig, Reduce};
+use crate::device::Compute;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::evaluate::{Evaluation, evaluate};
+use crate::plan::Plan;
+use crate::run_dir::RunDir;
+use crate::session::{Session, with_session};
+use crate::transfer::{self, Part};
+
+/// What `wrn-dist train` was asked to do.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// `--set` arguments, each `key=value`.
+    pub overrides: Vec<String>,
+    /// The run's folder; `runs/` and the configuration's name when absent.
+    pub out: Option<PathBuf>,
+    /// Where to go on from.
+    pub resume: Resume,
+    /// Where to save and stop before the end.
+    pub stop_after: Option<StopAfter>,
+}
+
+/// `--resume`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// From the latest checkpoint in the run's folder, or from the start when there is none.
+    Auto,
+    /// From the start, in a folder that holds no run yet.
+    None,
+    /// From this checkpoint, run folder or checkpoints folder.
+    Path(PathBuf),
+}
+
+/// `--stop-after`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopAfter {
+    /// When this many epochs are complete.
+    Epoch(u32),
+    /// When this many steps of the whole run are complete.
+    Step(u64),
+}
+
+/// How a training command ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Finish {
+    /// All epochs are done.
+    Completed,
+    /// Saved and stopped on request.
+    Stopped,
+}
+
+/// Trains; collective over all ranks.
+///
+/// # Errors
+/// The failure that ended the run, already printed by the rank it belongs to.
+pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
+    let loaded = config::load(&options.config, &options.overrides);
+    with_session(configured_reduce(&loaded), |session| {
+        let loaded = session.agree(loaded.map_err(Error::from))?;
+        let plan = open_plan(session, &loaded)?;
+        let compute = session.agree(Compute::set_up(&plan.config, session.topology()))?;
+        let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
+        Run::set_up(session, &plan, compute, RunDir::new(&root), options)?.run(options.stop_after)
+    })
+}
+
+/// Evaluates a checkpoint on the test set; collective over all ranks. The counts are rank 0's to report,
+/// `None` elsewhere.
+///
+/// # Errors
+/// As [`train`].
+pub fn evaluate_checkpoint(
+    config: &Path,
+    overrides: &[String],
+    path: &Path,
+) -> Result<Option<Evaluation>, Error> {
+    let loaded = config::load(config, overrides);
+    with_session(configured_reduce(&loaded), |session| {
+        let loaded = session.agree(loaded.map_err(Error::from))?;
+        let plan = open_plan(session, &loaded)?;
+        let compute = session.agree(Compute::set_up(&plan.config, session.topology()))?;
+        let engine = session.agree(Engine::new(&plan, compute, session.comm().clone()))?;
+        let read = if session.is_leader() {
+            checkpoint::load(path, false).map_err(Error::from).and_then(|saved| {
+                refuse_other_architecture(&plan, &saved.state, path)?;
+                transfer::import(&plan.network, &engine.state, Part::Weights, &saved.weights, path)
+            })
+        } else {
+            Ok(())
+        };
+        session.agree(read)?;
+        broadcast_state(session, &engine)?;
+        let evaluation = evaluate(session, &plan, &engine, decoder_threads(&plan, session))?;
+        Ok(session.is_leader().then_some(evaluation))
+    })
+}
+
+pub(crate) fn configured_reduce(loaded: &Result<LoadedConfig, config::ConfigError>) -> Reduce {
+    loaded.as_ref().map_or_else(|_| Reduce::default(), |loaded| loaded.config.comm.reduce)
+}
+
+/// Collective: the plan, the same on every rank.
+pub(crate) fn open_plan(session: &Session, loaded: &LoadedConfig) -> Result<Plan, Error> {
+    let topology = session.topology();
+    let plan = session.agree(Plan::open(loaded, topology.rank, topology.world_size))?;
+    session.agree_equal("the configuration", &plan.meaning_hash())?;
+    session.agree_equal("the training data", plan.train.fingerprint())?;
+    session.agree_equal("the test data", plan.test.fingerprint())?;
+    Ok(plan)
+}
+
+pub(crate) fn decoder_threads(plan: &Plan, session: &Session) -> usize {
+    match plan.config.data.workers {
+        AutoOr::Exactly(workers) => workers.get(),
+        AutoOr::Auto => data_sharding::default_workers(session.topology().local_size),
+    }
+}
+
+/// This rank's micro batches of all steps from `first_step` on.
+pub(crate) fn training_pool(plan: &Plan, first_step: u64, workers: usize) -> Result<Pool, Error> {
+    let (sampler, batches, steps_per_epoch) = (plan.sampler.clone(), plan.batches, plan.steps_per_epoch);
+    let mut order: Option<(u64, Arc<[u32]>)> = None;
+    let requests = (first_step..plan.total_steps()).flat_map(move |step| {
+        let (epoch, within) = (step / steps_per_epoch, (step % steps_per_epoch) as usize);
+        let samples = match &order {
+            Some((known, samples)) if *known == epoch => Arc::clone(samples),
+            _ => sampler.epoch(epoch),
+        };
+        order = Some((epoch, Arc::clone(&samples)));
+        let keys = |micro_batch| -> Vec<SampleKey> {
+            batches
+                .samples(&samples, within, micro_batch)
+                .iter()
+                .map(|&sample| SampleKey { sample, epoch, repetition: 0 })
+                .collect()
+        };
+        batches.local_micro_batches().map(keys).collect::<Vec<_>>()
+    });
+    let options =
+        PoolOptions { workers, batch_size: plan.micro_batch(), prefetch: plan.config.data.prefetch };
+    Ok(Pool::start(Arc::clone(&plan.train), plan.transform, Box::new(requests), options)?)
+}
+
+/// The next micro batch of the pool.
+pub(crate) fn next_batch(pool: &mut Pool) -> Result<Batch, Error> {
+    Ok(pool.next().ok_or_else(|| Error::Other("the decoder pool ended early".into()))??)
+}
+
+/// Collective: rank 0's weights, momentum and running statistics on every rank.
+fn broadcast_state(session: &Session, engine: &Engine) -> Result<(), Error> {
+    let state = &engine.state;
+    for tensor in [&state.flat_parameters, &state.momentum, &state.running_statistics] {
+        let host = tensor.f_to_device(tch::Device::Cpu)?;
+        session.comm().broadcast(crate::memory::region_of(&host)?, 0)?;
+        if tensor.device() != tch::Device::Cpu {
+            let _no_grad = tch::no_grad_guard();
+            tensor.shallow_clone().f_copy_(&host)?;
+        }
+    }
+    Ok(())
+}
