@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         Command::Model(arguments) => commands::model::run(&arguments),
         Command::Bench(arguments) => commands::bench::run(arguments),
         Command::Doctor => {
-            print!("{}", trainer::doctor());
+            commands::show(&trainer::doctor());
             0
         }
     };

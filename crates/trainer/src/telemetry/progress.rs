@@ -1,6 +1,6 @@
 //! Progress for a person, on rank 0: a bar when the output is a terminal, else a line now and then.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -44,8 +44,8 @@ impl Progress {
     pub(crate) fn say(&self, sentence: &str) {
         match &self.display {
             Display::Silent => {}
-            Display::Bar(bar) => bar.suspend(|| println!("{sentence}")),
-            Display::Lines { .. } => println!("{sentence}"),
+            Display::Bar(bar) => bar.suspend(|| print_line(sentence)),
+            Display::Lines { .. } => print_line(sentence),
         }
     }
 
@@ -62,10 +62,10 @@ impl Progress {
             Display::Lines { last } => {
                 if last.elapsed() >= LINE_INTERVAL {
                     *last = Instant::now();
-                    println!(
+                    print_line(&format!(
                         "epoch {}/{}  step {within}/{}  {text}",
                         record.epoch, self.epochs, self.steps_per_epoch
-                    );
+                    ));
                 }
             }
         }
@@ -92,4 +92,9 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// A reader that has gone away, as `head` does, is no reason to end a run.
+fn print_line(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -121,7 +121,9 @@ pub(crate) fn configured_reduce(loaded: &Result<LoadedConfig, config::ConfigErro
 pub(crate) fn open_plan(session: &Session, loaded: &LoadedConfig) -> Result<Plan, Error> {
     let topology = session.topology();
     let plan = session.agree(Plan::open(loaded, topology.rank, topology.world_size))?;
-    session.agree_equal("the configuration", &plan.meaning_hash())?;
+    let meaning: String =
+        plan.config.meaning().iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
+    session.agree_equal("the configuration", &meaning)?;
     session.agree_equal("the training data", plan.train.fingerprint())?;
     session.agree_equal("the test data", plan.test.fingerprint())?;
     Ok(plan)

@@ -53,11 +53,7 @@ pub(crate) fn run(arguments: Arguments) -> i32 {
     match trainer::bench_step(&options) {
         Ok(None) => 0,
         Ok(Some(bench)) => {
-            if step.json {
-                println!("{}", serde_json::json!(bench));
-            } else {
-                print!("{}", bench.table());
-            }
+            super::show(&if step.json { format!("{}\n", serde_json::json!(bench)) } else { bench.table() });
             0
         }
         Err(error) => error.exit_code(),

@@ -22,14 +22,14 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
     match result {
         Ok(None) => 0,
         Ok(Some(evaluation)) => {
-            println!(
-                "{} test images: loss {:.4}, top-1 error {:.2} % ({} right), top-5 error {:.2} %",
+            super::show(&format!(
+                "{} test images: loss {:.4}, top-1 error {:.2} % ({} right), top-5 error {:.2} %\n",
                 evaluation.samples,
                 evaluation.loss(),
                 100.0 * evaluation.top1_error(),
                 evaluation.top1_correct,
                 100.0 * evaluation.top5_error()
-            );
+            ));
             0
         }
         Err(error) => error.exit_code(),

@@ -7,6 +7,7 @@ pub(crate) mod model;
 pub(crate) mod plan;
 pub(crate) mod train;
 
+use std::io::Write;
 use std::path::PathBuf;
 
 /// The configuration of a run.
@@ -20,11 +21,16 @@ pub(crate) struct ConfigArguments {
     pub(crate) overrides: Vec<String>,
 }
 
+/// Prints to standard output. A reader that has gone away, as `head` does, is no error.
+pub(crate) fn show(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
 /// Exit code of a command of one process, whose error is still to be printed.
 pub(crate) fn finish(result: Result<String, trainer::Error>) -> i32 {
     match result {
         Ok(text) => {
-            print!("{text}");
+            show(&text);
             0
         }
         Err(error) => {

@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
     });
     match network {
         Ok((architecture, network)) => {
-            print!("{}", describe(&architecture, &network, show.format));
+            super::show(&describe(&architecture, &network, show.format));
             0
         }
         Err(error) => {
