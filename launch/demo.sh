@@ -32,7 +32,7 @@ if (($(cores) < RANKS)); then
     say "fewer cores than ranks: it will take longer"
 fi
 LAUNCH+=(wrn-dist train --config "$CONFIG" --out "$RUN")
-say "about seven minutes on two CPU cores:"
+say "about five minutes on two quiet CPU cores:"
 say "${LAUNCH[*]}"
 code=0
 "${LAUNCH[@]}" || code=$?

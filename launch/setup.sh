@@ -295,7 +295,7 @@ enter_environment() {
 build() {
     stage "Build"
     [[ -e $TARGET/release/wrn-dist ]] ||
-        say "from nothing this takes some seven minutes on two cores, most of it for torch-sys"
+        say "from nothing this takes four minutes or more on two cores, half of it for torch-sys"
     cargo build --release --workspace
 }
 

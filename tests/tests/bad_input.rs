@@ -177,3 +177,26 @@ fn a_loss_that_is_not_finite_ends_all_ranks_with_one_sentence() {
         assert_eq!(outcome.stderr.matches("the loss became").count(), 1, "{}", outcome.stderr);
     }
 }
+
+#[test]
+fn values_out_of_range_are_refused_with_their_key_before_anything_begins() {
+    let experiment = experiment();
+    for set in [
+        "data.workers=5000",
+        "data.prefetch=0",
+        "data.pad_to=29",
+        "data.channels=2",
+        "data.normalize={mean: [.nan, 0, 0], std: [1, 1, 1]}",
+        "train.threads=100000",
+        "train.epochs=0",
+        "comm.bucket_kib=18014398509481984",
+        "model.classes=4294967295",
+        "optimizer.momentum=0",
+        "schedule.rate=-1",
+    ] {
+        let key = set.split('=').next().unwrap();
+        let outcome = experiment.train("run", 1, &["--set", set]).expect_code(2);
+        assert!(outcome.stderr.contains(key), "`{}` lacks `{key}`", outcome.stderr);
+        assert!(!experiment.path("run").exists(), "{set}: nothing is begun");
+    }
+}

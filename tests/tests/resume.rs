@@ -71,3 +71,56 @@ fn a_signal_saves_and_stops_and_the_run_goes_on_from_there() {
     let _ = experiment.train("signalled", 1, &["--set", "train.epochs=16"]).expect_code(0);
     assert!(experiment.checkpoint("signalled") == experiment.checkpoint("whole"));
 }
+
+#[test]
+fn a_run_that_stands_at_its_stop_trains_nothing_more() {
+    let experiment = experiment();
+    for _ in 0..3 {
+        let _ = experiment.train("run", 1, &["--stop-after", "epoch:2"]).expect_code(STOPPED);
+        let steps = experiment.metrics("run").iter().filter(|line| line["kind"] == "step").count();
+        assert_eq!(steps, 12, "two epochs of six steps");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_one_run_does_not_enter_the_folder_of_another() {
+    let experiment = experiment();
+    let _ = experiment.train("one", 1, &["--stop-after", "step:4"]).expect_code(STOPPED);
+    let _ = experiment.train("two", 1, &["--set", "seed=8", "--stop-after", "step:2"]).expect_code(STOPPED);
+    let before = experiment.metrics("two");
+    let one = experiment.path("one");
+    let refused = experiment.train("two", 1, &["--resume", one.to_str().unwrap()]).expect_code(1);
+    assert!(refused.stderr.contains("already holds a run"), "{}", refused.stderr);
+    assert_eq!(experiment.metrics("two"), before);
+}
+
+#[test]
+fn a_key_that_was_removed_since_the_checkpoint_is_noticed() {
+    let experiment = experiment();
+    let with = ["--set", "schedule.final_rate=0.01", "--stop-after", "step:1"];
+    let _ = experiment.train("run", 1, &with).expect_code(STOPPED);
+    let refused = experiment.train("run", 1, &[]).expect_code(1);
+    assert!(refused.stderr.contains("schedule.final_rate was 0.01, is null"), "{}", refused.stderr);
+}
+
+#[test]
+fn two_runs_do_not_share_a_folder() {
+    use std::process::{Command, Stdio};
+    let experiment = experiment();
+    let out = experiment.path("run");
+    let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("wrn-dist");
+    let mut first = Command::new(binary)
+        .args(["train", "--set", "train.epochs=100000", "--config", experiment.config(), "--out"])
+        .arg(&out)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !out.join("metrics.jsonl").exists() {
+        assert!(first.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let refused = experiment.train("run", 1, &["--set", "train.epochs=100000"]).expect_code(1);
+    assert!(refused.stderr.contains("in use by another run"), "{}", refused.stderr);
+    Command::new("kill").args(["-TERM", &first.id().to_string()]).status().unwrap();
+    assert_eq!(first.wait().unwrap().code(), Some(STOPPED));
+}

@@ -2,6 +2,7 @@
 //! order. What the work means is the business of those who send it.
 
 use std::any::Any;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
@@ -181,7 +182,8 @@ impl Handle {
         if std::thread::current().id() != self.id
             && self.ended.recv_timeout(ABORT_PATIENCE) == Err(crossbeam::channel::RecvTimeoutError::Timeout)
         {
-            eprintln!(
+            let _ = writeln!(
+                std::io::stderr(),
                 "error (rank {}): communication does not end when asked to; ending this process",
                 self.topology.rank
             );

@@ -130,7 +130,7 @@ impl Pool {
         }
         // Neither channel can fill up: a batch has at most one part a worker, and only the last finished
         // item, an error of the dispatcher, has no slab.
-        let (tasks, task_queue) = bounded::<Task>(prefetch * workers);
+        let (sender, task_queue) = bounded::<Task>(prefetch * workers);
         let (finished, finished_queue) = bounded(prefetch + 1);
         let (stop, stopped) = bounded(0);
 
@@ -146,10 +146,23 @@ impl Pool {
         };
         for worker in 0..workers {
             let (shared, tasks, finished) = (Arc::clone(&shared), task_queue.clone(), finished.clone());
-            pool.spawn(format!("decoder-{worker}"), move || work(&shared, &tasks, &finished))?;
+            let spawned = pool.spawn(format!("decoder-{worker}"), move || work(&shared, &tasks, &finished));
+            if let Err(error) = spawned {
+                // The workers that did start wait for tasks until nobody can send any; the pool joins them.
+                drop(sender);
+                return Err(error);
+            }
         }
-        let dispatcher =
-            Dispatcher { shared, requests, batch_size, workers, free_slabs, stopped, tasks, finished };
+        let dispatcher = Dispatcher {
+            shared,
+            requests,
+            batch_size,
+            workers,
+            free_slabs,
+            stopped,
+            tasks: sender,
+            finished,
+        };
         pool.spawn("decoder-dispatch".into(), move || dispatcher.run())?;
         Ok(pool)
     }

@@ -17,7 +17,7 @@ pub enum ModelError {
     #[error("{0}")]
     Option(String),
     /// libtorch refused an operation.
-    #[error("libtorch: {0}")]
+    #[error("libtorch: {}", torch_ext::first_line(.0))]
     Tch(#[from] tch::TchError),
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]

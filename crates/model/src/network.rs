@@ -29,13 +29,13 @@ impl Network {
                 options.dropout
             ));
         }
-        for (name, value, least) in [
-            ("classes", options.classes, 1),
-            ("in_channels", options.in_channels, 1),
-            ("image_size", options.image_size, 4),
+        for (name, value, range) in [
+            ("classes", options.classes, 1..=1 << 20),
+            ("in_channels", options.in_channels, 1..=1 << 10),
+            ("image_size", options.image_size, 4..=1 << 14),
         ] {
-            if value < least {
-                return refuse(format!("{name} is {value}, expected {least} or more"));
+            if !range.contains(&value) {
+                return refuse(format!("{name} is {value}, expected {} to {}", range.start(), range.end()));
             }
         }
         let mut builder = Builder::new(options);

@@ -12,11 +12,18 @@ pub enum Error {
     #[error("{}", .0.lines().next().unwrap_or(.0))]
     Libtorch(String),
     /// An error of tch.
-    #[error(transparent)]
+    #[error("{}", first_line(.0))]
     Tch(#[from] tch::TchError),
     /// An argument that libtorch would misunderstand.
     #[error("{0}")]
     Argument(String),
+}
+
+/// What is wrong, without the list of C++ frames that libtorch appends.
+#[must_use]
+pub fn first_line(error: &tch::TchError) -> String {
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// Takes over the text of a shim function.

@@ -25,4 +25,4 @@ pub mod random;
 pub mod runtime;
 mod sys;
 
-pub use error::Error;
+pub use error::{Error, first_line};

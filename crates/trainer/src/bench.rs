@@ -13,6 +13,7 @@ use crate::config;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
 use crate::error::Error;
+use crate::plan::MOST_EPOCHS;
 use crate::session::{Session, with_delayed_session};
 use crate::telemetry::PhaseSeconds;
 use crate::train::{configured_reduce, decoder_threads, next_batch, open_plan, training_pool};
@@ -70,9 +71,9 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
     with_delayed_session(configured_reduce(&loaded), options.delay, |session| {
         let mut loaded = session.agree(loaded.map_err(Error::from))?;
         // The pool ends with the run: make it long enough.
-        loaded.config.train.epochs = u32::MAX;
+        loaded.config.train.epochs = MOST_EPOCHS;
         let plan = open_plan(session, &loaded)?;
-        let compute = session.agree(Compute::set_up(&plan.config, session.topology()))?;
+        let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
         let exchanging = Engine::new(&plan, compute, session.comm().clone());
         let alone = CommThread::start(|| Ok(Box::new(Solo::new()))).map_err(Error::from);
         let keeping = alone.and_then(|comm| Engine::new(&plan, compute, comm));

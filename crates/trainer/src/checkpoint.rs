@@ -135,8 +135,12 @@ pub(crate) fn save(
     let json = serde_json::to_vec_pretty(&state)
         .map_err(|error| CheckpointError::Damaged { path: partial.clone(), reason: error.to_string() })?;
     write_synced(&partial.join(STATE), &json)?;
+    sync_folder(&partial)?;
     if place.exists() {
-        fs::remove_dir_all(&place).map_err(file_error("replace", &place))?;
+        // Of the same step, from an earlier resume: moved out of the way first, so that no moment has half of
+        // it.
+        let former = folder.join(format!(".former-{name}.partial"));
+        fs::rename(&place, &former).map_err(file_error("replace", &place))?;
     }
     fs::rename(&partial, &place).map_err(file_error("rename", &partial))?;
     sync_folder(folder)?;
@@ -162,29 +166,63 @@ fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
     File::open(folder).and_then(|file| file.sync_all()).map_err(file_error("sync", folder))
 }
 
+/// Removes older checkpoints beyond `keep_last`, and what an interrupted save left.
 fn remove_old(folder: &Path, keep_last: usize, newest: &str) -> Result<(), CheckpointError> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .map_err(file_error("list", folder))?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| name.starts_with("step-"))
-        .collect();
-    names.sort_unstable();
-    names.retain(|name| name != newest);
-    for name in names.iter().rev().skip(keep_last - 1) {
+    let mut complete = Vec::new();
+    for name in names(folder)? {
+        let place = folder.join(&name);
+        if is_partial(&name) {
+            fs::remove_dir_all(&place).map_err(file_error("remove", &place))?;
+        } else if is_complete(folder, &name) && name != newest {
+            complete.push(name);
+        }
+    }
+    complete.sort_unstable();
+    for name in complete.iter().rev().skip(keep_last - 1) {
         let old = folder.join(name);
         fs::remove_dir_all(&old).map_err(file_error("remove", &old))?;
     }
     Ok(())
 }
 
-/// Path of the newest complete checkpoint below `folder`, if there is one.
+fn names(folder: &Path) -> Result<Vec<String>, CheckpointError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(file_error("list", folder))?,
+    };
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+}
+
+fn is_checkpoint_name(name: &str) -> bool {
+    name.strip_prefix("step-")
+        .is_some_and(|step| step.len() >= 9 && step.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn is_partial(name: &str) -> bool {
+    let Some(name) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".partial")) else {
+        return false;
+    };
+    is_checkpoint_name(name.strip_prefix("former-").unwrap_or(name))
+}
+
+fn is_complete(folder: &Path, name: &str) -> bool {
+    is_checkpoint_name(name) && folder.join(name).join(STATE).is_file()
+}
+
+/// Path of the newest complete checkpoint below `folder`, if there is one: the one that `latest` names, or,
+/// should that be lost, the one of the highest step.
 pub(crate) fn latest(folder: &Path) -> Result<Option<PathBuf>, CheckpointError> {
     let pointer = folder.join(LATEST);
-    match fs::read_to_string(&pointer) {
-        Ok(name) => Ok(Some(folder.join(name.trim()))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(file_error("read", &pointer)(error)),
+    let named = match fs::read_to_string(&pointer) {
+        Ok(name) => Some(name.trim().to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(file_error("read", &pointer)(error)),
+    };
+    if let Some(name) = named.filter(|name| is_complete(folder, name)) {
+        return Ok(Some(folder.join(name)));
     }
+    let newest = names(folder)?.into_iter().filter(|name| is_complete(folder, name)).max();
+    Ok(newest.map(|name| folder.join(name)))
 }
 
 /// Reads and verifies a checkpoint; `with_optimizer` false leaves the optimizer's file alone. `path` may also
@@ -326,6 +364,29 @@ mod tests {
             fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["latest", "step-000000200", "step-000003000"]);
+    }
+
+    #[test]
+    fn a_lost_or_wrong_pointer_falls_back_to_the_highest_complete_step_and_strangers_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path();
+        for step in [1, 2] {
+            save(folder, &checkpoint(step), 2).unwrap();
+        }
+        fs::create_dir(folder.join("step-mine")).unwrap();
+        fs::create_dir(folder.join("step-000000009")).unwrap();
+        fs::create_dir(folder.join(".step-000000007.partial")).unwrap();
+        for pointer in [Some("step-000000009"), Some("../elsewhere"), Some(""), None] {
+            match pointer {
+                Some(name) => fs::write(folder.join(LATEST), name).unwrap(),
+                None => fs::remove_file(folder.join(LATEST)).unwrap(),
+            }
+            assert_eq!(latest(folder).unwrap().unwrap(), folder.join("step-000000002"), "{pointer:?}");
+        }
+        save(folder, &checkpoint(3), 1).unwrap();
+        let mut left = names(folder).unwrap();
+        left.sort();
+        assert_eq!(left, ["latest", "step-000000003", "step-000000009", "step-mine"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use allreduce::Topology;
 use tch::{Device, Kind};
 
-use crate::config::{AutoOr, Config, Determinism, DeviceChoice, Dtype};
+use crate::config::{AutoOr, Determinism, DeviceChoice, Dtype, LoadedConfig};
 use crate::error::Error;
 
 /// Where and how this rank computes.
@@ -18,15 +18,15 @@ pub(crate) struct Compute {
 
 impl Compute {
     /// Chooses the device from the local rank and sets libtorch's switches.
-    pub(crate) fn set_up(config: &Config, topology: &Topology) -> Result<Self, Error> {
+    pub(crate) fn set_up(loaded: &LoadedConfig, topology: &Topology) -> Result<Self, Error> {
+        let config = &loaded.config;
         let devices = torch_ext::runtime::device_count();
         let device = match config.train.device {
             DeviceChoice::Cpu => Device::Cpu,
             DeviceChoice::Auto if devices == 0 => Device::Cpu,
             DeviceChoice::Cuda if devices == 0 => {
-                return Err(Error::Other(
-                    "train.device is cuda, but libtorch finds no GPU on this machine; `wrn-dist doctor` says why".into(),
-                ));
+                let message = "libtorch finds no GPU on this machine";
+                return Err(loaded.error("train.device", message).into());
             }
             DeviceChoice::Auto | DeviceChoice::Cuda => {
                 if topology.local_size > devices {
@@ -39,6 +39,15 @@ impl Compute {
             }
         };
         let threads = match config.train.threads {
+            AutoOr::Exactly(threads) if threads.get() > usable_cores() => {
+                let message = format!(
+                    "{threads} threads on {}, where this process may use {} cores; libtorch's threads wait for one another, \
+                     so too many are slower by far",
+                    topology.host,
+                    usable_cores()
+                );
+                return Err(loaded.error("train.threads", message).into());
+            }
             AutoOr::Exactly(threads) => threads.get(),
             AutoOr::Auto => (usable_cores() / topology.local_size).max(1),
         };
@@ -49,6 +58,8 @@ impl Compute {
             );
         }
         if device.is_cuda() {
+            // fp32 means fp32; libtorch's default lets convolutions use TF32.
+            torch_ext::runtime::set_tf32(false)?;
             torch_ext::runtime::set_deterministic(config.train.determinism != Determinism::Off)?;
             torch_ext::runtime::set_cudnn_benchmark(config.train.determinism == Determinism::Off)?;
         }

@@ -121,6 +121,18 @@ impl<'plan> Engine<'plan> {
         })
     }
 
+    /// Whether gradients are exchanged after backward as a whole, as those of a GPU are.
+    pub(crate) fn exchanges_afterwards(&self) -> bool {
+        self.host_exchange.is_some()
+    }
+
+    /// Names of parameters, by segment.
+    pub(crate) fn segment_names(&self, segments: &[usize]) -> String {
+        let parameters = self.plan.network.parameters();
+        let name = |&segment: &usize| parameters[self.state.layout.segments[segment].parameter].name.as_str();
+        segments.iter().map(name).collect::<Vec<_>>().join(", ")
+    }
+
     /// Runs step `step` of the whole run. `next_batch` yields this rank's micro batches in order. A failure
     /// of this rank still takes part in the exchange, so that no other rank waits for it in vain.
     pub(crate) fn step(

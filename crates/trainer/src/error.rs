@@ -30,7 +30,7 @@ pub enum Error {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// libtorch refused an operation.
-    #[error("libtorch: {0}")]
+    #[error("libtorch: {}", torch_ext::first_line(.0))]
     Tch(#[from] tch::TchError),
     /// libtorch refused an operation of ours.
     #[error("libtorch: {0}")]

@@ -108,13 +108,13 @@ pub(crate) fn evaluate(
         total.top5_correct += counts.top5_correct;
         total.loss_sum += counts.loss_sum;
     }
-    if total.samples != plan.test.len() as u64 {
-        return Err(Error::Other(format!(
-            "evaluation saw {} of {} test images",
-            total.samples,
-            plan.test.len()
-        )));
-    }
+    let complete = match total.samples == plan.test.len() as u64 {
+        true => Ok(()),
+        false => {
+            Err(Error::Other(format!("evaluation saw {} of {} test images", total.samples, plan.test.len())))
+        }
+    };
+    session.agree(complete)?;
     total.duration = begin.elapsed();
     Ok(total)
 }

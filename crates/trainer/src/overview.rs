@@ -11,6 +11,9 @@ use crate::error::Error;
 use crate::flat::FlatLayout;
 use crate::plan::Plan;
 
+/// A schedule that changes every epoch is not printed to its end.
+const LEARNING_RATES_SHOWN: usize = 24;
+
 /// Describes the run of `config` on `ranks` ranks. Needs the data set, but neither MPI nor a GPU.
 ///
 /// # Errors
@@ -77,13 +80,21 @@ pub fn describe_plan(config: &Path, overrides: &[String], ranks: usize) -> Resul
         "checkpoint",
         format!("about {:.2} MiB, {} kept", mib(2 * parameters), plan.config.checkpoint.keep_last),
     );
-    let sizes: Vec<String> = buckets.iter().map(|bucket| format!("{:.2}", mib(bucket.range.len()))).collect();
-    line("buckets", format!("{}: {} MiB", buckets.len(), sizes.join(", ")));
+    let sizes: Vec<String> =
+        buckets.iter().take(16).map(|bucket| format!("{:.2}", mib(bucket.range.len()))).collect();
+    let more = if buckets.len() > sizes.len() { ", and so on," } else { "" };
+    line("buckets", format!("{}: {}{more} MiB", buckets.len(), sizes.join(", ")));
     line("learning rate", "first step of each epoch, where it changes".into());
     let mut last = f64::NAN;
+    let mut shown = 0;
     for epoch in 0..u64::from(plan.config.train.epochs) {
         let rate = plan.schedule.rate(epoch * plan.steps_per_epoch);
+        if rate != last && shown == LEARNING_RATES_SHOWN {
+            let _ = writeln!(text, "  and so on");
+            break;
+        }
         if rate != last {
+            shown += 1;
             let _ = writeln!(text, "  epoch {:<14}{rate:.6}", epoch + 1);
         }
         last = rate;

@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use data_sharding::{Adapt, BatchLayout, Order, PaddingMode, Sampler, Source, SourceKind, Split, Transform};
+use data_sharding::{
+    Adapt, BatchLayout, DataError, Order, PaddingMode, Sampler, Source, SourceKind, Split, Transform,
+};
 use model::{Architecture, Network, Options};
 
 use crate::config::{
@@ -13,6 +15,9 @@ use crate::config::{
 };
 use crate::error::Error;
 use crate::schedule::Schedule;
+
+/// No run is longer; a larger number is a slip of the pen.
+pub(crate) const MOST_EPOCHS: u32 = 1_000_000;
 
 /// A run, ready to start.
 pub struct Plan {
@@ -46,8 +51,18 @@ impl Plan {
         let parts = checked_parts(loaded, rank, world_size)?;
         let data = &loaded.config.data;
         let adapt = Adapt { pad_to: data.pad_to, channels: data.channels };
-        let train = data_sharding::open(parts.kind, &data.path, Split::Train, adapt.clone())?;
-        let test = data_sharding::open(parts.kind, &data.path, Split::Test, adapt)?;
+        let open = |split| {
+            data_sharding::open(parts.kind, &data.path, split, adapt.clone()).map_err(|problem| match problem
+            {
+                DataError::Adapt { problem: ref option, .. } => {
+                    let key = if option.starts_with("pad_to") { "data.pad_to" } else { "data.channels" };
+                    Error::from(loaded.error(key, problem.to_string()))
+                }
+                problem => problem.into(),
+            })
+        };
+        let train = open(Split::Train)?;
+        let test = open(Split::Test)?;
 
         let mut config = loaded.config.clone();
         let classes = train.classes().len() as u32;
@@ -81,8 +96,11 @@ impl Plan {
                 )
                 .into());
         }
-        if normalize.std.iter().any(|std| !(std.is_finite() && *std > 0.0)) {
-            return Err(loaded.error("data.normalize.std", "expected numbers above 0").into());
+        if normalize.mean.iter().any(|mean| !(0.0..=255.0).contains(mean)) {
+            return Err(loaded.error("data.normalize.mean", "expected numbers from 0 to 255").into());
+        }
+        if normalize.std.iter().any(|std| !(1e-3..=1e6).contains(std)) {
+            return Err(loaded.error("data.normalize.std", "expected numbers from 0.001 to 1000000").into());
         }
         if config.data.crop_padding >= image.height {
             return Err(loaded
@@ -151,7 +169,7 @@ impl Plan {
         self.batches.micro_batch()
     }
 
-    /// Hash of what the run computes and of the data it computes it from.
+    /// Hash of what the run computes.
     pub(crate) fn meaning_hash(&self) -> String {
         self.config.meaning_hash()
     }
@@ -186,29 +204,37 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
             format!("{} is outside 0 to 1 (0 excluded)", config.model.norm_momentum),
         ));
     }
-    if config.model.classes == Some(0) {
-        return Err(error("model.classes", "expected 1 or more".into()));
-    }
     let decay = config.optimizer.weight_decay;
     if !(decay.is_finite() && decay >= 0.0) {
         return Err(error("optimizer.weight_decay", format!("{decay} is out of range; expected 0 or more")));
     }
-    if config.optimizer.nesterov && (config.optimizer.momentum == 0.0 || config.optimizer.dampening != 0.0) {
-        return Err(error("optimizer.nesterov", "needs a momentum above 0 and a dampening of 0".into()));
+    if config.optimizer.nesterov && config.optimizer.momentum == 0.0 {
+        return Err(error("optimizer.momentum", "optimizer.nesterov: true needs a momentum above 0".into()));
     }
-    for (key, value) in [
-        ("train.epochs", config.train.epochs as usize),
-        ("train.global_batch", config.train.global_batch),
-        ("train.micro_batch", config.train.micro_batch.unwrap_or(1)),
-        ("train.evaluate_every_epochs", config.train.evaluate_every_epochs as usize),
-        ("data.prefetch", config.data.prefetch),
-        ("comm.first_bucket_kib", config.comm.first_bucket_kib),
-        ("comm.bucket_kib", config.comm.bucket_kib),
-        ("checkpoint.every_epochs", config.checkpoint.every_epochs as usize),
-        ("checkpoint.keep_last", config.checkpoint.keep_last),
-    ] {
-        if value == 0 {
-            return Err(error(key, "expected 1 or more".into()));
+    if config.optimizer.nesterov && config.optimizer.dampening != 0.0 {
+        return Err(error("optimizer.dampening", "optimizer.nesterov: true needs a dampening of 0".into()));
+    }
+    let workers = match config.data.workers {
+        AutoOr::Auto => 1,
+        AutoOr::Exactly(workers) => workers.get(),
+    };
+    let bounds = [
+        ("train.epochs", config.train.epochs as usize, MOST_EPOCHS as usize),
+        ("train.global_batch", config.train.global_batch, 1 << 24),
+        ("train.micro_batch", config.train.micro_batch.unwrap_or(1), 1 << 20),
+        ("train.evaluate_every_epochs", config.train.evaluate_every_epochs as usize, usize::MAX),
+        ("data.workers", workers, 1024),
+        ("data.prefetch", config.data.prefetch, 1024),
+        ("comm.first_bucket_kib", config.comm.first_bucket_kib, 1 << 30),
+        ("comm.bucket_kib", config.comm.bucket_kib, 1 << 30),
+        ("checkpoint.every_epochs", config.checkpoint.every_epochs as usize, usize::MAX),
+        ("checkpoint.keep_last", config.checkpoint.keep_last, usize::MAX),
+        ("model.classes", config.model.classes.unwrap_or(1) as usize, 1 << 20),
+    ];
+    for (key, value, largest) in bounds {
+        if value == 0 || value > largest {
+            let expected = if largest == usize::MAX { "1 or more".into() } else { format!("1 to {largest}") };
+            return Err(error(key, format!("{value} is out of range; expected {expected}")));
         }
     }
     let global_batch = config.train.global_batch;

@@ -1,7 +1,7 @@
 //! The folder of one run and the files that describe it: `config.yaml`, `run.json`. Metrics and checkpoints
 //! have modules of their own.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use allreduce::CommThread;
@@ -40,7 +40,25 @@ impl RunDir {
         self.root.join("report").join("curves.svg")
     }
 
-    /// Creates the folder and writes what describes the run.
+    /// Creates the folder and keeps other processes out of it until the lock is dropped.
+    pub(crate) fn lock(&self) -> Result<File, Error> {
+        fs::create_dir_all(&self.root).map_err(Error::file("create", &self.root))?;
+        let path = self.root.join("lock");
+        let file = File::create(&path).map_err(Error::file("create", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(Error::Other(format!(
+                "{} is in use by another run; wait for its end or name another --out",
+                self.root.display()
+            ))),
+            Err(TryLockError::Error(reason)) => {
+                tracing::warn!(%reason, "this file system has no locks: nothing keeps a second run out");
+                Ok(file)
+            }
+        }
+    }
+
+    /// Writes what describes the run.
     pub(crate) fn describe(
         &self,
         plan: &Plan,
@@ -48,9 +66,8 @@ impl RunDir {
         comm: &CommThread,
         layout: &FlatLayout,
     ) -> Result<(), Error> {
-        for folder in [self.root.clone(), self.root.join("report")] {
-            fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
-        }
+        let report = self.root.join("report");
+        fs::create_dir_all(&report).map_err(Error::file("create", &report))?;
         let versions = torch_ext::runtime::versions();
         let record = RunRecord {
             wrn_dist: env!("CARGO_PKG_VERSION"),

@@ -3,6 +3,7 @@
 //! Owns the communication thread. Whatever a rank may fail at alone goes through [`Session::agree`], so that
 //! all ranks go on together or end together, and the reason is printed once.
 
+use std::io::Write;
 use std::time::Duration;
 
 use allreduce::{CommError, CommThread, Communicator, MpiCommunicator, Reduction, Solo, Topology};
@@ -88,8 +89,12 @@ pub(crate) fn with_delayed_session<T>(
     delay: Duration,
     body: impl FnOnce(&Session) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let session =
-        Session::start(reduce, delay).map_err(Error::from).inspect_err(|error| print_error(None, error))?;
+    let session = Session::start(reduce, delay).map_err(Error::from).inspect_err(|error| {
+        // Ranks that cannot meet all fail, and only their launcher's variables tell them apart.
+        if allreduce::discover().is_none_or(|launched| launched.rank == 0) {
+            print_error(None, error);
+        }
+    })?;
     let topology = session.topology().clone();
     let speaker = (topology.world_size > 1).then_some(&topology);
     if topology.world_size > 1 {
@@ -110,10 +115,13 @@ pub(crate) fn with_delayed_session<T>(
 }
 
 fn print_error(speaker: Option<&Topology>, error: &Error) {
-    match speaker {
-        Some(topology) => eprintln!("error (rank {} on {}): {error}", topology.rank, topology.host),
-        None => eprintln!("error: {error}"),
-    }
+    // Whether or not anybody reads it, the ranks must end together.
+    let _ = match speaker {
+        Some(topology) => {
+            writeln!(std::io::stderr(), "error (rank {} on {}): {error}", topology.rank, topology.host)
+        }
+        None => writeln!(std::io::stderr(), "error: {error}"),
+    };
 }
 
 /// A panic on the thread that trains leaves the other ranks in a collective for ever, so it ends them too.

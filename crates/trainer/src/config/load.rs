@@ -141,14 +141,11 @@ struct Origins<'a> {
 
 impl Origins<'_> {
     fn error(&self, key: &str, message: String) -> ConfigError {
-        let inside = |outer: &str, inner: &str| {
-            inner == outer || inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'))
-        };
         let from_override = self
             .overrides
             .iter()
             .rev()
-            .find(|o| inside(&o.key, key))
+            .find(|o| is_within(&o.key, key))
             .map(|o| format!("--set {}", o.argument));
         let origin = from_override.unwrap_or_else(|| match locate::line_of(self.text, key) {
             Some(line) => format!("{}:{line}", self.path.display()),
@@ -178,6 +175,12 @@ impl Config {
         serde_yaml::to_string(self).unwrap_or_else(|error| format!("# not representable: {error}\n"))
     }
 
+    /// All values as dotted keys, but for those that may differ between the ranks of one run.
+    #[must_use]
+    pub fn common_to_ranks(&self) -> Vec<(String, String)> {
+        self.keys_without(&["data.path", "data.workers", "data.prefetch", "telemetry"])
+    }
+
     /// The values that decide what a run computes, as dotted keys: two runs whose values agree are the same
     /// experiment. Paths, reporting, thread pools and the shape of the exchange are left out.
     #[must_use]
@@ -193,14 +196,14 @@ impl Config {
             "comm.bucket_kib",
             "train.evaluate_every_epochs",
         ];
+        self.keys_without(NOT_MEANING)
+    }
+
+    fn keys_without(&self, left_out: &[&str]) -> Vec<(String, String)> {
         let value = serde_yaml::to_value(self).unwrap_or(Value::Null);
         let mut flat = Vec::new();
         flatten("", &value, &mut flat);
-        flat.retain(|(key, _)| {
-            !NOT_MEANING.iter().any(|left_out| {
-                key == left_out || key.strip_prefix(left_out).is_some_and(|rest| rest.starts_with('.'))
-            })
-        });
+        flat.retain(|(key, _)| !left_out.iter().any(|left_out| is_within(left_out, key)));
         flat
     }
 
@@ -213,6 +216,11 @@ impl Config {
         }
         hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// Whether `key` is `section` or lies in it.
+fn is_within(section: &str, key: &str) -> bool {
+    key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn flatten(prefix: &str, value: &Value, flat: &mut Vec<(String, String)>) {

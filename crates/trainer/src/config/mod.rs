@@ -288,25 +288,25 @@ pub struct ScheduleConfig {
     #[serde(default)]
     pub warmup_from: f64,
     /// `step`: 1-based epochs from whose start the rate is multiplied by `factor` once more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub milestones: Option<Vec<u32>>,
     /// `step`: multiplier at each milestone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub factor: Option<f64>,
     /// `polynomial`: exponent of the remaining share.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub power: Option<f64>,
     /// `cosine`, `polynomial`: the rate at the end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub final_rate: Option<f64>,
     /// `one-cycle`: share of the run at which the peak is reached.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub peak_at: Option<f64>,
     /// `one-cycle`: the first rate is the peak divided by this.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub initial_divisor: Option<f64>,
     /// `one-cycle`: the last rate is the first one divided by this.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub final_divisor: Option<f64>,
 }
 

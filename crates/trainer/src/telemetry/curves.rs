@@ -85,7 +85,13 @@ fn draw_panel(
         .x_label_area_size(32)
         .y_label_area_size(48)
         .build_cartesian_2d(0.0..f64::from(last), 0.0..top)?;
-    chart.configure_mesh().x_desc("epoch").light_line_style(WHITE).draw()?;
+    chart
+        .configure_mesh()
+        .x_desc("epoch")
+        .x_labels(1 + last.min(10) as usize)
+        .x_label_formatter(&|epoch| format!("{epoch:.0}"))
+        .light_line_style(WHITE)
+        .draw()?;
     for curve in &panel.curves {
         let points: Vec<(f64, f64)> = epochs
             .iter()
@@ -99,6 +105,11 @@ fn draw_panel(
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
         chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, color.filled())))?;
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The main job: `wrn-dist train`, and the evaluation of what it left. Brings the ranks to a common plan and hands
-//! over to [`run`], which loops over steps.
+//! The main job: `wrn-dist train`, and the evaluation of what it left. Brings the ranks to a common plan and
+//! hands over to [`run`], which loops over steps.
 
 mod resume;
 mod run;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use data_sharding::{Batch, Pool, PoolOptions, SampleKey};
 
-use self::resume::refuse_other_architecture;
+use self::resume::{refuse_other_architecture, refuse_other_keys};
 use self::run::Run;
 use crate::checkpoint;
 use crate::config::{self, AutoOr, LoadedConfig, Reduce};
@@ -75,12 +75,23 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
     let loaded = config::load(&options.config, &options.overrides);
     with_session(configured_reduce(&loaded), |session| {
         let loaded = session.agree(loaded.map_err(Error::from))?;
+        session.agree_equal("--stop-after", &format!("{:?}", options.stop_after))?;
         let plan = open_plan(session, &loaded)?;
-        let compute = session.agree(Compute::set_up(&plan.config, session.topology()))?;
+        let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
         let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
         Run::set_up(session, &plan, compute, RunDir::new(&root), options)?.run(options.stop_after)
     })
 }
+
+/// Beginnings of the keys that decide what a network computes from an image.
+const KEYS_OF_EVALUATION: &[&str] = &[
+    "model.shortcut_input",
+    "model.projection",
+    "data.kind",
+    "data.pad_to",
+    "data.channels",
+    "data.normalize",
+];
 
 /// Evaluates a checkpoint on the test set; collective over all ranks. The counts are rank 0's to report,
 /// `None` elsewhere.
@@ -96,11 +107,14 @@ pub fn evaluate_checkpoint(
     with_session(configured_reduce(&loaded), |session| {
         let loaded = session.agree(loaded.map_err(Error::from))?;
         let plan = open_plan(session, &loaded)?;
-        let compute = session.agree(Compute::set_up(&plan.config, session.topology()))?;
+        let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
         let engine = session.agree(Engine::new(&plan, compute, session.comm().clone()))?;
         let read = if session.is_leader() {
             checkpoint::load(path, false).map_err(Error::from).and_then(|saved| {
                 refuse_other_architecture(&plan, &saved.state, path)?;
+                refuse_other_keys(&plan, &saved.state, path, |key| {
+                    KEYS_OF_EVALUATION.iter().any(|of| key.starts_with(of))
+                })?;
                 transfer::import(&plan.network, &engine.state, Part::Weights, &saved.weights, path)
             })
         } else {
@@ -121,9 +135,9 @@ pub(crate) fn configured_reduce(loaded: &Result<LoadedConfig, config::ConfigErro
 pub(crate) fn open_plan(session: &Session, loaded: &LoadedConfig) -> Result<Plan, Error> {
     let topology = session.topology();
     let plan = session.agree(Plan::open(loaded, topology.rank, topology.world_size))?;
-    let meaning: String =
-        plan.config.meaning().iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
-    session.agree_equal("the configuration", &meaning)?;
+    let keys = plan.config.common_to_ranks();
+    let text: String = keys.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
+    session.agree_equal("the configuration", &text)?;
     session.agree_equal("the training data", plan.train.fingerprint())?;
     session.agree_equal("the test data", plan.test.fingerprint())?;
     Ok(plan)

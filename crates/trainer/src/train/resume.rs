@@ -1,5 +1,6 @@
 //! Where a run begins: at the start, or at a checkpoint that must be of the same run. Rank 0's business.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{Resume, TrainOptions};
@@ -23,7 +24,7 @@ pub(super) fn fresh_position(plan: &Plan) -> RunState {
         best_top1_error: None,
         meaning: plan.config.meaning().into_iter().collect(),
         data: plan.train.fingerprint().to_owned(),
-        checksums: std::collections::BTreeMap::new(),
+        checksums: BTreeMap::new(),
     }
 }
 
@@ -35,10 +36,18 @@ pub(super) fn resume(
     options: &TrainOptions,
     fresh: RunState,
 ) -> Result<RunState, Error> {
+    let holds_a_run = dir.metrics().exists() || dir.checkpoints().exists();
     let found = match &options.resume {
+        Resume::Path(path) if holds_a_run && !is_inside(path, dir.root()) => {
+            return Err(Error::Other(format!(
+                "{} already holds a run, and {} is not part of it; name another --out to go on from there",
+                dir.root().display(),
+                path.display()
+            )));
+        }
         Resume::Path(path) => Some(path.clone()),
         Resume::Auto => checkpoint::latest(&dir.checkpoints())?,
-        Resume::None if dir.metrics().exists() || dir.checkpoints().exists() => {
+        Resume::None if holds_a_run => {
             return Err(Error::Other(format!(
                 "{} already holds a run; name another --out, or leave --resume at auto to go on with it",
                 dir.root().display()
@@ -49,29 +58,31 @@ pub(super) fn resume(
     let Some(path) = found else { return Ok(fresh) };
     let saved = checkpoint::load(&path, true)?;
     refuse_other_architecture(plan, &saved.state, &path)?;
-    let foreign = |reason: String| Error::from(CheckpointError::Foreign { path: path.clone(), reason });
-    let mut differences: Vec<String> = Vec::new();
-    for (key, value) in &fresh.meaning {
-        let then = saved.state.meaning.get(key).map_or("absent", String::as_str);
-        if then != value {
-            differences.push(format!("{key} was {then}, is {value}"));
-        }
-    }
-    if !differences.is_empty() {
-        return Err(foreign(format!(
-            "{}; name another --out to start a run of its own",
-            differences.join("; ")
-        )));
-    }
+    refuse_other_keys(plan, &saved.state, &path, |_| true)?;
     if saved.state.data != fresh.data {
-        return Err(foreign(format!(
-            "its training data had fingerprint {}, this has {}",
-            saved.state.data, fresh.data
-        )));
+        let reason =
+            format!("its training data had fingerprint {}, this has {}", saved.state.data, fresh.data);
+        return Err(CheckpointError::Foreign { path, reason }.into());
+    }
+    let RunState { epoch, step, .. } = saved.state;
+    if step > plan.total_steps() || u64::from(epoch) != step / plan.steps_per_epoch {
+        let reason = format!(
+            "state.json says step {step} and epoch {epoch}, but the run has {} steps, {} an epoch",
+            plan.total_steps(),
+            plan.steps_per_epoch
+        );
+        return Err(CheckpointError::Damaged { path, reason }.into());
     }
     transfer::import(&plan.network, &engine.state, Part::Weights, &saved.weights, &path)?;
     transfer::import(&plan.network, &engine.state, Part::Optimizer, &saved.optimizer, &path)?;
     Ok(RunState { checksums: fresh.checksums, ..saved.state })
+}
+
+fn is_inside(path: &Path, folder: &Path) -> bool {
+    match (path.canonicalize(), folder.canonicalize()) {
+        (Ok(path), Ok(folder)) => path.starts_with(folder),
+        _ => false,
+    }
 }
 
 /// Names both when a checkpoint is of another network.
@@ -89,4 +100,28 @@ pub(super) fn refuse_other_architecture(plan: &Plan, saved: &RunState, origin: &
         ),
     }
     .into())
+}
+
+/// Names every key, of those that `matters`, that had another value in the run that saved.
+pub(super) fn refuse_other_keys(
+    plan: &Plan,
+    saved: &RunState,
+    origin: &Path,
+    matters: impl Fn(&str) -> bool,
+) -> Result<(), Error> {
+    let now: BTreeMap<String, String> = plan.config.meaning().into_iter().collect();
+    let keys: BTreeSet<&String> = now.keys().chain(saved.meaning.keys()).filter(|key| matters(key)).collect();
+    let value =
+        |values: &BTreeMap<String, String>, key| values.get(key).map_or("absent".to_owned(), String::clone);
+    let differences: Vec<String> = keys
+        .into_iter()
+        .map(|key| (key, value(&saved.meaning, key), value(&now, key)))
+        .filter(|(_, then, now)| then != now)
+        .map(|(key, then, now)| format!("{key} was {then}, is {now}"))
+        .collect();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let reason = format!("{}; a run of its own needs another --out", differences.join("; "));
+    Err(CheckpointError::Foreign { path: origin.to_owned(), reason }.into())
 }

@@ -1,6 +1,7 @@
-//! One run on one rank: set up, loop over its steps, evaluate, save and end. The step itself is [`crate::engine`]'s; here stands
-//! what comes before and after each one.
+//! One run on one rank: set up, loop over its steps, evaluate, save and end. The step itself is
+//! [`crate::engine`]'s; here stands what comes before and after each one.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -37,6 +38,10 @@ pub(super) struct Run<'a> {
     progress: Progress,
     /// On rank 0.
     metrics: Option<MetricsFile>,
+    /// On rank 0: keeps other runs out of the folder.
+    _lock: Option<File>,
+    /// Step with which this process began.
+    first_step: u64,
     epoch_images: u64,
     epoch_duration: Duration,
 }
@@ -62,14 +67,6 @@ impl<'a> Run<'a> {
             serde_json::from_slice(&json).map_err(|error| Error::Other(error.to_string()))?;
         broadcast_state(session, &engine)?;
 
-        let metrics = if session.is_leader() {
-            dir.describe(plan, compute, session.comm(), &engine.state.layout)
-                .and_then(|()| MetricsFile::open(&dir.metrics(), position.epoch, position.step))
-                .map(Some)
-        } else {
-            Ok(None)
-        };
-        let metrics = session.agree(metrics)?;
         let stop_signal = session.agree(listen_for_stop_signals())?;
         let exporter = match plan.config.telemetry.prometheus {
             Some(address) => {
@@ -79,8 +76,18 @@ impl<'a> Run<'a> {
         };
         let served_at = session.agree(exporter)?;
 
+        let lock = session.agree(if session.is_leader() { dir.lock().map(Some) } else { Ok(None) })?;
+        let metrics = if session.is_leader() {
+            dir.describe(plan, compute, session.comm(), &engine.state.layout)
+                .and_then(|()| MetricsFile::open(&dir.metrics(), position.epoch, position.step))
+                .map(Some)
+        } else {
+            Ok(None)
+        };
+        let metrics = session.agree(metrics)?;
         let progress = Progress::new(session.is_leader(), plan.config.train.epochs, plan.steps_per_epoch);
         let workers = decoder_threads(plan, session);
+        let first_step = position.step;
         let run = Run {
             session,
             plan,
@@ -91,6 +98,8 @@ impl<'a> Run<'a> {
             stop_signal,
             progress,
             metrics,
+            _lock: lock,
+            first_step,
             epoch_images: 0,
             epoch_duration: Duration::ZERO,
         };
@@ -117,7 +126,7 @@ impl<'a> Run<'a> {
             self.session.comm().description(),
         ));
         self.progress.say(&format!("run directory: {}", self.dir.root().display()));
-        if self.position.step > 0 {
+        if self.position.step > 0 && self.position.step < plan.total_steps() {
             self.progress.say(&format!(
                 "resumed after step {} of {} (epoch {})",
                 self.position.step,
@@ -131,6 +140,11 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn run(mut self, stop_after: Option<StopAfter>) -> Result<Finish, Error> {
+        if self.position.step < self.plan.total_steps() && self.position.step > 0 && self.reached(stop_after)
+        {
+            self.progress.say("nothing to do: the run stands at or beyond --stop-after");
+            return Ok(Finish::Stopped);
+        }
         let mut pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
         while self.position.step < self.plan.total_steps() {
             let outcome = self.step(&mut pool)?;
@@ -148,7 +162,7 @@ impl<'a> Run<'a> {
             if stop {
                 self.progress.finish();
                 self.progress.say(&format!(
-                    "stopped on request after step {}; the same command without --stop-after goes on from here",
+                    "stopped on request after step {}; with --resume auto and without --stop-after it goes on from here",
                     self.position.step
                 ));
                 return Ok(Finish::Stopped);
@@ -185,6 +199,15 @@ impl<'a> Run<'a> {
             }
             Err(StepError::Exchange(error)) => return Err(error),
         };
+        if step == self.first_step
+            && !outcome.exchange.unready.is_empty()
+            && !self.engine.exchanges_afterwards()
+        {
+            let names = self.engine.segment_names(&outcome.exchange.unready);
+            tracing::warn!(
+                "gradients that never became ready, so nothing behind them was exchanged early: {names}"
+            );
+        }
         self.position.step += 1;
         self.position.epoch_loss_sum += f64::from(outcome.loss);
         self.position.epoch_correct += outcome.correct;
@@ -279,6 +302,15 @@ impl<'a> Run<'a> {
             weights: transfer::export(network, state, Part::Weights)?,
             optimizer: transfer::export(network, state, Part::Optimizer)?,
         };
+        let tensors = saved.weights.iter().chain(&saved.optimizer);
+        let infinite = tensors.filter(|tensor| !tensor.values.iter().all(|value| value.is_finite()));
+        if let Some(tensor) = infinite.into_iter().next() {
+            return Err(Error::Other(format!(
+                "{} is no longer finite after step {}: nothing is saved; lower schedule.rate and resume from the last \
+                 checkpoint",
+                tensor.name, self.position.step
+            )));
+        }
         let path = checkpoint::save(&self.dir.checkpoints(), &saved, self.plan.config.checkpoint.keep_last)?;
         tracing::info!(path = %path.display(), seconds = begin.elapsed().as_secs_f64(), "saved a checkpoint");
         Ok(())

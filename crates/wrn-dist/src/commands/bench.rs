@@ -1,5 +1,6 @@
 //! `wrn-dist bench`
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use trainer::EXIT_USAGE;
@@ -23,11 +24,11 @@ struct StepArguments {
     #[command(flatten)]
     config: ConfigArguments,
     /// Measured steps of each kind
-    #[arg(long, default_value_t = 20)]
-    steps: usize,
+    #[arg(long, default_value = "20")]
+    steps: NonZeroU32,
     /// Steps of each kind before measuring
-    #[arg(long, default_value_t = 3)]
-    warmup: usize,
+    #[arg(long, default_value = "3")]
+    warmup: u32,
     /// Milliseconds that each bucket's all-reduce takes longer, to see how much of a slower network would be
     /// hidden
     #[arg(long, default_value_t = 0.0)]
@@ -40,14 +41,14 @@ struct StepArguments {
 pub(crate) fn run(arguments: Arguments) -> i32 {
     let Command::Step(step) = arguments.command;
     let Ok(delay) = Duration::try_from_secs_f64(step.delay_ms / 1e3) else {
-        eprintln!("error: --delay-ms {}: expected 0 or more milliseconds", step.delay_ms);
+        super::complain(&format!("--delay-ms {}: expected 0 or more milliseconds", step.delay_ms));
         return EXIT_USAGE;
     };
     let options = trainer::BenchOptions {
         config: step.config.config,
         overrides: step.config.overrides,
-        steps: step.steps,
-        warmup: step.warmup,
+        steps: step.steps.get() as usize,
+        warmup: step.warmup as usize,
         delay,
     };
     match trainer::bench_step(&options) {

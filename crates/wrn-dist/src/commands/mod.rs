@@ -26,6 +26,11 @@ pub(crate) fn show(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
+/// Prints an error to standard error.
+pub(crate) fn complain(sentence: &str) {
+    let _ = writeln!(std::io::stderr(), "error: {sentence}");
+}
+
 /// Exit code of a command of one process, whose error is still to be printed.
 pub(crate) fn finish(result: Result<String, trainer::Error>) -> i32 {
     match result {
@@ -34,7 +39,7 @@ pub(crate) fn finish(result: Result<String, trainer::Error>) -> i32 {
             0
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            complain(&error.to_string());
             error.exit_code()
         }
     }

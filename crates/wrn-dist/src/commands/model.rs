@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
             0
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            super::complain(&error.to_string());
             EXIT_USAGE
         }
     }
