@@ -4,10 +4,14 @@
 
 mod common;
 
-use common::{Weights, images, network, relative_error, values, variants, waves};
+use common::{Weights, images, network, relative_error, values, variants_of, waves};
 use model::{DropoutKey, Network, Norm, Options, Pass};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::{autocast, flat, layout};
+
+/// One of each family.
+const FAMILIES: [&str; 6] =
+    ["wrn-16-2", "wrn-10-2-b313", "resnet-20", "resnet-18", "wrn-50-0.5-bottleneck", "preact-resnet-164"];
 
 fn cross_entropy(network: &Network, input: &Tensor, pass: &Pass) -> Tensor {
     let labels = Tensor::arange(input.size()[0], (Kind::Int64, Device::Cpu));
@@ -34,8 +38,10 @@ fn logits_have_a_row_an_image_and_a_column_a_class() {
 
 #[test]
 fn gradients_keep_channels_last_down_to_the_images_in_fp32_and_bf16() {
-    for (variant, options) in variants() {
-        let network = network("wrn-16-2", &options);
+    for (architecture, variant, options) in FAMILIES.iter().flat_map(|family| {
+        variants_of(family).into_iter().map(move |(name, options)| (family, name, options))
+    }) {
+        let network = network(architecture, &options);
         for precision in [Kind::Float, Kind::BFloat16] {
             let weights = Weights::new(&network, 1);
             let input = images(2).set_requires_grad(true);
@@ -45,7 +51,7 @@ fn gradients_keep_channels_last_down_to_the_images_in_fp32_and_bf16() {
                 cross_entropy(&network, &input, &weights.training())
             };
             loss.backward();
-            assert!(layout::is_channels_last(&input.grad()), "{variant}, {precision:?}");
+            assert!(layout::is_channels_last(&input.grad()), "{architecture}, {variant}, {precision:?}");
             for ((leaf, place), parameter) in weights.leaves.iter().zip(places).zip(network.parameters()) {
                 let gradient = leaf.grad();
                 let name = &parameter.name;
