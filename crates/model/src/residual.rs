@@ -110,7 +110,7 @@ impl Block<'_> {
         self.group.convs.last().map_or(self.inputs, |conv| conv.channels)
     }
 
-    /// Its convolutions, BN-ReLU-[dropout] before each but the first. The first is called `conv{first}`.
+    /// Its convolutions, with batch norm, ReLU and any dropout before each but the first. The first is called `conv{first}`.
     fn branch(&self, builder: &mut Builder, strided: usize, first: usize) -> Vec<Node> {
         let (mut channels, mut size) = (self.inputs, self.size);
         let mut nodes = Vec::new();

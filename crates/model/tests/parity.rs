@@ -67,6 +67,11 @@ const SINGLE: Precision = Precision { kind: Kind::Float, logits: 1e-5, gradients
 const SINGLE_DEEP: Precision =
     Precision { kind: Kind::Float, logits: 1e-4, gradients: 5e-2, statistics: 1e-4 };
 
+/// For those of torchvision in training. Between the contiguous and the channels_last order of the same images, PyTorch itself gives
+/// wide_resnet101_2 logits that differ by 3e-4 and gradients that differ by 8e-2.
+const SINGLE_DEEPEST: Precision =
+    Precision { kind: Kind::Float, logits: 1e-3, gradients: 0.2, statistics: 1e-3 };
+
 /// Answers come back in single precision.
 const DOUBLE: Precision = Precision { kind: Kind::Double, logits: 1e-6, gradients: 1e-6, statistics: 1e-6 };
 
@@ -254,9 +259,7 @@ fn imagenet_networks_equal_torchvisions() {
     for architecture in
         ["resnet-18", "resnet-50", "wrn-18-1.5-imagenet", "wrn-50-2-bottleneck", "wrn-101-2-bottleneck"]
     {
-        for (training, precision) in
-            [(false, SINGLE_DEEP), (true, SINGLE_DEEP), (false, DOUBLE), (true, DOUBLE)]
-        {
+        for (training, precision) in [(true, DOUBLE), (true, SINGLE_DEEPEST), (false, SINGLE_DEEP)] {
             // One at a time, since the largest have half a gigabyte of weights.
             compare_all(&[Case::with("--torchvision", precision, architecture, training, &options)]);
         }
