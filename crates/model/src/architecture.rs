@@ -1,71 +1,183 @@
-//! Architecture strings such as `wrn-28-10`.
+//! Architecture strings such as `wrn-28-10`: their grammar and the plans they stand for.
+//!
+//! Two depths name two networks: 18 and 34 layers exist for ImageNet, and 34 = 6N+4 for small images too. The
+//! former therefore end in `-imagenet`, while `wrn-34-2` is for small images.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::ModelError;
+use crate::plan::{self, Plan};
 
 /// A network's name, taken apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Architecture {
-    /// Nominal number of convolutions, n = 6N + 4.
-    pub(crate) depth: u32,
-    /// Widening factor k.
-    pub(crate) width: u32,
+    name: String,
+    pub(crate) plan: Plan,
 }
 
 /// What exists, for error messages.
-const KNOWN: &str = "wrn-<depth>-<width> with depth = 6N+4 (10, 16, 22, 28, 40, ...) and width of 1 or more, such as wrn-28-10";
+const KNOWN: &str = "\
+wrn-<depth>-<width> with depth = 6N+4 (10, 16, 22, 28, 40, ...) and width of 1 or more, such as wrn-28-10; \
+wrn-<depth>-<width>-b<kernels> with blocks of other convolutions (wrn-40-2-b313: 3x3, 1x1, 3x3), \
+depth = 6N+4, or 3lN+4 where all l kernels are equal; \
+wrn-<18|34>-<width>-imagenet; wrn-<50|101|152>-<width>-bottleneck; \
+resnet-<18|34|50|101|152> for ImageNet; resnet-<20|32|44|56|110|1202> for small images; \
+preact-resnet-<20|32|44|56|110|164|1001>";
 
 /// Beyond these a network would fit no machine, and sizes could overflow.
 const LARGEST_DEPTH: u32 = 10_000;
 const LARGEST_WIDTH: u32 = 256;
+const MOST_CONVOLUTIONS: usize = 8;
+
+/// The block B(3,3), which a name need not mention.
+const PAPER_BLOCK: &str = "b33";
 
 impl FromStr for Architecture {
     type Err = ModelError;
 
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        let error = |reason: String| ModelError::Architecture {
+        let parts: Vec<&str> = text.split('-').collect();
+        let parsed = match parts[..] {
+            ["wrn", depth, width] => small_wide(depth, width, PAPER_BLOCK),
+            ["wrn", depth, width, "imagenet"] => {
+                imagenet_wide(depth, width, "imagenet", plan::imagenet_basic)
+            }
+            ["wrn", depth, width, "bottleneck"] => {
+                imagenet_wide(depth, width, "bottleneck", plan::imagenet_bottleneck)
+            }
+            ["wrn", depth, width, block] if block.starts_with('b') => small_wide(depth, width, block),
+            ["resnet", depth] => listed(text, depth, |depth| {
+                plan::imagenet_basic(depth, 100)
+                    .or_else(|| plan::imagenet_bottleneck(depth, 100))
+                    .or_else(|| plan::small_resnet(depth))
+            }),
+            ["preact", "resnet", depth] => listed(text, depth, plan::preactivation_resnet),
+            _ => Err("it does not have the form of a known family".into()),
+        };
+        parsed.map_err(|reason| ModelError::Architecture {
             text: text.to_owned(),
             reason,
             known: KNOWN.to_owned(),
-        };
-        let parts: Vec<&str> = text.split('-').collect();
-        let ["wrn", depth, width] = parts[..] else {
-            return Err(error("it does not have the form of a known family".into()));
-        };
-        let number = |name: &str, digits: &str, largest: u32| match digits.parse::<u32>() {
-            Ok(number)
-                if digits.bytes().all(|byte| byte.is_ascii_digit()) && (1..=largest).contains(&number) =>
-            {
-                Ok(number)
-            }
-            _ => Err(error(format!("its {name} `{digits}` is no whole number from 1 to {largest}"))),
-        };
-        let depth = number("depth", depth, LARGEST_DEPTH)?;
-        let width = number("width", width, LARGEST_WIDTH)?;
-        if depth < 10 || (depth - 4) % 6 != 0 {
-            let below = (depth.max(10) - 4) / 6 * 6 + 4;
-            return Err(error(format!(
-                "depth {depth} is not 6N+4; the nearest are {below} and {}",
-                below + 6
-            )));
-        }
-        Ok(Architecture { depth, width })
+        })
     }
 }
 
 impl fmt::Display for Architecture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "wrn-{}-{}", self.depth, self.width)
+        f.write_str(&self.name)
     }
 }
 
 impl Architecture {
-    /// Blocks in each of the three groups, N.
-    pub(crate) fn blocks(&self) -> u32 {
-        (self.depth - 4) / 6
+    /// Side in pixels of the images that it was published for: 32 or 224.
+    #[must_use]
+    pub fn usual_image_size(&self) -> u32 {
+        if self.is_for_imagenet() { 224 } else { 32 }
     }
+
+    /// Number of classes that it was published for: 10 (CIFAR-10) or 1000 (ImageNet).
+    #[must_use]
+    pub fn usual_classes(&self) -> u32 {
+        if self.is_for_imagenet() { 1000 } else { 10 }
+    }
+
+    fn is_for_imagenet(&self) -> bool {
+        self.plan.stem.pool
+    }
+}
+
+/// A whole number from 1 to `largest`.
+fn number(name: &str, digits: &str, largest: u32) -> Result<u32, String> {
+    match digits.parse::<u32>() {
+        Ok(number) if digits.bytes().all(|byte| byte.is_ascii_digit()) && (1..=largest).contains(&number) => {
+            Ok(number)
+        }
+        _ => Err(format!("its {name} `{digits}` is no whole number from 1 to {largest}")),
+    }
+}
+
+/// A number with at most two decimals, in hundredths.
+fn hundredths(digits: &str) -> Result<u32, String> {
+    let error = || {
+        format!("its width `{digits}` is no number from 0.01 to {LARGEST_WIDTH} with at most two decimals")
+    };
+    let (whole, decimals) = digits.split_once('.').unwrap_or((digits, "0"));
+    let all_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !all_digits(whole) || !all_digits(decimals) || decimals.len() > 2 {
+        return Err(error());
+    }
+    let whole: u32 = whole.parse().map_err(|_| error())?;
+    let decimals: u32 = format!("{decimals:0<2}").parse().map_err(|_| error())?;
+    if whole >= LARGEST_WIDTH && (whole, decimals) != (LARGEST_WIDTH, 0) {
+        return Err(error());
+    }
+    match whole * 100 + decimals {
+        0 => Err(error()),
+        hundredths => Ok(hundredths),
+    }
+}
+
+/// Kernels of a block such as `b313`.
+fn kernels(block: &str) -> Result<Vec<u32>, String> {
+    let digits = &block[1..];
+    let kernels: Vec<u32> = digits.chars().filter_map(|digit| digit.to_digit(10)).collect();
+    let readable = kernels.len() == digits.chars().count() && kernels.iter().all(|kernel| kernel % 2 == 1);
+    if readable && (1..=MOST_CONVOLUTIONS).contains(&kernels.len()) {
+        return Ok(kernels);
+    }
+    Err(format!(
+        "its block `{block}` is not `b` and 1 to {MOST_CONVOLUTIONS} odd digits, the sides of the kernels"
+    ))
+}
+
+/// WRN for small images.
+///
+/// The paper has two readings of depth: table 3, whose blocks have equal kernels, counts the convolutions of
+/// the blocks; table 2 takes two convolutions a block for granted, also where there are three.
+fn small_wide(depth: &str, width: &str, block: &str) -> Result<Architecture, String> {
+    let depth = number("depth", depth, LARGEST_DEPTH)?;
+    let width = number("width", width, LARGEST_WIDTH)?;
+    let kernels = kernels(block)?;
+    let equal = kernels.iter().all(|&kernel| kernel == kernels[0]);
+    let step = if equal { 3 * kernels.len() as u32 } else { 6 };
+    if depth < step + 4 || (depth - 4) % step != 0 {
+        let below = (depth.max(step + 4) - 4) / step * step + 4;
+        return Err(format!("depth {depth} is not {step}N+4; the nearest are {below} and {}", below + step));
+    }
+    let suffix = if block == PAPER_BLOCK { String::new() } else { format!("-{block}") };
+    Ok(Architecture {
+        name: format!("wrn-{depth}-{width}{suffix}"),
+        plan: plan::wide(width, &kernels, (depth - 4) / step),
+    })
+}
+
+/// WRN for ImageNet, from a table of depths.
+fn imagenet_wide(
+    depth: &str,
+    width: &str,
+    family: &str,
+    plan: fn(u32, u32) -> Option<Plan>,
+) -> Result<Architecture, String> {
+    let depth = number("depth", depth, LARGEST_DEPTH)?;
+    let hundredths = hundredths(width)?;
+    // Every group has a multiple of 64 channels.
+    if hundredths * 64 % 100 != 0 {
+        return Err(format!(
+            "its width {width} does not give whole channels: 64 times it must be a whole number"
+        ));
+    }
+    let plan = plan(depth, hundredths).ok_or_else(|| format!("no {family} network has depth {depth}"))?;
+    let width = f64::from(hundredths) / 100.0;
+    Ok(Architecture { name: format!("wrn-{depth}-{width}-{family}"), plan })
+}
+
+/// A network that a table lists by its depth.
+fn listed(text: &str, depth: &str, plan: impl Fn(u32) -> Option<Plan>) -> Result<Architecture, String> {
+    let depth = number("depth", depth, LARGEST_DEPTH)?;
+    let plan = plan(depth).ok_or_else(|| format!("no network of this family has depth {depth}"))?;
+    let family = text.rsplit_once('-').map_or(text, |(family, _)| family);
+    Ok(Architecture { name: format!("{family}-{depth}"), plan })
 }
 
 #[cfg(test)]
@@ -74,26 +186,20 @@ mod tests {
 
     #[test]
     fn known_names_are_read_and_written_alike() {
-        for name in ["wrn-10-1", "wrn-16-8", "wrn-28-10", "wrn-40-4"] {
+        for name in ["wrn-10-1", "wrn-28-10", "wrn-40-2-b313", "wrn-34-1.5-imagenet", "resnet-50"] {
             assert_eq!(name.parse::<Architecture>().unwrap().to_string(), name);
         }
     }
 
     #[test]
-    fn anything_else_is_refused_with_what_exists() {
-        for (name, part) in [
-            ("wrn-28", "form"),
-            ("resnet-50", "form"),
-            ("", "form"),
-            ("wrn-28-10-2", "form"),
-            ("wrn-29-10", "28 and 34"),
-            ("wrn-4-1", "10 and 16"),
-            ("wrn-28-0", "width"),
-            ("wrn-28-+2", "width"),
-            ("wrn-99999999999-1", "depth"),
-        ] {
-            let message = name.parse::<Architecture>().unwrap_err().to_string();
-            assert!(message.contains(part) && message.contains("wrn-28-10"), "{message}");
+    fn widths_are_read_to_the_hundredth() {
+        for (text, expected) in [("1", 100), ("1.5", 150), ("2.0", 200), ("0.25", 25), ("256", 25_600)] {
+            assert_eq!(hundredths(text), Ok(expected), "{text}");
+        }
+        for text in
+            ["", ".", "1.", ".5", "0", "0.00", "-1", "+1", "1.234", "256.01", "1e2", "٣", "99999999999"]
+        {
+            assert!(hundredths(text).is_err(), "{text}");
         }
     }
 }

@@ -60,8 +60,8 @@ impl<'a> Builder<'a> {
         Node::Conv { weight, stride: i64::from(stride), padding: i64::from(kernel / 2) }
     }
 
-    /// Batch norm and ReLU.
-    pub(crate) fn norm_relu(&mut self, name: &str, channels: u32) -> [Node; 2] {
+    /// Batch norm.
+    pub(crate) fn norm(&mut self, name: &str, channels: u32) -> Node {
         let channels = i64::from(channels);
         let gain_init = match self.options.gamma_init {
             GammaInit::Uniform => Init::Uniform { low: 0.0, high: 1.0 },
@@ -71,7 +71,7 @@ impl<'a> Builder<'a> {
         let bias =
             self.parameter(format!("{name}.bias"), vec![channels], Role::NormBias, Init::Constant(0.0));
         self.norms.push(NormLayer { name: name.to_owned(), channels });
-        [Node::Norm { gain, bias, layer: self.norms.len() - 1 }, Node::Relu]
+        Node::Norm { gain, bias, layer: self.norms.len() - 1 }
     }
 
     /// Dropout, or nothing when the options switch it off.

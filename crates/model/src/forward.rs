@@ -106,6 +106,9 @@ fn run(node: &Node, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
             )?
         }
         Node::Relu => input.shallow_clone().f_relu_()?,
+        Node::MaxPool { kernel, stride, padding } => {
+            input.f_max_pool2d([*kernel, *kernel], [*stride, *stride], [*padding, *padding], [1, 1], false)?
+        }
         Node::Dropout { probability, layer } => match pass.dropout {
             Some(DropoutKey { seed, step, micro_batch }) => {
                 let mut generator = keyed(&[seed, step, micro_batch, DROPOUT_DOMAIN.wrapping_add(*layer)]);
@@ -122,12 +125,17 @@ fn run(node: &Node, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
             let mut sum = run(branch, &shared, pass)?;
             let other = match shortcut {
                 Shortcut::Identity => input.shallow_clone(),
-                Shortcut::Projection { conv, input: ShortcutInput::Preactivated } => {
-                    run(conv, &shared, pass)?
+                Shortcut::Projection { path, input: ShortcutInput::Preactivated } => {
+                    run(path, &shared, pass)?
                 }
-                Shortcut::Projection { conv, input: ShortcutInput::Raw } => run(conv, input, pass)?,
+                Shortcut::Projection { path, input: ShortcutInput::Raw } => run(path, input, pass)?,
+                // A pool of single pixels instead of an index, whose gradient would lose the channels_last
+                // order.
+                Shortcut::ZeroPad { stride, channels } => input
+                    .f_avg_pool2d([1, 1], [*stride, *stride], [0, 0], false, false, None::<i64>)?
+                    .f_constant_pad_nd([0, 0, 0, 0, 0, *channels])?,
             };
-            // In place: a convolution's backward does not need its output.
+            // In place: the backward of a convolution or of a batch norm does not need its output.
             sum.f_add_(&other)?
         }
     })

@@ -1,11 +1,22 @@
 //! Networks as specifications: an architecture string and options become a tree of few kinds of nodes, from
 //! which names, counts, initial weights and the forward pass all follow.
 //!
-//! Reading order: `architecture` (the string) → `wide_resnet` (the tree) → `spec` (its nodes) → `forward`
-//! (its interpreter). Holds no weights: the caller owns the tensors and passes them to [`Network::forward`].
+//! Reading order: `architecture` (the string) → `plan` (its numbers) → `residual` (the tree) → `spec` (its
+//! nodes) → `forward` (its interpreter). Holds no weights: the caller owns the tensors and passes them to
+//! [`Network::forward`].
 //!
-//! Source of the architecture: Zagoruyko & Komodakis, *Wide Residual Networks*, 2016 (arXiv 1605.07146),
-//! table 1 and figure 1, and the authors' code, szagoruyko/wide-residual-networks.
+//! | string | network |
+//! |---|---|
+//! | `wrn-28-10` | the paper's WRN-n-k with blocks B(3,3), for images of 32 px |
+//! | `wrn-40-2-b313` | the same with other blocks, here B(3,1,3) |
+//! | `wrn-34-2-imagenet` | WRN-34-2 of the paper's table 7: basic blocks, batch norm after the convolutions, 224 px |
+//! | `wrn-50-2-bottleneck` | torchvision's `wide_resnet50_2`, any width |
+//! | `resnet-50` | He et al. 2015 for ImageNet, stride on the 3x3 convolution |
+//! | `resnet-110` | He et al. 2015 for small images, shortcuts without parameters |
+//! | `preact-resnet-164` | He et al. 2016 for small images: basic blocks up to depth 110, bottlenecks beyond |
+//!
+//! Source of the architecture: Zagoruyko & Komodakis, *Wide Residual Networks*, 2016 (arXiv 1605.07146), and
+//! the authors' code, szagoruyko/wide-residual-networks.
 
 mod architecture;
 mod builder;
@@ -14,8 +25,9 @@ mod forward;
 mod init;
 mod network;
 mod options;
+mod plan;
+mod residual;
 mod spec;
-mod wide_resnet;
 
 pub use architecture::Architecture;
 pub use error::ModelError;

@@ -4,8 +4,8 @@ use crate::architecture::Architecture;
 use crate::builder::Builder;
 use crate::error::ModelError;
 use crate::options::Options;
+use crate::residual;
 use crate::spec::{Node, NormLayer, Parameter, Stage};
-use crate::wide_resnet;
 
 /// The specification of a network. Owns no weights.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub struct Network {
 
 impl Network {
     /// # Errors
-    /// When an option is out of range.
+    /// When an option is out of range, or has no meaning for this architecture.
     pub fn new(architecture: &Architecture, options: &Options) -> Result<Self, ModelError> {
         let refuse = |message: String| Err(ModelError::Option(message));
         if !(0.0..1.0).contains(&options.dropout) {
@@ -39,7 +39,7 @@ impl Network {
             }
         }
         let mut builder = Builder::new(options);
-        let root = wide_resnet::build(*architecture, options, &mut builder);
+        let root = residual::build(&architecture.plan, options, &mut builder)?;
         let Builder { parameters, norms, stages, convolutions, .. } = builder;
         Ok(Network { root, parameters, norms, stages, convolutions, classes: options.classes })
     }

@@ -24,7 +24,7 @@ pub enum GammaInit {
     One,
 }
 
-/// What a projection shortcut reads.
+/// What a projection shortcut of a pre-activation network reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ShortcutInput {
@@ -59,7 +59,7 @@ pub struct Options {
     pub shortcut_input: ShortcutInput,
     /// Where projections are.
     pub projection: Projection,
-    /// Dropout probability before the second convolution of each block, 0 to 1, 1 excluded.
+    /// Dropout probability before every convolution of a block but its first, 0 to 1, 1 excluded.
     pub dropout: f64,
     /// Number of classes.
     pub classes: u32,

@@ -21,7 +21,8 @@ pub enum Role {
 /// A trainable tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameter {
-    /// Stable name, after the authors' PyTorch code: `group0.block0.conv0.weight`.
+    /// Stable name, after the authors' PyTorch code (`group0.block0.conv0.weight`) or torchvision
+    /// (`layer1.0.conv1.weight`).
     pub name: String,
     /// Logical shape.
     pub shape: Vec<i64>,
@@ -69,8 +70,10 @@ pub(crate) enum Node {
     Conv { weight: usize, stride: i64, padding: i64 },
     /// Batch norm.
     Norm { gain: usize, bias: usize, layer: usize },
-    /// In place: every ReLU here follows a batch norm, whose backward does not need its output.
+    /// In place: every ReLU here follows a batch norm or a sum, whose backward does not need its output.
     Relu,
+    /// Maximum over a square window.
+    MaxPool { kernel: i64, stride: i64, padding: i64 },
     /// `layer` is part of the key of its mask.
     Dropout { probability: f64, layer: u64 },
     /// Mean over all pixels: `[N, C, H, W]` to `[N, C]`.
@@ -86,8 +89,10 @@ pub(crate) enum Node {
 pub(crate) enum Shortcut {
     /// The block's input.
     Identity,
-    /// A convolution of 1x1.
-    Projection { conv: Box<Node>, input: ShortcutInput },
+    /// A convolution of 1x1, alone or with a batch norm.
+    Projection { path: Box<Node>, input: ShortcutInput },
+    /// The block's input at every `stride`-th pixel, with so many more channels of zeros.
+    ZeroPad { stride: i64, channels: i64 },
 }
 
 impl Node {
@@ -101,12 +106,12 @@ impl Node {
             Node::Conv { weight, .. } => order.push(*weight),
             Node::Norm { gain, bias, .. } => order.extend([*bias, *gain]),
             Node::Linear { weight, bias } => order.extend([*weight, *bias]),
-            Node::Relu | Node::Dropout { .. } | Node::GlobalAveragePool => {}
+            Node::Relu | Node::MaxPool { .. } | Node::Dropout { .. } | Node::GlobalAveragePool => {}
             Node::Residual { shared, branch, shortcut } => {
                 shared.recording_order(order);
                 branch.recording_order(order);
-                if let Shortcut::Projection { conv, .. } = shortcut {
-                    conv.recording_order(order);
+                if let Shortcut::Projection { path, .. } = shortcut {
+                    path.recording_order(order);
                 }
             }
         }

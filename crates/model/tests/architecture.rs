@@ -33,11 +33,33 @@ fn a_name_that_is_no_network_is_refused_with_itself_the_reason_and_what_exists()
         ("wrn-11-1", "10 and 16"),
         ("wrn-27-10", "22 and 28"),
         ("wrn-29-10", "28 and 34"),
+        ("wrn-18-2", "16 and 22"),
+        ("wrn-28-10-b", "block `b`"),
+        ("wrn-28-10-b32", "block `b32`"),
+        ("wrn-28-10-b3x", "block `b3x`"),
+        ("wrn-28-10-b33 ", "block `b33 `"),
+        ("wrn-28-10-b333333333", "1 to 8 odd digits"),
+        ("wrn-28-10-B33", "form"),
+        ("wrn-28-10-b33-1", "form"),
+        ("wrn-41-2-b333", "40 and 49"),
+        ("wrn-4-2-b3", "7 and 10"),
+        ("wrn-23-2-b313", "22 and 28"),
+        ("wrn-28-2-imagenet", "no imagenet network has depth 28"),
+        ("wrn-50-2-imagenet", "no imagenet network has depth 50"),
+        ("wrn-34-2-bottleneck", "no bottleneck network has depth 34"),
+        ("wrn-34-1.33-imagenet", "whole channels"),
+        ("wrn-34-0-imagenet", "width"),
+        ("wrn-34-1.5.2-imagenet", "width"),
+        ("wrn-34-257-imagenet", "width"),
+        ("resnet-35", "depth 35"),
+        ("resnet-fifty", "depth"),
+        ("preact-resnet-18", "depth 18"),
+        ("preact-110", "form"),
     ] {
         let error = name.parse::<Architecture>().unwrap_err();
         assert!(matches!(error, ModelError::Architecture { .. }));
         let message = error.to_string();
-        for part in [&format!("`{name}`"), reason, "6N+4", "wrn-28-10"] {
+        for part in [&format!("`{name}`"), reason, "6N+4", "wrn-28-10", "imagenet", "bottleneck", "preact"] {
             assert!(message.contains(part), "{name:?}: `{part}` is not in: {message}");
         }
     }
@@ -45,11 +67,70 @@ fn a_name_that_is_no_network_is_refused_with_itself_the_reason_and_what_exists()
 
 #[test]
 fn names_are_read_and_written_alike_and_differ_when_the_networks_do() {
-    let names = ["wrn-10-1", "wrn-16-8", "wrn-28-10", "wrn-28-1", "wrn-40-10", "wrn-52-1", "wrn-202-2"];
+    let names = [
+        "wrn-10-1",
+        "wrn-16-8",
+        "wrn-28-10",
+        "wrn-28-1",
+        "wrn-40-10",
+        "wrn-52-1",
+        "wrn-202-2",
+        "wrn-34-2",
+        "wrn-34-2-imagenet",
+        "wrn-34-1.5-imagenet",
+        "wrn-34-1.25-imagenet",
+        "wrn-50-2-bottleneck",
+        "wrn-101-2-bottleneck",
+        "resnet-50",
+        "resnet-110",
+        "preact-resnet-110",
+        "preact-resnet-1001",
+        "wrn-40-2-b313",
+        "wrn-40-2-b333",
+        "wrn-28-2-b35",
+        "wrn-28-2-b53",
+    ];
     let parsed = names.map(|name| name.parse::<Architecture>().unwrap());
     for (index, (name, architecture)) in names.iter().zip(&parsed).enumerate() {
         assert_eq!(architecture.to_string(), *name);
         assert!(parsed[..index].iter().all(|other| other != architecture));
+    }
+}
+
+#[test]
+fn another_spelling_of_a_network_is_written_in_the_usual_one() {
+    for (spelling, usual) in [
+        ("wrn-28-10-b33", "wrn-28-10"),
+        ("wrn-028-010", "wrn-28-10"),
+        ("wrn-34-2.0-imagenet", "wrn-34-2-imagenet"),
+        ("wrn-34-1.50-imagenet", "wrn-34-1.5-imagenet"),
+        ("resnet-050", "resnet-50"),
+    ] {
+        let [architecture, expected] = [spelling, usual].map(|name| name.parse::<Architecture>().unwrap());
+        assert_eq!(architecture, expected);
+        assert_eq!(architecture.to_string(), usual);
+    }
+}
+
+#[test]
+fn an_option_without_a_meaning_for_the_architecture_is_refused() {
+    use model::{Projection, ShortcutInput};
+    let raw = Options { shortcut_input: ShortcutInput::Raw, ..Options::default() };
+    let first = Options { projection: Projection::FirstBlock, ..Options::default() };
+    for (architecture, options, part) in [
+        ("resnet-50", &raw, Some("shortcut_input is raw")),
+        ("resnet-20", &raw, Some("shortcut_input is raw")),
+        ("preact-resnet-164", &raw, None),
+        ("resnet-20", &first, Some("projection is first-block")),
+        ("resnet-18", &first, None),
+        ("wrn-40-2-b3", &first, None),
+    ] {
+        let error =
+            Network::new(&architecture.parse().unwrap(), options).err().map(|error| error.to_string());
+        match part {
+            Some(part) => assert!(error.as_ref().unwrap().contains(part), "{architecture}: {error:?}"),
+            None => assert_eq!(error, None, "{architecture}"),
+        }
     }
 }
 

@@ -35,8 +35,11 @@ fn logits_have_a_row_an_image_and_a_column_a_class() {
 
 #[test]
 fn gradients_keep_channels_last_down_to_the_images_in_fp32_and_bf16() {
-    for (variant, options) in variants() {
-        let network = network("wrn-16-2", &options);
+    let families = ["wrn-10-1-b313", "resnet-20", "wrn-18-0.25-imagenet", "wrn-50-0.25-bottleneck"];
+    let cases = (variants().into_iter().map(|(variant, options)| ("wrn-16-2", variant, options)))
+        .chain(families.map(|family| (family, "paper", Options::default())));
+    for (architecture, variant, options) in cases {
+        let network = network(architecture, &options);
         for precision in [Kind::Float, Kind::BFloat16] {
             let weights = Weights::new(&network, 1);
             let input = images(2).set_requires_grad(true);
@@ -46,7 +49,7 @@ fn gradients_keep_channels_last_down_to_the_images_in_fp32_and_bf16() {
                 cross_entropy(&network, &input, &weights.training())
             };
             loss.backward();
-            assert!(layout::is_channels_last(&input.grad()), "{variant}, {precision:?}");
+            assert!(layout::is_channels_last(&input.grad()), "{architecture}, {variant}, {precision:?}");
             for ((leaf, place), parameter) in weights.leaves.iter().zip(places).zip(network.parameters()) {
                 let gradient = leaf.grad();
                 let name = &parameter.name;

@@ -1,56 +1,61 @@
-"""A Wide ResNet written from the paper, run in PyTorch (fp32, contiguous) on the weights and images of each folder given.
+"""Networks written from their papers, and torchvision's, run in PyTorch (fp32 or, with --double, fp64, contiguous) on the weights and images of each folder given.
 
 Reads `arguments.txt` (see `main`), `tensors.txt` (a line for each tensor: name and shape) and `NAME.f32`; writes `answer.NAME.f32`: logits, loss, the gradient of
 each parameter, and with --training the mean and unbiased variance of what each batch norm reads. Shares no code with
-the network that it is compared with.
+the networks that they are compared with.
 """
 
 import argparse
+import ctypes
 import math
 import pathlib
-import struct
 import sys
 
 import torch
 from torch import nn
 
 
-class Block(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-conv and a shortcut."""
+class Preactivated(nn.Module):
+    """BN-ReLU-conv, repeated, and a shortcut. `convs` holds kernel and channels of each convolution."""
 
-    def __init__(self, inputs, outputs, stride, project, raw_shortcut):
+    def __init__(self, inputs, convs, stride, project, raw_shortcut):
         super().__init__()
-        self.bn0 = nn.BatchNorm2d(inputs)
-        self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv1 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.convdim = nn.Conv2d(inputs, outputs, 1, stride, 0, bias=False) if project else None
+        self.count = len(convs)
+        channels = inputs
+        for i, (kernel, outputs) in enumerate(convs):
+            self.add_module(f"bn{i}", nn.BatchNorm2d(channels))
+            step = stride if i == 0 else 1
+            self.add_module(f"conv{i}", nn.Conv2d(channels, outputs, kernel, step, kernel // 2, bias=False))
+            channels = outputs
+        self.convdim = nn.Conv2d(inputs, channels, 1, stride, 0, bias=False) if project else None
         self.raw_shortcut = raw_shortcut
 
     def forward(self, x):
         activated = torch.relu(self.bn0(x))
-        branch = self.conv1(torch.relu(self.bn1(self.conv0(activated))))
+        branch = self.conv0(activated)
+        for i in range(1, self.count):
+            branch = getattr(self, f"conv{i}")(torch.relu(getattr(self, f"bn{i}")(branch)))
         if self.convdim is None:
             return branch + x
         return branch + self.convdim(x if self.raw_shortcut else activated)
 
 
-class WideResNet(nn.Module):
-    """conv1, three groups of (depth - 4) / 6 blocks, BN-ReLU, average pool, classifier."""
+class PreactivatedNetwork(nn.Module):
+    """conv1, three groups of blocks, BN-ReLU, average pool, classifier."""
 
-    def __init__(self, depth, width, classes, always_project, raw_shortcut):
+    def __init__(self, block, blocks, classes, always_project, raw_shortcut):
         super().__init__()
         self.conv0 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         channels = 16
         for group in range(3):
-            outputs = 16 * 2**group * width
-            blocks = nn.Module()
-            for i in range((depth - 4) // 6):
-                project = channels != outputs or (i == 0 and always_project)
+            convs = [(kernel, 16 * 2**group * times) for kernel, times in block]
+            group_blocks = nn.Module()
+            for i in range(blocks):
+                project = channels != convs[-1][1] or (i == 0 and always_project)
                 stride = 2 if group > 0 and i == 0 else 1
-                blocks.add_module(f"block{i}", Block(channels, outputs, stride, project, raw_shortcut))
-                channels = outputs
-            self.add_module(f"group{group}", blocks)
+                group_blocks.add_module(f"block{i}", Preactivated(channels, convs, stride, project, raw_shortcut))
+                channels = convs[-1][1]
+            self.add_module(f"group{group}", group_blocks)
         self.bn = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels, classes)
 
@@ -63,6 +68,88 @@ class WideResNet(nn.Module):
         return self.fc(nn.functional.avg_pool2d(x, x.shape[-1]).flatten(1))
 
 
+class Original(nn.Module):
+    """He et al. 2015: conv-BN-ReLU-conv-BN, a shortcut without parameters, ReLU."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride = stride
+
+    def forward(self, x):
+        branch = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        missing = branch.shape[1] - x.shape[1]
+        if missing:
+            zeros = shortcut.new_zeros(len(x), missing, *shortcut.shape[2:])
+            shortcut = torch.cat([shortcut, zeros], 1)
+        return torch.relu(branch + shortcut)
+
+
+class OriginalNetwork(nn.Module):
+    """conv1-BN-ReLU, three groups of (depth - 2) / 6 blocks, average pool, classifier."""
+
+    def __init__(self, depth, classes):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        channels = 16
+        for group in range(3):
+            blocks = []
+            for i in range((depth - 2) // 6):
+                outputs = 16 * 2**group
+                blocks.append(Original(channels, outputs, 2 if group > 0 and i == 0 else 1))
+                channels = outputs
+            self.add_module(f"layer{group + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def torchvision_network(architecture, classes):
+    """A network of torchvision, or its basic blocks with more channels."""
+    from torchvision.models import resnet
+
+    family, depth, *rest = architecture.split("-")
+    if rest[-1:] != ["imagenet"]:
+        name = f"resnet{depth}" if family == "resnet" else f"wide_resnet{depth}_{rest[0]}"
+        return getattr(resnet, name)(weights=None, num_classes=classes)
+    width = float(rest[0])
+
+    class Wide(resnet.ResNet):
+        def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+            return super()._make_layer(block, round(planes * width), blocks, stride, dilate)
+
+    network = Wide(resnet.BasicBlock, {"18": [2, 2, 2, 2], "34": [3, 4, 6, 3]}[depth])
+    network.fc = nn.Linear(round(512 * width), classes)
+    return network
+
+
+def small_network(args):
+    """One of the networks above."""
+    family, *rest = args.architecture.split("-")
+    if family == "resnet":
+        return OriginalNetwork(int(rest[0]), args.classes)
+    if family == "preact":
+        depth = int(rest[1])
+        if depth <= 110:
+            block, blocks = [(3, 1), (3, 1)], (depth - 2) // 6
+        else:
+            block, blocks = [(1, 1), (3, 1), (1, 4)], (depth - 2) // 9
+    else:
+        depth, width = map(int, rest[:2])
+        kernels = [int(digit) for digit in rest[2][1:]] if rest[2:] else [3, 3]
+        block = [(kernel, width) for kernel in kernels]
+        blocks = (depth - 4) // (3 * len(kernels) if len(set(kernels)) == 1 else 6)
+    return PreactivatedNetwork(block, blocks, args.classes, args.always_project, args.raw_shortcut)
+
+
 def answer(folder, args):
     tensors = {}
     for line in (folder / "tensors.txt").read_text().splitlines():
@@ -72,13 +159,14 @@ def answer(folder, args):
         tensors[name] = torch.frombuffer(data, dtype=torch.float32, count=math.prod(shape)).reshape(shape)
     images = tensors.pop("images")
 
-    _, depth, width = args.architecture.split("-")
-    network = WideResNet(int(depth), int(width), args.classes, args.always_project, args.raw_shortcut)
+    network = torchvision_network(args.architecture, args.classes) if args.torchvision else small_network(args)
     expected = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
     if expected != set(tensors):
         sys.exit(f"other tensors than PyTorch's: {sorted(expected ^ set(tensors))}")
     network.load_state_dict(tensors, strict=False)
     network.train(args.training)
+    if args.double:
+        network, images = network.double(), images.double()
 
     answers = {}
 
@@ -102,8 +190,8 @@ def answer(folder, args):
     answers |= {"logits": logits, "loss": loss}
     answers |= {f"gradient.{name}": parameter.grad for name, parameter in network.named_parameters()}
     for name, tensor in answers.items():
-        values = tensor.detach().float().flatten().tolist()
-        (folder / f"answer.{name}.f32").write_bytes(struct.pack(f"<{len(values)}f", *values))
+        values = tensor.detach().float().contiguous()
+        (folder / f"answer.{name}.f32").write_bytes(ctypes.string_at(values.data_ptr(), 4 * values.numel()))
 
 
 def main():
@@ -113,6 +201,8 @@ def main():
     parser.add_argument("--raw-shortcut", action="store_true")
     parser.add_argument("--always-project", action="store_true")
     parser.add_argument("--training", action="store_true")
+    parser.add_argument("--torchvision", action="store_true")
+    parser.add_argument("--double", action="store_true")
     for folder in map(pathlib.Path, sys.argv[1:]):
         answer(folder, parser.parse_args((folder / "arguments.txt").read_text().split()))
 

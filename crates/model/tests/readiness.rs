@@ -6,8 +6,8 @@ mod common;
 
 use std::sync::{Arc, Mutex};
 
-use common::{Weights, images, network, variants};
-use model::{DropoutKey, Network, Norm, Pass};
+use common::{Weights, images, network, variants, variants_of};
+use model::{DropoutKey, Network, Norm, Options, Pass, Projection};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{autocast, hooks};
 
@@ -38,30 +38,55 @@ fn assert_order(case: &str, network: &Network, fired: &[usize]) {
     assert_eq!(name(fired), name(&network.readiness_order()), "{case}");
 }
 
-#[test]
-fn the_order_declared_is_the_order_of_a_real_backward() {
+/// Compares the order of every step of a few, with masks of dropout.
+fn check(architecture: &str, variant: &str, options: &Options) {
     let key = DropoutKey { seed: 1, step: 2, micro_batch: 3 };
-    for architecture in ["wrn-10-1", "wrn-10-2", "wrn-16-1", "wrn-16-2", "wrn-22-1"] {
-        for (variant, options) in variants() {
-            let network = network(architecture, &options);
-            let declared = network.readiness_order();
-            let weights = Weights::new(&network, 1);
-            let fired = watch(&weights);
-            for precision in [Kind::Float, Kind::BFloat16] {
-                // Twice each: the second finds gradients to add to.
-                for _ in 0..2 {
-                    train(&network, &Pass { dropout: Some(key), ..weights.training() }, precision);
-                    let mut order = std::mem::take(&mut *fired.lock().unwrap());
-                    // Under autocast the classifier's weight and bias, which one operation uses, pass through
-                    // casts of their own, whose order is libtorch's affair.
-                    if precision == Kind::BFloat16 && order[..2] == [declared[1], declared[0]] {
-                        order.swap(0, 1);
-                    }
-                    assert_order(&format!("{architecture}, {variant}, {precision:?}"), &network, &order);
-                }
+    let network = network(architecture, options);
+    let declared = network.readiness_order();
+    let weights = Weights::new(&network, 1);
+    let fired = watch(&weights);
+    for precision in [Kind::Float, Kind::BFloat16] {
+        // Twice each: the second finds gradients to add to.
+        for _ in 0..2 {
+            train(&network, &Pass { dropout: Some(key), ..weights.training() }, precision);
+            let mut order = std::mem::take(&mut *fired.lock().unwrap());
+            // Under autocast the classifier's weight and bias, which one operation uses, pass through casts
+            // of their own, whose order is libtorch's affair.
+            if precision == Kind::BFloat16 && order[..2] == [declared[1], declared[0]] {
+                order.swap(0, 1);
             }
+            assert_order(&format!("{architecture}, {variant}, {precision:?}"), &network, &order);
         }
     }
+}
+
+#[test]
+fn the_order_declared_is_the_order_of_a_real_backward() {
+    for architecture in ["wrn-10-1", "wrn-10-2", "wrn-16-1", "wrn-16-2", "wrn-22-1", "wrn-10-1-b313"] {
+        for (variant, options) in variants_of(architecture) {
+            check(architecture, variant, &options);
+        }
+    }
+}
+
+#[test]
+fn the_order_declared_is_that_of_a_real_backward_in_every_family() {
+    let dropout = Options { dropout: 0.3, ..Options::default() };
+    for architecture in [
+        "wrn-10-1-b3",
+        "wrn-10-1-b13",
+        "wrn-16-1-b3333",
+        "resnet-20",
+        "wrn-18-0.25-imagenet",
+        "wrn-18-1-imagenet",
+        "wrn-50-0.25-bottleneck",
+        "preact-resnet-20",
+        "preact-resnet-164",
+    ] {
+        check(architecture, "dropout", &dropout);
+    }
+    let first_block = Options { projection: Projection::FirstBlock, ..Options::default() };
+    check("wrn-18-1-imagenet", "projection in every group", &first_block);
 }
 
 #[test]
@@ -77,8 +102,16 @@ fn with_running_statistics_the_order_is_the_same() {
 
 #[test]
 fn the_order_names_every_parameter_once_and_begins_at_the_classifier() {
-    for architecture in ["wrn-10-1", "wrn-28-10", "wrn-40-4"] {
-        for (variant, options) in variants() {
+    for architecture in [
+        "wrn-10-1",
+        "wrn-28-10",
+        "wrn-40-4",
+        "wrn-40-2-b131",
+        "resnet-110",
+        "wrn-50-2-bottleneck",
+        "preact-resnet-1001",
+    ] {
+        for (variant, options) in variants_of(architecture) {
             let network = network(architecture, &options);
             let order = network.readiness_order();
             let mut sorted = order.clone();
@@ -86,7 +119,9 @@ fn the_order_names_every_parameter_once_and_begins_at_the_classifier() {
             assert!(sorted.into_iter().eq(0..network.parameters().len()), "{architecture}, {variant}");
             let name = |place: usize| network.parameters()[order[place]].name.as_str();
             assert!(name(0).starts_with("fc.") && name(1).starts_with("fc."), "{architecture}, {variant}");
-            assert_eq!(name(order.len() - 1), "conv0.weight", "{architecture}, {variant}");
+            let first = network.parameters()[0].name.as_str();
+            assert!(["conv0.weight", "conv1.weight"].contains(&first));
+            assert_eq!(name(order.len() - 1), first, "{architecture}, {variant}");
         }
     }
 }

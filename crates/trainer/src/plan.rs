@@ -133,7 +133,8 @@ impl Plan {
             in_channels: image.channels,
             ..parts.options
         };
-        let network = Network::new(&parts.architecture, &options)?;
+        let network =
+            Network::new(&parts.architecture, &options).map_err(|e| loaded.error("model", e.to_string()))?;
         let order = match config.data.order {
             SampleOrder::Shuffled => Order::Shuffled,
             SampleOrder::Sequential => Order::Sequential,

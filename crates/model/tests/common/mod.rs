@@ -113,3 +113,11 @@ pub(crate) fn variants() -> Vec<(&'static str, Options)> {
         ),
     ]
 }
+
+/// Those of [`variants`] that have a meaning for `architecture`.
+pub(crate) fn variants_of(architecture: &str) -> Vec<(&'static str, Options)> {
+    let architecture = architecture.parse::<Architecture>().unwrap();
+    let mut variants = variants();
+    variants.retain(|(_, options)| Network::new(&architecture, options).is_ok());
+    variants
+}

@@ -21,14 +21,14 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ShowArguments {
-    /// Architecture, for example wrn-28-10
+    /// Architecture, for example wrn-28-10 or wrn-50-2-bottleneck
     arch: String,
-    /// Number of classes
-    #[arg(long, default_value_t = 10)]
-    classes: u32,
-    /// Side of the images in pixels
-    #[arg(long, default_value_t = 32)]
-    image: u32,
+    /// Number of classes [default: 10, or 1000 for the networks of ImageNet]
+    #[arg(long)]
+    classes: Option<u32>,
+    /// Side of the images in pixels [default: 32, or 224 for the networks of ImageNet]
+    #[arg(long)]
+    image: Option<u32>,
     /// Form of the output
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
@@ -42,8 +42,12 @@ enum Format {
 
 pub(crate) fn run(arguments: &Arguments) -> i32 {
     let Command::Show(show) = &arguments.command;
-    let options = Options { classes: show.classes, image_size: show.image, ..Options::default() };
     let network = show.arch.parse::<Architecture>().and_then(|architecture| {
+        let options = Options {
+            classes: show.classes.unwrap_or_else(|| architecture.usual_classes()),
+            image_size: show.image.unwrap_or_else(|| architecture.usual_image_size()),
+            ..Options::default()
+        };
         Network::new(&architecture, &options).map(|network| (architecture, network))
     });
     match network {
@@ -86,24 +90,26 @@ fn describe(architecture: &Architecture, network: &Network, format: Format) -> S
             format!("{description:#}\n")
         }
         Format::Table => {
+            let width =
+                network.stages().iter().map(|stage| stage.content.len() + 2).max().unwrap_or(0).max(32);
             let mut text = format!("{architecture}, {} classes\n", network.classes());
             let _ = writeln!(
                 text,
-                "{:<10}{:>8}  {:<32}{:>14}{:>16}",
+                "{:<10}{:>8}  {:<width$}{:>14}{:>16}",
                 "group", "output", "content", "parameters", "multiply-adds"
             );
             for stage in network.stages() {
                 let side = format!("{0}x{0}", stage.output);
                 let _ = writeln!(
                     text,
-                    "{:<10}{side:>8}  {:<32}{:>14}{:>16}",
+                    "{:<10}{side:>8}  {:<width$}{:>14}{:>16}",
                     stage.name, stage.content, stage.parameters, stage.macs
                 );
             }
             let total = format!("{} convolutions", network.convolutions());
             let _ = writeln!(
                 text,
-                "{:<20}{total:<32}{:>14}{:>16}",
+                "{:<20}{total:<width$}{:>14}{:>16}",
                 "",
                 network.parameter_count(),
                 network.macs()
