@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Version of the layout that this module documents.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
@@ -82,11 +82,6 @@ pub(crate) struct RunState {
     /// SHA-256 of the other files, filled in when saving.
     #[serde(default)]
     pub(crate) checksums: BTreeMap<String, String>,
-}
-
-impl RunState {
-    /// Of a run whose checkpoints have the current layout.
-    pub(crate) const FORMAT: u32 = FORMAT;
 }
 
 /// A tensor by its logical shape and contiguous values.

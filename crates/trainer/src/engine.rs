@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange, plan_buckets};
+use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange};
 use data_sharding::Batch;
 use model::{DropoutKey, Norm, Pass};
 use tch::{Kind, Reduction, Tensor};
 use torch_ext::{autocast, hooks};
 
-use crate::config::{CommConfig, Determinism};
+use crate::config::Determinism;
 use crate::device::Compute;
 use crate::error::Error;
 use crate::flat::Tail;
@@ -82,15 +82,17 @@ impl<'plan> Engine<'plan> {
         };
         let region = region_of(host_exchange.as_ref().unwrap_or(&state.exchange))?;
         let segments = state.layout.exchange_segments();
-        let CommConfig { overlap, first_bucket_kib, bucket_kib, .. } = plan.config.comm;
-        let buckets =
-            plan_buckets(&segments, state.layout.exchange_len(), first_bucket_kib * 1024, bucket_kib * 1024);
+        let comm_config = &plan.config.comm;
+        let buckets = state.layout.buckets(comm_config);
         let accumulation = match plan.config.train.determinism {
             Determinism::World => Accumulation::Tree,
             Determinism::Run | Determinism::Off => Accumulation::InPlace,
         };
-        let options =
-            ReducerOptions { overlap, scale: 1.0 / plan.batches.micro_batches() as f32, accumulation };
+        let options = ReducerOptions {
+            overlap: comm_config.overlap,
+            scale: 1.0 / plan.batches.micro_batches() as f32,
+            accumulation,
+        };
         let reducer = Arc::new(Reducer::new(comm, region, segments, buckets, options));
         let hooks_count = Arc::new(AtomicBool::new(false));
         if host_exchange.is_none() {

@@ -9,8 +9,10 @@
 
 use std::ops::Range;
 
-use allreduce::Segment;
+use allreduce::{Bucket, Segment, plan_buckets};
 use model::{Network, Role};
+
+use crate::config::CommConfig;
 
 /// Segments start at multiples of this many fp32 elements: 256 bytes.
 const ALIGNMENT: usize = 64;
@@ -111,6 +113,12 @@ impl FlatLayout {
                 range: placed.offset..placed.offset + placed.len,
             })
             .collect()
+    }
+
+    /// How the exchange buffer is cut.
+    pub(crate) fn buckets(&self, comm: &CommConfig) -> Vec<Bucket> {
+        let (first_bytes, bytes) = (comm.first_bucket_kib * 1024, comm.bucket_kib * 1024);
+        plan_buckets(&self.exchange_segments(), self.exchange_len(), first_bytes, bytes)
     }
 
     /// Contiguous ranges whose parameters decay, and those whose parameters do not.

@@ -34,5 +34,4 @@ pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};
 pub use evaluate::Evaluation;
 pub use overview::describe_plan;
-pub use plan::Plan;
 pub use train::{Finish, Resume, StopAfter, TrainOptions, evaluate_checkpoint, train};

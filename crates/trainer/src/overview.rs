@@ -4,8 +4,6 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use allreduce::plan_buckets;
-
 use crate::config;
 use crate::error::Error;
 use crate::flat::FlatLayout;
@@ -22,10 +20,7 @@ pub fn describe_plan(config: &Path, overrides: &[String], ranks: usize) -> Resul
     let loaded = config::load(config, overrides)?;
     let plan = Plan::open(&loaded, 0, ranks)?;
     let layout = FlatLayout::new(&plan.network);
-    let segments = layout.exchange_segments();
-    let comm = &plan.config.comm;
-    let buckets =
-        plan_buckets(&segments, layout.exchange_len(), comm.first_bucket_kib * 1024, comm.bucket_kib * 1024);
+    let buckets = layout.buckets(&plan.config.comm);
     let mib = |elements: usize| elements as f64 * 4.0 / f64::from(1 << 20);
     let parameters = layout.parameters_len;
 

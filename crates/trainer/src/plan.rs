@@ -1,7 +1,6 @@
 //! A configuration turned into everything that is known before the first step, checked once.
 //!
-//! [`Plan::check`] needs only the configuration and the number of ranks; [`Plan::open`] opens the data set
-//! too. Neither touches MPI or runs the network.
+//! Opens the data set; neither touches MPI nor runs the network.
 
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ use crate::schedule::Schedule;
 pub(crate) const MOST_EPOCHS: u32 = 1_000_000;
 
 /// A run, ready to start.
-pub struct Plan {
+pub(crate) struct Plan {
     /// The configuration with every derived value written in.
     pub(crate) config: Config,
     pub(crate) architecture: Architecture,
@@ -35,19 +34,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Everything that can be refused without opening a file.
+    /// Checks the configuration, opens the data set and derives the rest.
     ///
     /// # Errors
-    /// The first key whose value is impossible.
-    pub fn check(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<(), ConfigError> {
-        checked_parts(loaded, rank, world_size).map(|_| ())
-    }
-
-    /// Opens the data set and derives the rest.
-    ///
-    /// # Errors
-    /// As [`Plan::check`], or what is wrong with the data.
-    pub fn open(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Self, Error> {
+    /// The first key whose value is impossible, or what is wrong with the data.
+    pub(crate) fn open(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Self, Error> {
         let parts = checked_parts(loaded, rank, world_size)?;
         let data = &loaded.config.data;
         let adapt = Adapt { pad_to: data.pad_to, channels: data.channels };
@@ -168,11 +159,6 @@ impl Plan {
 
     pub(crate) fn micro_batch(&self) -> usize {
         self.batches.micro_batch()
-    }
-
-    /// Hash of what the run computes.
-    pub(crate) fn meaning_hash(&self) -> String {
-        self.config.meaning_hash()
     }
 }
 

@@ -82,7 +82,7 @@ impl RunDir {
             seed: plan.config.seed,
             parameters: plan.network.parameter_count(),
             steps_per_epoch: plan.steps_per_epoch,
-            meaning_hash: plan.meaning_hash(),
+            meaning_hash: plan.config.meaning_hash(),
             train_data: DataRecord {
                 samples: plan.train.len(),
                 fingerprint: plan.train.fingerprint().to_owned(),

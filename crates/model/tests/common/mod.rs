@@ -2,9 +2,14 @@
 
 #![allow(dead_code, clippy::unwrap_used)] // Each test file uses some of it; all of it is test code.
 
+#[path = "../../../torch-ext/tests/common/values.rs"]
+mod values;
+
 use model::{Architecture, Network, Norm, Options, Pass, Statistics};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{flat, layout};
+
+pub(crate) use values::*;
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -12,29 +17,9 @@ pub(crate) fn network(architecture: &str, options: &Options) -> Network {
     Network::new(&architecture.parse::<Architecture>().unwrap(), options).unwrap()
 }
 
-/// Different numbers of both signs between -1 and 1, as a function of `shape` and `phase`.
-pub(crate) fn waves(shape: &[i64], phase: f64) -> Tensor {
-    let count: i64 = shape.iter().product();
-    ((Tensor::arange(count, (Kind::Double, Device::Cpu)) * 0.7548 + phase).sin())
-        .to_kind(Kind::Float)
-        .reshape(shape)
-}
-
 /// Images `[count, 3, 32, 32]` in channels_last order.
 pub(crate) fn images(count: i64) -> Tensor {
     layout::channels_last(&waves(&[count, 3, 32, 32], 0.3)).unwrap()
-}
-
-/// Values in logical order.
-pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {
-    Vec::<f32>::try_from(tensor.detach().to_kind(Kind::Float).contiguous().view([-1])).unwrap()
-}
-
-/// `|actual - expected| / |expected|`, L2 over the whole tensor.
-pub(crate) fn relative_error(actual: &Tensor, expected: &Tensor) -> f64 {
-    assert_eq!(actual.size(), expected.size());
-    let (actual, expected) = (actual.detach().to_kind(Kind::Double), expected.detach().to_kind(Kind::Double));
-    ((actual - &expected).norm() / expected.norm()).double_value(&[])
 }
 
 /// The tensors of a network.

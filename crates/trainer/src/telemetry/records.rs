@@ -174,6 +174,8 @@ pub(crate) fn read_epochs(path: &Path) -> Result<Vec<EpochRecord>, Error> {
     let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
     Ok(text
         .lines()
+        // Nearly all lines are steps: they are not worth parsing.
+        .filter(|line| line.contains("\"kind\":\"epoch\""))
         .filter_map(|line| match serde_json::from_str(line) {
             Ok(Record::Epoch(record)) => Some(record),
             _ => None,

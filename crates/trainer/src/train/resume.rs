@@ -14,7 +14,7 @@ use crate::transfer::{self, Part};
 /// The position of a run that has not begun.
 pub(super) fn fresh_position(plan: &Plan) -> RunState {
     RunState {
-        format: RunState::FORMAT,
+        format: checkpoint::FORMAT,
         arch: plan.architecture.to_string(),
         classes: plan.network.classes(),
         epoch: 0,

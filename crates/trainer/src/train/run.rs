@@ -302,9 +302,8 @@ impl<'a> Run<'a> {
             weights: transfer::export(network, state, Part::Weights)?,
             optimizer: transfer::export(network, state, Part::Optimizer)?,
         };
-        let tensors = saved.weights.iter().chain(&saved.optimizer);
-        let infinite = tensors.filter(|tensor| !tensor.values.iter().all(|value| value.is_finite()));
-        if let Some(tensor) = infinite.into_iter().next() {
+        let mut tensors = saved.weights.iter().chain(&saved.optimizer);
+        if let Some(tensor) = tensors.find(|tensor| tensor.values.iter().any(|value| !value.is_finite())) {
             return Err(Error::Other(format!(
                 "{} is no longer finite after step {}: nothing is saved; lower schedule.rate and resume from the last \
                  checkpoint",
