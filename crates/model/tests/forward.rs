@@ -35,7 +35,17 @@ fn logits_have_a_row_an_image_and_a_column_a_class() {
 
 #[test]
 fn gradients_keep_channels_last_down_to_the_images_in_fp32_and_bf16() {
-    let families = ["wrn-10-1-b313", "resnet-20", "wrn-18-0.25-imagenet", "wrn-50-0.25-bottleneck"];
+    let families = [
+        "wrn-10-1-b313",
+        "resnet-20",
+        "wrn-18-0.25-imagenet",
+        "wrn-50-0.25-bottleneck",
+        "preact-resnet-164",
+        "resnext-29-2x4d",
+        "se-wrn-10-1",
+        "densenet-bc-22-4",
+        "dpn-68",
+    ];
     let cases = (variants().into_iter().map(|(variant, options)| ("wrn-16-2", variant, options)))
         .chain(families.map(|family| (family, "paper", Options::default())));
     for (architecture, variant, options) in cases {
