@@ -203,8 +203,10 @@ fn keep_statistics(part: &Node, pass: &Pass) -> Result<(), ModelError> {
     let Norm::Batch { batch, running } = pass.norm else { return Ok(()) };
     let _no_grad = tch::no_grad_guard();
     for layer in part.norm_layers() {
-        batch[layer].mean.shallow_clone().f_copy_(&running[layer].mean)?;
-        batch[layer].variance.shallow_clone().f_copy_(&running[layer].variance)?;
+        // Below autograd's version check: batch norm keeps these tensors, and with them whatever shares their
+        // memory, for a backward that does not read them.
+        batch[layer].mean.f_data()?.f_copy_(&running[layer].mean)?;
+        batch[layer].variance.f_data()?.f_copy_(&running[layer].variance)?;
     }
     Ok(())
 }
