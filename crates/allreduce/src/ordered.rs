@@ -9,9 +9,9 @@ use crate::CommError;
 use crate::transport::Transport;
 
 /// Slices start at multiples of a cache line.
-const ALIGNMENT: usize = 16;
+pub(crate) const ALIGNMENT: usize = 16;
 /// Elements that are summed in one go, so that they stay in the first-level cache.
-const BLOCK: usize = 1024;
+pub(crate) const BLOCK: usize = 1024;
 
 /// Adds `other` to `into`, element by element.
 pub(crate) fn add(into: &mut [f32], other: &[f32]) {
@@ -22,7 +22,12 @@ pub(crate) fn add(into: &mut [f32], other: &[f32]) {
 
 /// Adds neighbours, then neighbouring sums, and so on; a last one without a neighbour moves up as it is. The
 /// sum ends in the first row. Rows begin `stride` elements apart, and only their `columns` are touched.
-fn add_rows_pairwise(rows: &mut [f32], count: usize, stride: usize, columns: std::ops::Range<usize>) {
+pub(crate) fn add_rows_pairwise(
+    rows: &mut [f32],
+    count: usize,
+    stride: usize,
+    columns: std::ops::Range<usize>,
+) {
     let mut distance = 1;
     while distance < count {
         for left in (0..count - distance).step_by(2 * distance) {

@@ -6,6 +6,7 @@
 //! `checkpoint`, `transfer`, `run_dir`, `telemetry` are what is written.
 
 mod bench;
+mod bench_all_reduce;
 mod checkpoint;
 pub mod config;
 mod delayed;
@@ -30,6 +31,7 @@ mod train;
 mod transfer;
 
 pub use bench::{BenchOptions, StepBench, bench_step};
+pub use bench_all_reduce::{AllReduceBench, AllReduceOptions, bench_all_reduce};
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};

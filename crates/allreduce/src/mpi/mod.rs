@@ -3,9 +3,9 @@
 mod library;
 
 use crate::communicator::{AbortSignal, Communicator, Reduction};
-use crate::ordered::OrderedReduction;
+use crate::compressed::OrderedReductions;
 use crate::transport::{all_gather, barrier, broadcast};
-use crate::{CommError, Topology, discover};
+use crate::{CommError, Topology, Wire, discover};
 use library::Library;
 
 /// All ranks of `MPI_COMM_WORLD`.
@@ -20,7 +20,7 @@ pub struct MpiCommunicator {
 }
 
 enum Kind {
-    Ordered(OrderedReduction),
+    Ordered(Box<OrderedReductions>),
     /// With memory for the values while their sums are written.
     Library(Vec<f32>),
 }
@@ -37,7 +37,7 @@ impl MpiCommunicator {
         let description =
             format!("{}, thread level {}", short_version(&library.version()?), library.thread_level());
         let reduction = match reduction {
-            Reduction::Ordered => Kind::Ordered(OrderedReduction::default()),
+            Reduction::Ordered => Kind::Ordered(Box::default()),
             Reduction::Library => Kind::Library(Vec::new()),
         };
         Ok(MpiCommunicator { library, topology, description, reduction })
@@ -84,9 +84,10 @@ impl Communicator for MpiCommunicator {
         self.library.interrupt_by(signal);
     }
 
-    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+    fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
         match &mut self.reduction {
-            Kind::Ordered(reduction) => reduction.all_reduce(&mut self.library, values),
+            Kind::Ordered(reductions) => reductions.all_reduce(&mut self.library, values, wire),
+            Kind::Library(_) if wire != Wire::Fp32 => Err(CommError::UnknownToLibrary { wire }),
             Kind::Library(copy) => {
                 copy.clear();
                 copy.extend_from_slice(values);
