@@ -37,7 +37,7 @@ impl Outcome {
 }
 
 /// The binary under test, built beside this test by the same `cargo` profile.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
     let binary = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("wrn-dist");
     assert!(
@@ -82,6 +82,11 @@ fn command(ranks: usize, arguments: &[&str]) -> Command {
 pub fn run_python(script: &Path, arguments: &[&str]) -> Outcome {
     let mut command = Command::new("python3");
     command.arg(script).args(arguments);
+    run(command, TIME_LIMIT)
+}
+
+/// Runs a command of the quick suite.
+pub(crate) fn run_quickly(command: Command) -> Outcome {
     run(command, TIME_LIMIT)
 }
 
