@@ -60,8 +60,12 @@ pub trait Communicator {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduction {
     /// In a fixed binary tree over the ranks: the same bits however the data is cut into buckets. See
-    /// [`Accumulation::Tree`](crate::Accumulation::Tree) for what that makes possible.
+    /// [`Accumulation::Tree`](crate::Accumulation::Tree) for what that makes possible. Where each of several hosts
+    /// has the same power of two of ranks, hosts exchange sums instead of every rank's values; the bits are the
+    /// same.
     Ordered,
+    /// The same tree without regard to hosts.
+    FlatOrdered,
     /// As the library likes; it may change with the length of the data and the number of ranks.
     Library,
 }

@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::CommError;
-use crate::ordered::{ALIGNMENT, BLOCK, OrderedReduction, add_rows_pairwise};
+use crate::ordered::{BLOCK, OrderedReduction, Slices, add_rows_pairwise, gather};
 use crate::transport::{Element, Transport};
 
 impl Element for bf16 {}
@@ -87,9 +87,9 @@ where
             return Ok(());
         }
         let len = values.len();
-        let slice_len = len.div_ceil(world_size).next_multiple_of(ALIGNMENT);
-        let own_start = (rank * slice_len).min(len);
-        let own_len = ((rank + 1) * slice_len).min(len) - own_start;
+        let slices = Slices::new(len, world_size);
+        let slice_len = slices.slice_len();
+        let own = slices.of(rank);
         provide(&mut self.values, len);
         provide(&mut self.rows, world_size * slice_len);
         provide(&mut self.block, world_size * BLOCK);
@@ -101,13 +101,12 @@ where
             rounded.chunks(slice_len).enumerate().filter(|&(peer, _)| peer != rank),
             rows.chunks_mut(slice_len)
                 .enumerate()
-                .filter(|&(peer, _)| peer != rank && own_len > 0)
-                .map(|(peer, row)| (peer, &mut row[..own_len])),
+                .filter(|&(peer, _)| peer != rank && !own.is_empty())
+                .map(|(peer, row)| (peer, &mut row[..own.len()])),
         )?;
-
-        for begin in (0..own_len).step_by(BLOCK) {
-            let end = (begin + BLOCK).min(own_len);
-            let own = &mut rounded[own_start..][begin..end];
+        for begin in (0..own.len()).step_by(BLOCK) {
+            let end = (begin + BLOCK).min(own.len());
+            let own = &mut rounded[own.clone()][begin..end];
             for (peer, block) in self.block.chunks_mut(BLOCK).take(world_size).enumerate() {
                 let block = &mut block[..end - begin];
                 match peer == rank {
@@ -118,17 +117,8 @@ where
             add_rows_pairwise(&mut self.block, world_size, BLOCK, 0..end - begin);
             own.convert_from_f32_slice(&self.block[..end - begin]);
         }
-
-        let (before, rest) = rounded.split_at_mut(own_start);
-        let (own, after) = rest.split_at_mut(own_len);
-        let own: &[H] = own;
-        let ranks_before = before.chunks_mut(slice_len).enumerate();
-        let ranks_after = after.chunks_mut(slice_len).zip(rank + 1..).map(|(slice, peer)| (peer, slice));
-        transport.exchange(
-            (0..world_size).filter(|&peer| peer != rank && own_len > 0).map(|peer| (peer, own)),
-            ranks_before.chain(ranks_after),
-        )?;
-        self.values[..len].convert_to_f32_slice(values);
+        gather(transport, rounded, slices)?;
+        rounded.convert_to_f32_slice(values);
         Ok(())
     }
 }

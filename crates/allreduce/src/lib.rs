@@ -15,6 +15,7 @@ mod buckets;
 mod communicator;
 mod compressed;
 mod error;
+mod hierarchical;
 #[cfg(test)]
 mod in_process;
 mod measure;

@@ -229,7 +229,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     let batches = BatchLayout::new(global_batch, micro_batch, rank, world_size)
         .map_err(|e| error("train.global_batch", e.to_string()))?;
     if config.comm.compression != Compression::None {
-        if config.comm.reduce != Reduce::Ordered {
+        if config.comm.reduce == Reduce::Mpi {
             return Err(error(
                 "comm.compression",
                 "only the ordered reduction sums compressed gradients; set comm.reduce to ordered, or this to none"
@@ -245,7 +245,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         }
     }
     if config.train.determinism == Determinism::World {
-        if config.comm.reduce != Reduce::Ordered {
+        if config.comm.reduce == Reduce::Mpi {
             return Err(error(
                 "comm.reduce",
                 "train.determinism: world needs the order of sums fixed; expected ordered".into(),

@@ -4,6 +4,7 @@ mod library;
 
 use crate::communicator::{AbortSignal, Communicator, Reduction};
 use crate::compressed::OrderedReductions;
+use crate::hierarchical::{HierarchicalReduction, Hosts};
 use crate::transport::{all_gather, barrier, broadcast};
 use crate::{CommError, Topology, Wire, discover};
 use library::Library;
@@ -21,6 +22,7 @@ pub struct MpiCommunicator {
 
 enum Kind {
     Ordered(Box<OrderedReductions>),
+    Hierarchical(Box<HierarchicalReduction>, Hosts),
     /// With memory for the values while their sums are written.
     Library(Vec<f32>),
 }
@@ -32,12 +34,16 @@ impl MpiCommunicator {
     /// # Errors
     /// When MPI does not start, or sees another number of ranks than the launcher announced.
     pub fn initialize(reduction: Reduction) -> Result<Self, CommError> {
-        let library = Library::start()?;
+        let mut library = Library::start()?;
         let topology = locate(&library)?;
         let description =
             format!("{}, thread level {}", short_version(&library.version()?), library.thread_level());
         let reduction = match reduction {
-            Reduction::Ordered => Kind::Ordered(Box::default()),
+            Reduction::Ordered => match Hosts::find(&mut library, &topology)? {
+                Some(hosts) => Kind::Hierarchical(Box::default(), hosts),
+                None => Kind::Ordered(Box::default()),
+            },
+            Reduction::FlatOrdered => Kind::Ordered(Box::default()),
             Reduction::Library => Kind::Library(Vec::new()),
         };
         Ok(MpiCommunicator { library, topology, description, reduction })
@@ -87,6 +93,9 @@ impl Communicator for MpiCommunicator {
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
         match &mut self.reduction {
             Kind::Ordered(reductions) => reductions.all_reduce(&mut self.library, values, wire),
+            Kind::Hierarchical(reduction, hosts) => {
+                reduction.all_reduce(&mut self.library, *hosts, values, wire)
+            }
             Kind::Library(_) if wire != Wire::Fp32 => Err(CommError::UnknownToLibrary { wire }),
             Kind::Library(copy) => {
                 copy.clear();

@@ -389,9 +389,11 @@ impl Default for CommConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reduce {
-    /// A fixed binary tree over the ranks: the same bits whatever the buckets are.
+    /// A fixed binary tree over the ranks: the same bits whatever the buckets are. Sums within hosts come first.
     #[default]
     Ordered,
+    /// The same without regard to hosts: each rank's slices travel to every other rank.
+    FlatOrdered,
     /// MPI's own all-reduce.
     Mpi,
 }

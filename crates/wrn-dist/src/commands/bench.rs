@@ -50,6 +50,7 @@ struct AllReduceArguments {
 #[derive(Clone, Copy, ValueEnum)]
 enum Reduce {
     Ordered,
+    FlatOrdered,
     Mpi,
 }
 
@@ -92,6 +93,7 @@ fn run_all_reduce(arguments: &AllReduceArguments) -> i32 {
         max_bytes: 1024 * arguments.max_kib.get() as usize,
         reduce: match arguments.reduce {
             Reduce::Ordered => config::Reduce::Ordered,
+            Reduce::FlatOrdered => config::Reduce::FlatOrdered,
             Reduce::Mpi => config::Reduce::Mpi,
         },
         compression: match arguments.compression {
