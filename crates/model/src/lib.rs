@@ -20,7 +20,8 @@
 //! | `dpn-92` | Chen et al. 2017 for ImageNet |
 //!
 //! Stochastic depth (Huang et al. 2016) is an option of every residual network. Not there of the networks that
-//! the paper compares with or cites: VGG, NIN, Highway networks, FitNets, Inception-ResNet-v2.
+//! the paper compares with or cites: VGG, NIN, DSN, Highway networks, FitNets, ELU
+//! networks, Inception-ResNet-v2, pre-ResNet-200.
 //!
 //! Source of the architecture: Zagoruyko & Komodakis, *Wide Residual Networks*, 2016 (arXiv 1605.07146), and
 //! the authors' code, szagoruyko/wide-residual-networks.

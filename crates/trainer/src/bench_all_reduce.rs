@@ -72,6 +72,7 @@ const GROWTH: usize = 4;
 /// The failure, already printed.
 pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBench>, Error> {
     with_session(options.reduce, |session| {
+        session.agree_equal("the options of bench allreduce", &format!("{options:?}"))?;
         let sizes = std::iter::successors(Some(options.min_bytes), |bytes| bytes.checked_mul(GROWTH));
         let rows = sizes
             .take_while(|&bytes| bytes <= options.max_bytes)

@@ -392,7 +392,7 @@ pub enum Reduce {
     /// A fixed binary tree over the ranks: the same bits whatever the buckets are. Sums within hosts come first.
     #[default]
     Ordered,
-    /// The same without regard to hosts: each rank's slices travel to every other rank.
+    /// The same without regard to hosts: each rank's slices travel to every other rank. In fp32 the same bits.
     FlatOrdered,
     /// MPI's own all-reduce.
     Mpi,

@@ -87,6 +87,7 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
 const KEYS_OF_EVALUATION: &[&str] = &[
     "model.shortcut_input",
     "model.projection",
+    "model.stochastic_depth",
     "data.kind",
     "data.pad_to",
     "data.channels",
