@@ -6,6 +6,7 @@ use allreduce::{Agreed, CommError, Failure};
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
+use crate::weights::WeightsError;
 
 /// Exit code of bad usage and bad configuration.
 pub const EXIT_USAGE: i32 = 2;
@@ -29,6 +30,9 @@ pub enum Error {
     /// A checkpoint is damaged or belongs to another run.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Weights could not be imported or exported.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// libtorch refused an operation.
     #[error("libtorch: {}", torch_ext::first_line(.0))]
     Tch(#[from] tch::TchError),
