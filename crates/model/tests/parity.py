@@ -1,17 +1,18 @@
-"""Networks written from their papers, and torchvision's, run in PyTorch (fp32 or, with --double, fp64, contiguous) on the weights and images of each folder given.
+"""Networks written from their papers, and those of torchvision and timm, run in PyTorch (fp32 or, with --double, fp64;
+contiguous).
 
-Reads `arguments.txt` (see `main`), `tensors.txt` (a line for each tensor: name and shape) and `NAME.f32`; writes `answer.NAME.f32`: logits, loss, the gradient of
-each parameter, and with --training the mean and unbiased variance of what each batch norm reads. Shares no code with
-the networks that they are compared with.
+Reads `arguments.txt` (see `main`) and `images.safetensors` of each folder given, and loads `weights.safetensors`,
+strictly, or with --own-weights writes it. Writes `answers.safetensors`: logits, loss, the gradient of each parameter
+and, with --training, the running statistics after this one step. Shares no code with the networks that they are
+compared with.
 """
 
 import argparse
-import ctypes
-import math
 import pathlib
 import sys
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -150,59 +151,70 @@ def small_network(args):
     return PreactivatedNetwork(block, blocks, args.classes, args.always_project, args.raw_shortcut)
 
 
-def answer(folder, args):
-    tensors = {}
-    for line in (folder / "tensors.txt").read_text().splitlines():
-        name, *shape = line.split()
-        shape = [int(side) for side in shape]
-        data = bytearray((folder / f"{name}.f32").read_bytes())
-        tensors[name] = torch.frombuffer(data, dtype=torch.float32, count=math.prod(shape)).reshape(shape)
-    images = tensors.pop("images")
+def timm_network(architecture, classes):
+    import timm
 
-    network = torchvision_network(args.architecture, args.classes) if args.torchvision else small_network(args)
-    expected = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
-    if expected != set(tensors):
-        sys.exit(f"other tensors than PyTorch's: {sorted(expected ^ set(tensors))}")
-    network.load_state_dict(tensors, strict=False)
+    return timm.create_model(architecture.replace("-", ""), num_classes=classes)
+
+
+def make_network(args):
+    if args.source == "torchvision":
+        return torchvision_network(args.architecture, args.classes)
+    if args.source == "timm":
+        return timm_network(args.architecture, args.classes)
+    return small_network(args)
+
+
+def randomise(network):
+    """PyTorch's own initial weights, with scales, shifts and running statistics that differ from channel to channel."""
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in [
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.2, 0.2),
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.7, 1.3),
+            ]:
+                with torch.no_grad():
+                    tensor.uniform_(low, high, generator=generator)
+
+
+def answer(folder, args):
+    torch.manual_seed(0)
+    network = make_network(args)
+    weights = folder / "weights.safetensors"
+    if args.own_weights:
+        randomise(network)
+        save_file(network.state_dict(), weights)
+    else:
+        network.load_state_dict(load_file(weights), strict=True)
+    images = load_file(folder / "images.safetensors")["images"]
     network.train(args.training)
     if args.double:
         network, images = network.double(), images.double()
-
-    answers = {}
-
-    def record(name):
-        def hook(_, inputs):
-            read = inputs[0].detach().double().transpose(0, 1).flatten(1)
-            answers[f"mean.{name}"] = read.mean(1)
-            answers[f"variance.{name}"] = read.var(1, unbiased=True)
-
-        return hook
-
-    if args.training:
-        for name, module in network.named_modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.register_forward_pre_hook(record(name))
 
     logits = network(images)
     labels = torch.arange(len(images)) * 2 + 1
     loss = nn.functional.cross_entropy(logits, labels)
     loss.backward()
-    answers |= {"logits": logits, "loss": loss}
-    answers |= {f"gradient.{name}": parameter.grad for name, parameter in network.named_parameters()}
-    for name, tensor in answers.items():
-        values = tensor.detach().float().contiguous()
-        (folder / f"answer.{name}.f32").write_bytes(ctypes.string_at(values.data_ptr(), 4 * values.numel()))
+    answers = {"logits": logits.detach(), "loss": loss.detach()}
+    answers |= {f"gradient.{name}": parameter.grad.contiguous() for name, parameter in network.named_parameters()}
+    if args.training:
+        answers |= {name: tensor for name, tensor in network.state_dict().items() if ".running_" in name}
+    save_file(answers, folder / "answers.safetensors")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("architecture")
     parser.add_argument("classes", type=int)
+    parser.add_argument("source", choices=["description", "torchvision", "timm"])
     parser.add_argument("--raw-shortcut", action="store_true")
     parser.add_argument("--always-project", action="store_true")
     parser.add_argument("--training", action="store_true")
-    parser.add_argument("--torchvision", action="store_true")
     parser.add_argument("--double", action="store_true")
+    parser.add_argument("--own-weights", action="store_true")
     for folder in map(pathlib.Path, sys.argv[1:]):
         answer(folder, parser.parse_args((folder / "arguments.txt").read_text().split()))
 
