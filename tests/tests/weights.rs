@@ -235,13 +235,13 @@ fn everything_that_does_not_fit_is_told_at_once_and_nothing_is_written() {
     let torn = experiment.path("torn.safetensors");
     fs::write(&torn, &bytes[..bytes.len() - 1]).unwrap();
     for (arguments, input, code, part) in [
-        (&["--arch", "wrn-10-1", "--from", "torchvision"][..], &file, 1, "expected one of wrn-official, own"),
+        (&["--arch", "wrn-10-1", "--from", "torchvision"][..], &file, 2, "expected one of wrn-official, own"),
         (&["--arch", "wrn-11-1"], &file, 2, "6N+4"),
         (&["--arch", "wrn-10-1", "--from", "keras"], &file, 2, "torchvision, timm, wrn-official, own"),
         (&["--arch", "wrn-10-1"], &pickle, 1, "pickle"),
         (&["--arch", "wrn-10-1"], &torn, 1, "no safetensors"),
         (&["--arch", "wrn-10-1"], &experiment.path("nowhere"), 1, "nowhere"),
-        (&["--arch", "wrn-10-1", "--channels", "0"], &file, 1, "in_channels is 0"),
+        (&["--arch", "wrn-10-1", "--channels", "0"], &file, 2, "in_channels is 0"),
     ] {
         let refused = import(arguments, input, &out).expect_code(code).stderr;
         assert!(refused.contains(part), "{refused}\nlacks {part}");

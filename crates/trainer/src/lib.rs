@@ -18,6 +18,7 @@ mod evaluate;
 mod flat;
 mod input;
 mod memory;
+mod network_overview;
 mod optimizer;
 mod overview;
 mod plan;
@@ -30,11 +31,14 @@ mod train;
 mod transfer;
 mod weights;
 
+pub use model::Naming;
+
 pub use bench::{BenchOptions, StepBench, bench_step};
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};
 pub use evaluate::Evaluation;
+pub use network_overview::{Format, describe_network};
 pub use overview::describe_plan;
 pub use train::{Finish, Resume, StopAfter, TrainOptions, evaluate_checkpoint, train};
 pub use weights::{ExportOptions, ImportOptions, NumberFormat, WeightsError, export_weights, import_weights};

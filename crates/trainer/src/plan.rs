@@ -258,7 +258,10 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         gamma_init: config.model.gamma_init,
         shortcut_input: config.model.shortcut_input,
         projection: config.model.projection,
+        zero_init_residual: config.model.zero_init_residual,
         dropout: config.model.dropout,
+        shortcut_dropout: config.model.shortcut_dropout,
+        stochastic_depth: config.model.stochastic_depth,
         ..Options::default()
     };
     Ok(Parts { architecture, options, kind, batches })

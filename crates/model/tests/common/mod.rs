@@ -65,7 +65,11 @@ impl Weights {
 
     /// A pass in training mode, without dropout.
     pub(crate) fn training(&self) -> Pass<'_> {
-        Pass { parameters: &self.leaves, norm: Norm::Batch(&self.batch), dropout: None }
+        Pass {
+            parameters: &self.leaves,
+            norm: Norm::Batch { batch: &self.batch, running: &self.running },
+            draws: None,
+        }
     }
 
     /// A pass with running statistics.

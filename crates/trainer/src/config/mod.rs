@@ -58,12 +58,23 @@ pub struct ModelConfig {
     /// Dropout probability inside each residual branch (paper: 0, or 0.3 for CIFAR).
     #[serde(default)]
     pub dropout: f64,
+    /// Dropout probability of what passes over the shortcuts: the paper's counter-example.
+    #[serde(default)]
+    pub shortcut_dropout: f64,
+    /// Probability with which training leaves out the last residual block; that of the others grows linearly up
+    /// to it (Huang et al. 2016: 0.5).
+    #[serde(default)]
+    pub stochastic_depth: f64,
     /// Spread of the convolutions' initial weights.
     #[serde(default)]
     pub conv_init: model::ConvInit,
     /// Initial scale of batch norm: uniform in (0, 1) as in the official code, or 1.
     #[serde(default)]
     pub gamma_init: model::GammaInit,
+    /// Begin with residual blocks that change nothing: the scale of a branch's last batch norm, or the weights of
+    /// its last convolution where batch norm comes before, start at 0.
+    #[serde(default)]
+    pub zero_init_residual: bool,
     /// What the 1x1 projection reads: the pre-activated input (official) or the raw one.
     #[serde(default)]
     pub shortcut_input: model::ShortcutInput,

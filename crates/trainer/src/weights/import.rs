@@ -13,8 +13,8 @@ use crate::error::Error;
 /// What `wrn-dist model import` was asked to do.
 #[derive(Clone, Debug)]
 pub struct ImportOptions {
-    /// The network that the weights are of.
-    pub architecture: Architecture,
+    /// Architecture string of the network that the weights are of.
+    pub architecture: String,
     /// Number of classes; the file's own when absent.
     pub classes: Option<u32>,
     /// Channels of the network's images.
@@ -38,7 +38,8 @@ const WRAPPER: &str = "module.";
 /// When the file is no safetensors, lacks a tensor, has one of another shape or one too many, or holds numbers
 /// that are not finite. Then nothing is written.
 pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
-    let ImportOptions { architecture, input, output, new_classifier, .. } = options;
+    let ImportOptions { input, output, new_classifier, .. } = options;
+    let architecture: Architecture = options.architecture.parse()?;
     checkpoint::refuse_existing(output)?;
     let bytes = file::read(input)?;
     let parsed = file::parse(input, &bytes)?;
@@ -46,7 +47,7 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
 
     let network = |classes| {
         let options = Options { classes, in_channels: options.channels, ..Options::default() };
-        Network::new(architecture, &options)
+        Network::new(&architecture, &options)
     };
     let usual = network(options.classes.unwrap_or_else(|| architecture.usual_classes()))?;
     let classes = found.classes(&usual).unwrap_or(usual.classes());
@@ -56,7 +57,7 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
     let network = network(classes)?;
     let naming = match options.naming {
         Some(naming) => {
-            super::require_naming(&network, architecture, naming)?;
+            super::require_naming(&network, &architecture, naming)?;
             naming
         }
         None => found.closest_naming(&network, *new_classifier),

@@ -1,12 +1,9 @@
 //! `wrn-dist model`
 
-use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use model::{Architecture, Naming, Network, Options};
-use serde_json::json;
-use trainer::{EXIT_USAGE, ExportOptions, ImportOptions, NumberFormat};
+use trainer::{ExportOptions, ImportOptions, Naming, NumberFormat};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -16,7 +13,7 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// The groups of a network, its parameters and its multiply-adds
+    /// The groups of a network, its parameters, multiply-adds, buckets and memory
     Show(ShowArguments),
     /// Turn weights of PyTorch (safetensors) into a checkpoint: for eval --checkpoint, and as model.weights
     Import(ImportArguments),
@@ -49,7 +46,7 @@ enum Format {
 struct ImportArguments {
     /// Architecture, for example wrn-50-2-bottleneck for torchvision's wide_resnet50_2
     #[arg(long)]
-    arch: Architecture,
+    arch: String,
     /// Number of classes [default: those of the file]
     #[arg(long)]
     classes: Option<u32>,
@@ -132,79 +129,9 @@ pub(crate) fn run(arguments: Arguments) -> i32 {
 }
 
 fn show(show: &ShowArguments) -> i32 {
-    let network = show.arch.parse::<Architecture>().and_then(|architecture| {
-        let options = Options {
-            classes: show.classes.unwrap_or_else(|| architecture.usual_classes()),
-            image_size: show.image.unwrap_or_else(|| architecture.usual_image_size()),
-            ..Options::default()
-        };
-        Network::new(&architecture, &options).map(|network| (architecture, network))
-    });
-    match network {
-        Ok((architecture, network)) => {
-            super::show(&describe(&architecture, &network, show.format));
-            0
-        }
-        Err(error) => {
-            super::complain(&error.to_string());
-            EXIT_USAGE
-        }
-    }
-}
-
-fn describe(architecture: &Architecture, network: &Network, format: Format) -> String {
-    match format {
-        Format::Json => {
-            let stages: Vec<_> = network
-                .stages()
-                .iter()
-                .map(|stage| {
-                    json!({
-                        "name": stage.name,
-                        "output": stage.output,
-                        "content": stage.content,
-                        "parameters": stage.parameters,
-                        "macs": stage.macs,
-                    })
-                })
-                .collect();
-            let description = json!({
-                "arch": architecture.to_string(),
-                "classes": network.classes(),
-                "parameters": network.parameter_count(),
-                "macs": network.macs(),
-                "convolutions": network.convolutions(),
-                "gradient_bytes": 4 * network.parameter_count(),
-                "stages": stages,
-            });
-            format!("{description:#}\n")
-        }
-        Format::Table => {
-            let width =
-                network.stages().iter().map(|stage| stage.content.len() + 2).max().unwrap_or(0).max(32);
-            let mut text = format!("{architecture}, {} classes\n", network.classes());
-            let _ = writeln!(
-                text,
-                "{:<10}{:>8}  {:<width$}{:>14}{:>16}",
-                "group", "output", "content", "parameters", "multiply-adds"
-            );
-            for stage in network.stages() {
-                let side = format!("{0}x{0}", stage.output);
-                let _ = writeln!(
-                    text,
-                    "{:<10}{side:>8}  {:<width$}{:>14}{:>16}",
-                    stage.name, stage.content, stage.parameters, stage.macs
-                );
-            }
-            let total = format!("{} convolutions", network.convolutions());
-            let _ = writeln!(
-                text,
-                "{:<20}{total:<width$}{:>14}{:>16}",
-                "",
-                network.parameter_count(),
-                network.macs()
-            );
-            text
-        }
-    }
+    let format = match show.format {
+        Format::Table => trainer::Format::Table,
+        Format::Json => trainer::Format::Json,
+    };
+    super::finish(trainer::describe_network(&show.arch, show.classes, show.image, format))
 }
