@@ -129,8 +129,9 @@ fn training_begins_with_the_imported_weights_on_any_number_of_ranks() {
     let from_moved = set(&moved);
     let at_its_new_place = [&["--set", from_moved.as_str()], STANDING_STILL].concat();
     let _ = experiment.train("on-1", 1, &at_its_new_place).expect_code(0);
-    let from_itself = set(&experiment.path("on-1"));
-    let other = ["--set", from_itself.as_str()];
+    let _ = experiment.train("other", 1, STANDING_STILL).expect_code(0);
+    let from_other = set(&experiment.path("other"));
+    let other = ["--set", from_other.as_str()];
     let refused = experiment.train("on-1", 1, &[&other, STANDING_STILL].concat()).expect_code(1);
     assert!(refused.stderr.contains("model.weights_sha256 was"), "{}", refused.stderr);
     let gone = experiment.train("on-1", 1, &begin).expect_code(2);
