@@ -7,6 +7,7 @@
 //! programs.
 
 mod bench;
+mod bench_all_reduce;
 mod checkpoint;
 pub mod config;
 mod delayed;
@@ -34,6 +35,7 @@ mod weights;
 pub use model::Naming;
 
 pub use bench::{BenchOptions, StepBench, bench_step};
+pub use bench_all_reduce::{AllReduceBench, AllReduceOptions, bench_all_reduce};
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};
