@@ -293,13 +293,26 @@ fn weights_of_torchvision_survive_the_way_in_and_out() {
 }
 
 #[test]
+fn weights_of_timm_survive_the_way_in_and_out() {
+    if python_module_or_skip("timm") {
+        round_trip("timm:seresnet18", "se-resnet-18", &["float32"]);
+        round_trip("timm:dpn68", "dpn-68", &["float32"]);
+    }
+}
+
+#[test]
 #[ignore = "long: networks of up to half a gigabyte"]
 fn weights_of_large_networks_survive_the_way_in_and_out() {
-    if python_module_or_skip("torchvision") {
+    if python_module_or_skip("torchvision") && python_module_or_skip("timm") {
         for (name, architecture) in [
-            ("torchvision:resnet152", "resnet-152"),
+            ("torchvision:resnet50", "resnet-50"),
             ("torchvision:wide_resnet50_2", "wrn-50-2-bottleneck"),
             ("torchvision:wide_resnet101_2", "wrn-101-2-bottleneck"),
+            ("torchvision:resnext50_32x4d", "resnext-50-32x4d"),
+            ("torchvision:densenet121", "densenet-121"),
+            ("timm:wide_resnet50_2", "wrn-50-2-bottleneck"),
+            ("timm:seresnet50", "se-resnet-50"),
+            ("timm:dpn92", "dpn-92"),
         ] {
             round_trip(name, architecture, &["float32"]);
         }

@@ -334,20 +334,51 @@ fn resnets_for_small_images_equal_their_descriptions_in_pytorch() {
     ]);
 }
 
-/// One network of a library after the other, since the largest have half a gigabyte of weights.
-fn compare_library(source: Source, architectures: &[&str], image_size: u32) {
-    let module = source.argument();
-    if !python_or_skip(module, "the ImageNet networks") {
+#[test]
+fn other_blocks_for_small_images_equal_their_descriptions_in_pytorch() {
+    if !python_or_skip("torch", "ResNeXt, squeeze and excitation and DenseNet for small images") {
+        return;
+    }
+    let options = Options { image_size: SIDE, ..Options::default() };
+    let raw = Options { shortcut_input: ShortcutInput::Raw, ..options.clone() };
+    compare_descriptions(&[
+        ("se-wrn-10-2", true, &options),
+        ("se-wrn-16-1-b313", false, &raw),
+        ("se-resnet-20", true, &options),
+        ("resnext-20-4x8d", true, &options),
+        ("se-resnext-20-2x4d", true, &options),
+        ("resnext-29-8x16d", false, &options),
+        ("densenet-bc-22-12", true, &options),
+        ("densenet-bc-40-6", false, &options),
+    ]);
+}
+
+/// How the networks of a library are compared.
+#[derive(Clone, Copy, PartialEq)]
+enum Batches {
+    /// One start of Python for each network.
+    Together,
+    /// One for each case, since the weights of a network take up to half a gigabyte.
+    OneByOne,
+}
+
+fn compare_library(source: Source, architectures: &[&str], image_size: u32, batches: Batches) {
+    if !python_or_skip(source.argument(), "the ImageNet networks") {
         return;
     }
     let options = Options { image_size, ..Options::default() };
+    let parts = [
+        (true, DOUBLE, From::Us),
+        (true, SINGLE_DEEPEST, From::PyTorch),
+        (false, SINGLE_DEEP, From::PyTorch),
+    ];
     for architecture in architectures {
-        for (training, precision, from) in [
-            (true, DOUBLE, From::Us),
-            (true, SINGLE_DEEPEST, From::PyTorch),
-            (false, SINGLE_DEEP, From::PyTorch),
-        ] {
-            compare_all(&[Case::new(source, architecture, training, precision, from, &options)]);
+        let case = |(training, precision, from)| {
+            Case::new(source, architecture, training, precision, from, &options)
+        };
+        match batches {
+            Batches::Together => compare_all(&parts.map(case)),
+            Batches::OneByOne => parts.into_iter().for_each(|part| compare_all(&[case(part)])),
         }
     }
 }
@@ -360,22 +391,54 @@ const IMAGENET_FULL_SIDE: u32 = 224;
 
 #[test]
 fn networks_of_torchvision_equal_ours() {
-    compare_library(Source::Torchvision, &["resnet-18", "wrn-18-1.5-imagenet", "resnet-50"], IMAGENET_SIDE);
+    let architectures = ["resnet-18", "wrn-18-1.5-imagenet", "resnet-50", "resnext-50-32x4d", "densenet-121"];
+    compare_library(Source::Torchvision, &architectures, IMAGENET_SIDE, Batches::Together);
+}
+
+#[test]
+fn networks_of_timm_equal_ours() {
+    let architectures = ["se-resnet-18", "se-resnet-50", "dpn-68", "dpn-92"];
+    compare_library(Source::Timm, &architectures, IMAGENET_SIDE, Batches::Together);
 }
 
 #[test]
 #[ignore = "long: networks of up to half a gigabyte, in PyTorch too"]
 fn large_networks_of_torchvision_equal_ours() {
-    let architectures = ["resnet-34", "resnet-101", "wrn-50-2-bottleneck", "wrn-101-2-bottleneck"];
-    compare_library(Source::Torchvision, &architectures, IMAGENET_SIDE);
+    let architectures = [
+        "resnet-34",
+        "resnet-101",
+        "resnet-152",
+        "resnext-101-32x8d",
+        "densenet-161",
+        "densenet-169",
+        "densenet-201",
+        "wrn-50-2-bottleneck",
+        "wrn-101-2-bottleneck",
+    ];
+    compare_library(Source::Torchvision, &architectures, IMAGENET_SIDE, Batches::OneByOne);
 }
 
 #[test]
-#[ignore = "long: images of 224 px in double precision"]
-fn networks_of_torchvision_equal_ours_on_images_of_their_usual_size() {
-    compare_library(
-        Source::Torchvision,
-        &["resnet-18", "resnet-50", "wrn-50-2-bottleneck"],
-        IMAGENET_FULL_SIDE,
-    );
+#[ignore = "long: networks of up to a third of a gigabyte, in PyTorch too"]
+fn large_networks_of_timm_equal_ours() {
+    let architectures = [
+        "wrn-50-2-bottleneck",
+        "resnet-50",
+        "resnext-50-32x4d",
+        "densenet-121",
+        "se-resnet-101",
+        "se-resnext-50-32x4d",
+        "dpn-98",
+        "dpn-107",
+        "dpn-131",
+    ];
+    compare_library(Source::Timm, &architectures, IMAGENET_SIDE, Batches::OneByOne);
+}
+
+#[test]
+#[ignore = "long: images of 224 px, in double precision too"]
+fn networks_of_torchvision_and_timm_equal_ours_on_images_of_their_usual_size() {
+    let architectures = ["resnet-18", "resnet-50", "wrn-50-2-bottleneck", "resnext-50-32x4d", "densenet-121"];
+    compare_library(Source::Torchvision, &architectures, IMAGENET_FULL_SIDE, Batches::OneByOne);
+    compare_library(Source::Timm, &["se-resnet-50", "dpn-92"], IMAGENET_FULL_SIDE, Batches::OneByOne);
 }

@@ -163,6 +163,11 @@ mod tests {
             ("preact-resnet-164", &[WrnOfficial, Own]),
             ("resnet-50", &[Torchvision, Timm, Own]),
             ("wrn-50-2-bottleneck", &[Torchvision, Timm, Own]),
+            ("resnext-50-32x4d", &[Torchvision, Timm, Own]),
+            ("densenet-121", &[Torchvision, Timm, Own]),
+            ("se-resnet-50", &[Timm, Own]),
+            ("dpn-92", &[Timm, Own]),
+            ("se-wrn-16-8", &[Own]),
         ] {
             assert_eq!(network(architecture).namings(), namings, "{architecture}");
         }
@@ -190,6 +195,17 @@ mod tests {
         let own = names(Naming::Own);
         assert_eq!(own.len(), official.len() + network.norms().len(), "a counter for each batch norm");
         assert!(own.iter().any(|name| name == "conv0.weight"));
+    }
+
+    #[test]
+    fn timm_stores_the_classifier_of_a_dual_path_network_as_a_convolution() {
+        let shape = |architecture, naming| {
+            let tensors = network(architecture).named_tensors(naming);
+            tensors.into_iter().find(|tensor| tensor.name == "classifier.weight").unwrap().shape
+        };
+        assert_eq!(shape("dpn-92", Naming::Timm), [10, 2688, 1, 1]);
+        assert_eq!(shape("dpn-92", Naming::Own), [10, 2688]);
+        assert_eq!(shape("densenet-121", Naming::Timm), [10, 1024]);
     }
 
     #[test]
