@@ -6,7 +6,8 @@
 mod common;
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -35,7 +36,14 @@ fn python_or_skip(module: &str, what: &str) -> bool {
         Ok(output) if !output.status.success() => format!("python3 has no safetensors or no {module}"),
         Ok(_) => return true,
     };
-    eprintln!("SKIPPED python: {reason}; {what} are not compared with PyTorch's");
+    let required = std::env::var("REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name.trim() == "python"), "python is required, but {reason}");
+    let line = format!("SKIPPED python: {reason}; {what} are not compared with PyTorch's\n");
+    eprint!("{line}");
+    if let Some(log) = std::env::var_os("WRN_DIST_SKIP_LOG") {
+        let file = OpenOptions::new().create(true).append(true).open(log);
+        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    }
     false
 }
 
