@@ -2,8 +2,8 @@
 //! which names, counts, initial weights and the forward pass all follow.
 //!
 //! Reading order: `architecture` (the string) → `plan` (its numbers) → `tree` (its nodes and names) → `spec`
-//! (what nodes there are) → `forward` (their interpreter). Holds no weights: the caller owns the tensors and passes them to
-//! [`Network::forward`].
+//! (what nodes there are) → `forward` (their interpreter); `names` is what other programs call the tensors.
+//! Holds no weights: the caller owns the tensors and passes them to [`Network::forward`].
 //!
 //! | string | network |
 //! |---|---|
