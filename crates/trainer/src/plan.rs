@@ -270,6 +270,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         }
     }
     Schedule::check(loaded)?;
+    crate::train::initial::check(loaded)?;
     let options = Options {
         conv_init: config.model.conv_init,
         gamma_init: config.model.gamma_init,
