@@ -72,6 +72,8 @@ pub struct ModelBench {
     pub backward_seconds: f64,
     /// The fastest step.
     pub fastest_step_seconds: f64,
+    /// Processor time of a step over all threads, mean: on a busy machine the fairer measure, with one thread.
+    pub cpu_seconds: f64,
 }
 
 /// Measures in this process, which must not have used libtorch before.
@@ -96,12 +98,17 @@ pub fn bench_model(options: &ModelBenchOptions) -> Result<ModelBench, Error> {
     let resident_before = reset_peak_of_process()?;
     let mut step = Step::new(&network, options)?;
     let mut measured = Vec::with_capacity(options.steps);
+    let mut cpu_before = 0.0;
     for number in 0..options.warmup + options.steps {
+        if number == options.warmup {
+            cpu_before = cpu_seconds_of_process()?;
+        }
         let outcome = step.run(number as u64)?;
         if number >= options.warmup {
             measured.push(outcome);
         }
     }
+    let cpu_seconds = (cpu_seconds_of_process()? - cpu_before) / options.steps as f64;
     let seconds = |of: fn(&Measured) -> Duration| measured.iter().map(move |m| of(m).as_secs_f64());
     let bytes = |of: fn(&Measured) -> u64| measured.iter().map(of).max().unwrap_or(0);
     Ok(ModelBench {
@@ -119,6 +126,7 @@ pub fn bench_model(options: &ModelBenchOptions) -> Result<ModelBench, Error> {
         forward_seconds: median(seconds(|m| m.forward)),
         backward_seconds: median(seconds(|m| m.backward)),
         fastest_step_seconds: seconds(|m| m.step).fold(f64::INFINITY, f64::min),
+        cpu_seconds,
     })
 }
 
@@ -217,37 +225,51 @@ fn status_bytes(key: &str) -> Result<u64, Error> {
     kib.map(|kib| kib << 10).ok_or_else(|| missing("no such line".into()))
 }
 
+/// Processor time that the process has used.
+fn cpu_seconds_of_process() -> Result<f64, Error> {
+    let path = "/proc/self/stat";
+    let missing = |reason: String| Error::Other(format!("{path} does not tell processor times: {reason}"));
+    let stat = std::fs::read_to_string(path).map_err(|error| missing(error.to_string()))?;
+    // proc(5): after the name in brackets from field 3 on; fields 14 and 15 are user and system time in
+    // hundredths of a second.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().skip(11).take(2);
+    let ticks: Result<Vec<u64>, _> = fields.map(str::parse).collect();
+    Ok(ticks.map_err(|error| missing(error.to_string()))?.iter().sum::<u64>() as f64 / 100.0)
+}
+
 impl ModelBench {
-    /// A table for people, one row a mode; times and bytes are also given as multiples of the first row's.
+    /// A table for people, one row a mode; memory and time of the step also as multiples of the first row's.
     #[must_use]
     pub fn table(rows: &[ModelBench]) -> String {
         let Some(first) = rows.first() else { return String::new() };
+        const MIB: f64 = 1024.0 * 1024.0;
+        type Column = fn(&ModelBench) -> f64;
+        let columns: [(&str, bool, Column); 8] = [
+            ("estimate", false, |row| row.estimated_activation_bytes as f64 / MIB),
+            ("kept", true, |row| row.activation_bytes as f64 / MIB),
+            ("peak", true, |row| row.peak_bytes as f64 / MIB),
+            ("process", false, |row| row.process_peak_bytes as f64 / MIB),
+            ("forward", false, |row| 1e3 * row.forward_seconds),
+            ("backward", false, |row| 1e3 * row.backward_seconds),
+            ("step", true, |row| 1e3 * row.step_seconds),
+            ("processor", true, |row| 1e3 * row.cpu_seconds),
+        ];
         let mut text = format!(
-            "{}, {} images, {}, {} thread(s); memory in MiB, medians in ms\n",
-            first.arch, first.batch, first.dtype, first.threads
+            "{}, {} images, {}, {} thread(s); memory in MiB, times of a step in ms\n{:<11}",
+            first.arch, first.batch, first.dtype, first.threads, "memory"
         );
-        text += &format!(
-            "{:<12}{:>12}{:>12}{:>8}{:>12}{:>8}{:>12}{:>12}{:>12}{:>12}{:>8}\n",
-            "memory", "estimate", "kept", "", "peak", "", "process", "forward", "backward", "step", ""
-        );
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let share = |value: f64, of: f64| format!("{:.2}x", value / of);
-        for row in rows {
-            text += &format!(
-                "{:<12}{:>12.1}{:>12.1}{:>8}{:>12.1}{:>8}{:>12.1}{:>12.1}{:>12.1}{:>12.1}{:>8}\n",
-                row.memory,
-                mib(row.estimated_activation_bytes),
-                mib(row.activation_bytes),
-                share(row.activation_bytes as f64, first.activation_bytes as f64),
-                mib(row.peak_bytes),
-                share(row.peak_bytes as f64, first.peak_bytes as f64),
-                mib(row.process_peak_bytes),
-                1e3 * row.forward_seconds,
-                1e3 * row.backward_seconds,
-                1e3 * row.step_seconds,
-                share(row.step_seconds, first.step_seconds),
-            );
+        for (name, compared, _) in columns {
+            text += &format!("{name:>11}{:>1$}", "", if compared { 7 } else { 0 });
         }
-        text
+        for row in rows {
+            text += &format!("\n{:<11}", row.memory);
+            for (_, compared, value) in columns {
+                text += &format!("{:>11.1}", value(row));
+                if compared {
+                    text += &format!("{:>6.2}x", value(row) / value(first));
+                }
+            }
+        }
+        text + "\n"
     }
 }
