@@ -85,3 +85,19 @@ fn what_cannot_be_measured_is_an_error_of_usage() {
         assert!(outcome.stderr.contains(part), "{}", outcome.stderr);
     }
 }
+
+#[test]
+fn the_memory_of_each_mode_is_known_without_a_run() {
+    let shown = wrn_dist(1, &["model", "show", "wrn-28-10", "--format", "json"]).expect_code(0);
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    let bytes = MODES.map(|mode| shown["activation_bytes"][mode].as_u64().unwrap());
+    assert!(bytes[0] > bytes[1] && bytes[1] > bytes[2], "{bytes:?}");
+    let table = wrn_dist(1, &["model", "show", "wrn-28-10"]).expect_code(0).stdout;
+    assert!(MODES.iter().all(|mode| table.contains(mode)), "{table}");
+
+    let experiment = experiment("wrn-10-1");
+    let arguments =
+        ["plan", "--config", experiment.config(), "--ranks", "2", "--set", "train.memory=recompute"];
+    let plan = wrn_dist(1, &arguments).expect_code(0).stdout;
+    assert!(plan.lines().any(|line| line.starts_with("activations") && line.contains("recompute")), "{plan}");
+}

@@ -2,8 +2,8 @@
 //! which names, counts, initial weights and the forward pass all follow.
 //!
 //! Reading order: `architecture` (the string) → `plan` (its numbers) → `residual` (the tree) → `spec` (its
-//! nodes) → `forward` (its interpreter). Holds no weights: the caller owns the tensors and passes them to
-//! [`Network::forward`].
+//! nodes) → `forward` (its interpreter; `checkpoint` runs blocks again for it, `footprint` counts what it
+//! keeps). Holds no weights: the caller owns the tensors and passes them to [`Network::forward`].
 //!
 //! | string | network |
 //! |---|---|

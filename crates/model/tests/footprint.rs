@@ -35,6 +35,7 @@ fn measure(architecture: &str, options: &Options, kind: Kind, mode: Memory) -> (
 #[test]
 fn the_estimate_is_what_a_step_holds() {
     memory::count_host_memory().unwrap();
+    tch::set_num_threads(1);
     // oneDNN's first use leaves things behind.
     let _ = Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu)).conv2d(
         &Tensor::zeros([4, 3, 3, 3], (Kind::Float, Device::Cpu)),

@@ -64,6 +64,8 @@ fn train(network: &Network, side: i64, kind: Kind, frozen: bool, memory: Memory)
 }
 
 fn check(architecture: &str, options: &Options, kind: Kind, frozen: bool) {
+    // More would only get in each other's way, as the tests run side by side.
+    tch::set_num_threads(1);
     let network = network(architecture, options);
     let run = |memory| train(&network, i64::from(options.image_size), kind, frozen, memory);
     let plain = run(Memory::Plain);
@@ -80,23 +82,24 @@ fn check(architecture: &str, options: &Options, kind: Kind, frozen: bool) {
     }
 }
 
-const FAMILIES: &[&str] = &[
-    "wrn-10-2",
-    "wrn-16-1",
-    "wrn-10-1-b3",
-    "wrn-10-2-b313",
-    "resnet-20",
-    "preact-resnet-20",
-    "preact-resnet-164",
-    "wrn-18-0.25-imagenet",
-    "wrn-50-0.25-bottleneck",
+/// With the side of the images: small, since there are many.
+const FAMILIES: &[(&str, u32)] = &[
+    ("wrn-10-2", 32),
+    ("wrn-16-1", 16),
+    ("wrn-10-1-b3", 16),
+    ("wrn-10-2-b313", 16),
+    ("resnet-20", 16),
+    ("preact-resnet-20", 16),
+    ("preact-resnet-164", 8),
+    ("wrn-18-0.25-imagenet", 32),
+    ("wrn-50-0.25-bottleneck", 32),
 ];
 
 #[test]
 fn every_family_has_the_same_bits_in_every_mode_with_dropout() {
-    for architecture in FAMILIES {
+    for &(architecture, image_size) in FAMILIES {
         for kind in [Kind::Float, Kind::BFloat16] {
-            let options = Options { dropout: 0.3, image_size: 32, ..Options::default() };
+            let options = Options { dropout: 0.3, image_size, ..Options::default() };
             check(architecture, &options, kind, false);
         }
     }
@@ -141,5 +144,23 @@ fn a_parameter_that_changes_before_backward_is_an_error() {
         let _ = tch::no_grad(|| weights.leaves[gain].shallow_clone().fill_(2.0));
         let error = loss.f_backward().unwrap_err().to_string();
         assert!(error.contains("changed") || error.contains("modified by an inplace operation"), "{error}");
+    }
+}
+
+#[test]
+fn the_estimate_of_wrn_28_10_is_the_sum_over_its_layers() {
+    let network = network("wrn-28-10", &Options::default());
+    // Numbers of the image with the first convolution's output, of a tensor of each group, and of the pool.
+    let (image, stem, groups, pooled) = (3 * 1024, 16 * 1024, [160 * 1024, 320 * 256, 640 * 64], 640);
+    let all: u64 = groups.iter().sum();
+    // Each of four blocks: two inputs of batch norm and their ReLUs; a block's input belongs to the group before.
+    let plain = image + 2 * stem + 16 * all + pooled;
+    let recompute = image + stem + 8 * all + pooled;
+    // Fullest when the last block runs again: all inputs of blocks, and its own three tensors beside.
+    let checkpoint = image + stem + 4 * (groups[0] + groups[1]) + (3 + 3) * groups[2];
+    for (memory, numbers) in Memory::ALL.into_iter().zip([plain, recompute, checkpoint]) {
+        assert_eq!(network.activation_bytes(memory, Kind::Float), 4 * numbers, "{memory}");
+        // Nothing here has other than the activations' format.
+        assert_eq!(network.activation_bytes(memory, Kind::BFloat16), 2 * numbers, "{memory}");
     }
 }

@@ -14,8 +14,11 @@ use torch_ext::{Error, memory};
 
 const CHANNELS: i64 = 32;
 
+/// Probability and key.
+type Dropout = Option<(f64, u64)>;
+
 /// The pre-activated convolution of `input`.
-fn plain(input: &Tensor, [gain, bias, weight]: &[Tensor; 3], dropout: Option<(f64, u64)>) -> Tensor {
+fn plain(input: &Tensor, [gain, bias, weight]: &[Tensor; 3], dropout: Dropout) -> Tensor {
     let none = None::<&Tensor>;
     let mut activated = input.batch_norm(Some(gain), Some(bias), none, none, true, 0.0, 1e-5, true).relu_();
     if let Some((probability, key)) = dropout {
@@ -24,7 +27,7 @@ fn plain(input: &Tensor, [gain, bias, weight]: &[Tensor; 3], dropout: Option<(f6
     activated.conv2d(weight, none, 1, 1, 1, 1)
 }
 
-fn recomputed(input: &Tensor, [gain, bias, weight]: &[Tensor; 3], dropout: Option<(f64, u64)>) -> Tensor {
+fn recomputed(input: &Tensor, [gain, bias, weight]: &[Tensor; 3], dropout: Dropout) -> Tensor {
     let norm = NormArguments { gain, bias, statistics: None, by_batch: true, momentum: 0.0, epsilon: 1e-5 };
     let (activated, recomputed) = norm_relu(input, norm, dropout).unwrap();
     let output = activated.conv2d(weight, None::<&Tensor>, 1, 1, 1, 1);
@@ -32,7 +35,7 @@ fn recomputed(input: &Tensor, [gain, bias, weight]: &[Tensor; 3], dropout: Optio
     output
 }
 
-fn checkpointed(input: &Tensor, parameters: &[Tensor; 3], dropout: Option<(f64, u64)>) -> Tensor {
+fn checkpointed(input: &Tensor, parameters: &[Tensor; 3], dropout: Dropout) -> Tensor {
     let again = parameters.each_ref().map(Tensor::shallow_clone);
     checkpoint::<Error>(
         input,
@@ -42,7 +45,9 @@ fn checkpointed(input: &Tensor, parameters: &[Tensor; 3], dropout: Option<(f64, 
     .unwrap()
 }
 
-type Part = fn(&Tensor, &[Tensor; 3], Option<(f64, u64)>) -> Tensor;
+/// The part under test, its dropout, and how many tensors of its output's size it keeps.
+type Case = (&'static str, Part, Dropout, u64);
+type Part = fn(&Tensor, &[Tensor; 3], Dropout) -> Tensor;
 
 #[test]
 fn tensors_are_counted_and_what_is_given_up_is_not_held() {
@@ -66,7 +71,7 @@ fn tensors_are_counted_and_what_is_given_up_is_not_held() {
     .map(|tensor| tensor.detach().set_requires_grad(true));
     let one = 4 * input.numel() as u64;
     let dropout = Some((0.3, 5));
-    let cases: [(&str, Part, Option<(f64, u64)>, u64); 6] = [
+    let cases: [Case; 6] = [
         ("plain", plain, None, 1),
         ("plain with dropout: result, mask and product", plain, dropout, 3),
         ("recomputed", recomputed, None, 0),
