@@ -3,8 +3,10 @@
 
 mod command;
 mod dataset;
+mod hosts;
 mod run;
 
 pub use command::{Outcome, mpirun_or_skip, python_or_skip, run_python, skip, wrn_dist, wrn_dist_for_long};
 pub use dataset::{FashionMnist, write_fashion_mnist};
+pub use hosts::TwoHosts;
 pub use run::{Experiment, metrics_without_times};

@@ -7,7 +7,7 @@ use end_to_end::{Experiment, FashionMnist, metrics_without_times, mpirun_or_skip
 fn experiment() -> Experiment {
     Experiment::new(
         FashionMnist { train: 15 * 32 + 5, test: 100 },
-        "model: {arch: wrn-16-1, dropout: 0.3}
+        "model: {arch: wrn-16-1, dropout: 0.3, shortcut_dropout: 0.1, stochastic_depth: 0.5}
 train: {epochs: 2, global_batch: 32, micro_batch: 8, determinism: world, threads: 1}
 schedule: {kind: one-cycle, rate: 0.1}
 ",

@@ -12,7 +12,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use crate::accumulate::SumTree;
 use crate::communicator::Communicator;
 use crate::thread::Work;
-use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment};
+use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment, Wire};
 
 /// How a reducer works.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +23,8 @@ pub struct ReducerOptions {
     pub scale: f32,
     /// How the micro batches of a step are added up on a rank.
     pub accumulation: Accumulation,
+    /// How segments travel. What belongs to none travels as it is.
+    pub wire: Wire,
 }
 
 /// What happened to one bucket in a step. Times count from the beginning of the last backward pass.
@@ -30,7 +32,7 @@ pub struct ReducerOptions {
 pub struct BucketRecord {
     /// Index of the bucket.
     pub bucket: usize,
-    /// Its size.
+    /// Its size as it travels.
     pub bytes: usize,
     /// When it was handed to the communication thread.
     pub queued: Duration,
@@ -68,7 +70,7 @@ pub struct StepExchange {
 /// let gradients = Region::from_vec(vec![6.0; 4]);
 /// let segments = vec![Segment { name: "weight".into(), range: 0..4 }];
 /// let buckets = plan_buckets(&segments, 4, 1 << 20, 25 << 20);
-/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace };
+/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace, wire: Wire::Fp32 };
 /// let reducer = Reducer::new(comm, gradients.clone(), segments, buckets, options);
 /// reducer.begin_step(1);
 /// reducer.begin_last_backward();
@@ -92,6 +94,9 @@ pub struct Reducer {
 struct Core {
     gradients: Region,
     buckets: Vec<(Bucket, Region)>,
+    /// End of the last segment; what lies behind is never compressed.
+    segments_end: usize,
+    wire: Wire,
     scale: f32,
     /// Of the micro batches before the last one; with [`Accumulation::Tree`].
     tree: Option<Mutex<SumTree>>,
@@ -163,6 +168,8 @@ impl Reducer {
         };
         let (completed, completions) = unbounded();
         let core = Core {
+            segments_end: segments.last().map_or(0, |segment| segment.range.end),
+            wire: options.wire,
             buckets: buckets.into_iter().map(slice).collect(),
             gradients,
             scale: options.scale,
@@ -247,7 +254,7 @@ impl Reducer {
             completion.result.clone()?;
             buckets.push(BucketRecord {
                 bucket: completion.bucket,
-                bytes: self.core.buckets[completion.bucket].1.len() * size_of::<f32>(),
+                bytes: self.core.bytes(completion.bucket),
                 queued: *queued - begin,
                 started: completion.started - begin,
                 finished: completion.finished - begin,
@@ -290,6 +297,30 @@ impl Reducer {
     }
 }
 
+impl Core {
+    /// How many of a bucket's first elements do not travel as fp32.
+    fn compressed_len(&self, bucket: &Bucket) -> usize {
+        match self.wire {
+            Wire::Fp32 => 0,
+            Wire::Bf16 | Wire::Fp16 => {
+                self.segments_end.clamp(bucket.range.start, bucket.range.end) - bucket.range.start
+            }
+        }
+    }
+
+    fn bytes(&self, bucket: usize) -> usize {
+        let (bucket, region) = &self.buckets[bucket];
+        let compressed = self.compressed_len(bucket);
+        compressed * self.wire.bytes() + (region.len() - compressed) * Wire::Fp32.bytes()
+    }
+}
+
+fn scale(values: &mut [f32], factor: f32) {
+    if factor != 1.0 {
+        values.iter_mut().for_each(|value| *value *= factor);
+    }
+}
+
 /// The exchange of one bucket, on the communication thread. Reports one completion, also when it is
 /// abandoned.
 struct BucketWork {
@@ -308,11 +339,15 @@ impl Work for BucketWork {
         if let Some(tree) = &self.core.tree {
             lock(tree).fold_into(&bucket.range, &mut values);
         }
-        communicator.all_reduce(&mut values)?;
-        if self.core.scale != 1.0 {
-            for value in values.iter_mut() {
-                *value *= self.core.scale;
-            }
+        let (compressed, plain) = values.split_at_mut(self.core.compressed_len(bucket));
+        if !compressed.is_empty() {
+            // What is rounded is scaled before, so that a mean that can be represented has a sum that can.
+            scale(compressed, self.core.scale);
+            communicator.all_reduce(compressed, self.core.wire)?;
+        }
+        if !plain.is_empty() {
+            communicator.all_reduce(plain, Wire::Fp32)?;
+            scale(plain, self.core.scale);
         }
         Ok(())
     }

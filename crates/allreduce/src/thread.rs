@@ -157,7 +157,7 @@ impl CommThread {
     }
 
     /// Has `operation` done and waits for it.
-    fn call<T: Send + 'static>(
+    pub(crate) fn call<T: Send + 'static>(
         &self,
         operation: impl FnOnce(&mut dyn Communicator) -> Result<T, CommError> + Send + 'static,
     ) -> Result<T, CommError> {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::ModelError;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Plan, Residual, Width};
 
 /// A network's name, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -23,12 +23,18 @@ wrn-<depth>-<width>-b<kernels> with blocks of other convolutions (wrn-40-2-b313:
 depth = 6N+4, or 3lN+4 where all l kernels are equal; \
 wrn-<18|34>-<width>-imagenet; wrn-<50|101|152>-<width>-bottleneck; \
 resnet-<18|34|50|101|152> for ImageNet; resnet-<20|32|44|56|110|1202> for small images; \
-preact-resnet-<20|32|44|56|110|164|1001>";
+preact-resnet-<20|32|44|56|110|164|1001>; \
+resnext-<50|101|152>-<cardinality>x<width>d for ImageNet; resnext-<20|29|38>-<cardinality>x<width>d for small images; \
+any of these behind se- with squeeze and excitation; \
+densenet-bc-<depth>-<growth> with depth = 6N+4 for small images; densenet-<121|161|169|201>; dpn-<68|92|98|107|131>";
 
 /// Beyond these a network would fit no machine, and sizes could overflow.
 const LARGEST_DEPTH: u32 = 10_000;
 const LARGEST_WIDTH: u32 = 256;
 const MOST_CONVOLUTIONS: usize = 8;
+const LARGEST_CARDINALITY: u32 = 256;
+const LARGEST_GROUP_WIDTH: u32 = 256;
+const LARGEST_GROWTH: u32 = 256;
 
 /// The block B(3,3), which a name need not mention.
 const PAPER_BLOCK: &str = "b33";
@@ -39,22 +45,15 @@ impl FromStr for Architecture {
     fn from_str(text: &str) -> Result<Self, ModelError> {
         let parts: Vec<&str> = text.split('-').collect();
         let parsed = match parts[..] {
-            ["wrn", depth, width] => small_wide(depth, width, PAPER_BLOCK),
-            ["wrn", depth, width, "imagenet"] => {
-                imagenet_wide(depth, width, "imagenet", plan::imagenet_basic)
+            ["se", ref plain @ ..] => residual(plain).map(squeezed),
+            ["densenet", "bc", depth, growth] => dense_bc(depth, growth),
+            ["densenet", depth] => {
+                listed("densenet", depth, |depth| plan::dense_imagenet(depth).map(Plan::Dense))
             }
-            ["wrn", depth, width, "bottleneck"] => {
-                imagenet_wide(depth, width, "bottleneck", plan::imagenet_bottleneck)
-            }
-            ["wrn", depth, width, block] if block.starts_with('b') => small_wide(depth, width, block),
-            ["resnet", depth] => listed(text, depth, |depth| {
-                plan::imagenet_basic(depth, 100)
-                    .or_else(|| plan::imagenet_bottleneck(depth, 100))
-                    .or_else(|| plan::small_resnet(depth))
-            }),
-            ["preact", "resnet", depth] => listed(text, depth, plan::preactivation_resnet),
-            _ => Err("it does not have the form of a known family".into()),
-        };
+            ["dpn", depth] => listed("dpn", depth, |depth| plan::dual_path(depth).map(Plan::DualPath)),
+            ref plain => residual(plain),
+        }
+        .map(|(name, plan)| Architecture { name, plan });
         parsed.map_err(|reason| ModelError::Architecture {
             text: text.to_owned(),
             reason,
@@ -83,7 +82,7 @@ impl Architecture {
     }
 
     fn is_for_imagenet(&self) -> bool {
-        self.plan.stem.pool
+        self.plan.stem().pool
     }
 }
 
@@ -131,11 +130,43 @@ fn kernels(block: &str) -> Result<Vec<u32>, String> {
     ))
 }
 
+/// The string of one residual network without squeeze and excitation.
+fn residual(parts: &[&str]) -> Result<(String, Plan), String> {
+    match *parts {
+        ["wrn", depth, width] => small_wide(depth, width, PAPER_BLOCK),
+        ["wrn", depth, width, "imagenet"] => imagenet_wide(depth, width, "imagenet", plan::imagenet_basic),
+        ["wrn", depth, width, "bottleneck"] => {
+            imagenet_wide(depth, width, "bottleneck", plan::imagenet_bottleneck)
+        }
+        ["wrn", depth, width, block] if block.starts_with('b') => small_wide(depth, width, block),
+        ["resnet", depth] => listed("resnet", depth, |depth| {
+            plan::imagenet_basic(depth, Width::ONE)
+                .or_else(|| plan::imagenet_bottleneck(depth, Width::ONE))
+                .or_else(|| plan::small_resnet(depth))
+                .map(Plan::Residual)
+        }),
+        ["preact", "resnet", depth] => {
+            listed("preact-resnet", depth, |depth| plan::preactivation_resnet(depth).map(Plan::Residual))
+        }
+        ["resnext", depth, template] => resnext(depth, template),
+        _ => Err("it does not have the form of a known family".into()),
+    }
+}
+
+/// The same network with squeeze and excitation. Only residual ones come here.
+fn squeezed((name, plan): (String, Plan)) -> (String, Plan) {
+    let plan = match plan {
+        Plan::Residual(plan) => Plan::Residual(Residual { squeeze: true, ..plan }),
+        other => other,
+    };
+    (format!("se-{name}"), plan)
+}
+
 /// WRN for small images.
 ///
 /// The paper has two readings of depth: table 3, whose blocks have equal kernels, counts the convolutions of
 /// the blocks; table 2 takes two convolutions a block for granted, also where there are three.
-fn small_wide(depth: &str, width: &str, block: &str) -> Result<Architecture, String> {
+fn small_wide(depth: &str, width: &str, block: &str) -> Result<(String, Plan), String> {
     let depth = number("depth", depth, LARGEST_DEPTH)?;
     let width = number("width", width, LARGEST_WIDTH)?;
     let kernels = kernels(block)?;
@@ -146,10 +177,8 @@ fn small_wide(depth: &str, width: &str, block: &str) -> Result<Architecture, Str
         return Err(format!("depth {depth} is not {step}N+4; the nearest are {below} and {}", below + step));
     }
     let suffix = if block == PAPER_BLOCK { String::new() } else { format!("-{block}") };
-    Ok(Architecture {
-        name: format!("wrn-{depth}-{width}{suffix}"),
-        plan: plan::wide(width, &kernels, (depth - 4) / step),
-    })
+    let plan = plan::wide(width, &kernels, (depth - 4) / step).ok_or("its width gives no whole channels")?;
+    Ok((format!("wrn-{depth}-{width}{suffix}"), Plan::Residual(plan)))
 }
 
 /// WRN for ImageNet, from a table of depths.
@@ -157,27 +186,50 @@ fn imagenet_wide(
     depth: &str,
     width: &str,
     family: &str,
-    plan: fn(u32, u32) -> Option<Plan>,
-) -> Result<Architecture, String> {
+    plan: fn(u32, Width) -> Option<Residual>,
+) -> Result<(String, Plan), String> {
     let depth = number("depth", depth, LARGEST_DEPTH)?;
     let hundredths = hundredths(width)?;
+    let factor = Width { numerator: hundredths, denominator: 100 };
     // Every group has a multiple of 64 channels.
-    if hundredths * 64 % 100 != 0 {
+    if factor.times(64).is_none() {
         return Err(format!(
             "its width {width} does not give whole channels: 64 times it must be a whole number"
         ));
     }
-    let plan = plan(depth, hundredths).ok_or_else(|| format!("no {family} network has depth {depth}"))?;
+    let plan = plan(depth, factor).ok_or_else(|| format!("no {family} network has depth {depth}"))?;
     let width = f64::from(hundredths) / 100.0;
-    Ok(Architecture { name: format!("wrn-{depth}-{width}-{family}"), plan })
+    Ok((format!("wrn-{depth}-{width}-{family}"), Plan::Residual(plan)))
+}
+
+/// ResNeXt, whose template is for example `32x4d`: 32 groups of 4 channels.
+fn resnext(depth: &str, template: &str) -> Result<(String, Plan), String> {
+    let depth = number("depth", depth, LARGEST_DEPTH)?;
+    let (cardinality, width) = template
+        .strip_suffix('d')
+        .and_then(|template| template.split_once('x'))
+        .ok_or_else(|| format!("its `{template}` is no <cardinality>x<width>d, such as 32x4d"))?;
+    let cardinality = number("cardinality", cardinality, LARGEST_CARDINALITY)?;
+    let width = number("group width", width, LARGEST_GROUP_WIDTH)?;
+    let plan = plan::resnext_imagenet(depth, cardinality, width)
+        .or_else(|| plan::resnext_small(depth, cardinality, width))
+        .ok_or_else(|| format!("no ResNeXt has depth {depth}"))?;
+    Ok((format!("resnext-{depth}-{cardinality}x{width}d"), Plan::Residual(plan)))
+}
+
+/// DenseNet-BC for small images.
+fn dense_bc(depth: &str, growth: &str) -> Result<(String, Plan), String> {
+    let depth = number("depth", depth, LARGEST_DEPTH)?;
+    let growth = number("growth", growth, LARGEST_GROWTH)?;
+    let plan = plan::dense_bc(depth, growth)?;
+    Ok((format!("densenet-bc-{depth}-{growth}"), Plan::Dense(plan)))
 }
 
 /// A network that a table lists by its depth.
-fn listed(text: &str, depth: &str, plan: impl Fn(u32) -> Option<Plan>) -> Result<Architecture, String> {
+fn listed(family: &str, depth: &str, plan: impl Fn(u32) -> Option<Plan>) -> Result<(String, Plan), String> {
     let depth = number("depth", depth, LARGEST_DEPTH)?;
     let plan = plan(depth).ok_or_else(|| format!("no network of this family has depth {depth}"))?;
-    let family = text.rsplit_once('-').map_or(text, |(family, _)| family);
-    Ok(Architecture { name: format!("{family}-{depth}"), plan })
+    Ok((format!("{family}-{depth}"), plan))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tch::Tensor;
 
 use crate::error::ModelError;
-use crate::forward::{Context, DropoutKey, Norm, Pass, Statistics, UsedStatistics, Value, run};
+use crate::forward::{Context, DrawKey, Norm, Pass, Statistics, UsedStatistics, Value, run};
 use crate::spec::Node;
 
 /// What a pass lends to its blocks, kept until backward: references to the same tensors.
@@ -14,7 +14,7 @@ use crate::spec::Node;
 /// On a GPU backward runs on a thread of its own, while the caller waits; hence the lock.
 pub(crate) struct Lasting {
     tensors: Mutex<Tensors>,
-    dropout: Option<DropoutKey>,
+    draws: Option<DrawKey>,
 }
 
 struct Tensors {
@@ -32,14 +32,14 @@ impl Lasting {
             parameters: pass.parameters.iter().map(Tensor::shallow_clone).collect(),
             running: match pass.norm {
                 // The first run has written the batch's statistics, and the ranks may be exchanging them.
-                Norm::Batch(_) => None,
+                Norm::Batch { .. } => None,
                 Norm::Running(statistics) => Some(statistics.iter().map(share).collect()),
             },
         };
-        Arc::new(Lasting { tensors: Mutex::new(tensors), dropout: pass.dropout })
+        Arc::new(Lasting { tensors: Mutex::new(tensors), draws: pass.draws })
     }
 
-    /// The block's output with a graph, from the same key of dropout; statistics are not written.
+    /// The block's output with a graph, drawing the same; statistics are not written.
     fn run_again(&self, block: &Node, input: &Tensor) -> Result<Tensor, ModelError> {
         let tensors = self.tensors.lock().unwrap_or_else(PoisonError::into_inner);
         let context = Context {
@@ -48,7 +48,7 @@ impl Lasting {
                 None => UsedStatistics::Batch(None),
                 Some(statistics) => UsedStatistics::Running(statistics),
             },
-            dropout: self.dropout,
+            draws: self.draws,
             recompute: false,
             lasting: None,
         };
@@ -66,7 +66,7 @@ pub(crate) fn run_block(
     let inner = Context {
         parameters: context.parameters,
         statistics: context.statistics,
-        dropout: context.dropout,
+        draws: context.draws,
         recompute: false,
         lasting: None,
     };

@@ -8,7 +8,7 @@ use tch::Kind;
 use crate::memory::Memory;
 use crate::network::Network;
 use crate::options::ShortcutInput;
-use crate::spec::{Node, Shortcut};
+use crate::spec::{Node, Residual, Shortcut};
 
 /// Bytes of an index of a max pool.
 const INDEX_BYTES: u64 = 8;
@@ -84,7 +84,7 @@ impl Count<'_> {
             Node::Sequence(nodes) => self.run_sequence(nodes, input),
             Node::Block(block) if self.checkpoint => self.run_block(block, input),
             Node::Block(block) => self.run(block, input),
-            Node::Conv { weight, stride, padding } => {
+            Node::Conv { weight, stride, padding, .. } => {
                 if !input.recomputed {
                     self.keep(input);
                 }
@@ -101,11 +101,19 @@ impl Count<'_> {
                 self.keep(input);
                 input
             }
+            Node::Elu => {
+                self.keep(input);
+                self.output(input.channels, input.side)
+            }
             Node::MaxPool { kernel, stride, padding } => {
                 self.keep(input);
                 let output = self.output(input.channels, (input.side + 2 * padding - kernel) / stride + 1);
                 self.keep_extra(output.numbers() * INDEX_BYTES);
                 output
+            }
+            Node::AveragePool => {
+                self.keep(input);
+                self.output(input.channels, input.side / 2)
             }
             Node::Dropout { .. } => {
                 self.keep_extra(input.numbers() * self.number_bytes);
@@ -116,22 +124,46 @@ impl Count<'_> {
                 self.keep(input);
                 self.output(self.network.parameters()[*weight].shape[0], 1)
             }
-            Node::Residual { shared, branch, shortcut } => {
-                let shared = self.run(shared, input);
-                let sum = self.run(branch, shared);
-                match shortcut {
-                    Shortcut::Identity => {}
-                    Shortcut::Projection { path, input: ShortcutInput::Preactivated } => {
-                        self.run(path, shared);
-                    }
-                    Shortcut::Projection { path, input: ShortcutInput::Raw } => {
-                        self.run(path, input);
-                    }
-                    Shortcut::ZeroPad { .. } => self.keep(input),
-                }
-                sum
+            Node::SqueezeExcite { excite } => {
+                let means = self.output(input.channels, 1);
+                let scale = self.run(excite, means);
+                // The sigmoid's result, and both factors of the product.
+                let scale = self.output(scale.channels, 1);
+                self.keep(scale);
+                self.keep(input);
+                self.output(input.channels, input.side)
             }
+            Node::Append(branch) => {
+                let appended = self.run(branch, input);
+                self.output(input.channels + appended.channels, input.side)
+            }
+            Node::DualPath { path, branch, residual } => {
+                let carried = path.as_deref().map_or(input, |path| self.run(path, input));
+                let branch = self.run(branch, input);
+                self.output(carried.channels + branch.channels - residual, branch.side)
+            }
+            Node::Residual(block) => self.run_residual(block, input),
         }
+    }
+
+    /// As if stochastic depth never left a block out.
+    fn run_residual(&mut self, block: &Residual, input: Value) -> Value {
+        let shared = self.run(&block.shared, input);
+        let sum = self.run(&block.branch, shared);
+        match &block.shortcut {
+            Shortcut::Identity => {}
+            Shortcut::Projection { path, input: ShortcutInput::Preactivated } => {
+                self.run(path, shared);
+            }
+            Shortcut::Projection { path, input: ShortcutInput::Raw } => {
+                self.run(path, input);
+            }
+            Shortcut::ZeroPad { .. } => self.keep(input),
+        }
+        if let Some(dropout) = &block.shortcut_dropout {
+            self.run(dropout, sum);
+        }
+        sum
     }
 
     fn run_sequence(&mut self, nodes: &[Node], input: Value) -> Value {

@@ -4,8 +4,8 @@ use crate::architecture::Architecture;
 use crate::builder::Builder;
 use crate::error::ModelError;
 use crate::options::Options;
-use crate::residual;
 use crate::spec::{Node, NormLayer, Parameter, Stage};
+use crate::tree;
 
 /// The specification of a network. Owns no weights.
 #[derive(Clone, Debug)]
@@ -24,11 +24,14 @@ impl Network {
     /// When an option is out of range, or has no meaning for this architecture.
     pub fn new(architecture: &Architecture, options: &Options) -> Result<Self, ModelError> {
         let refuse = |message: String| Err(ModelError::Option(message));
-        if !(0.0..1.0).contains(&options.dropout) {
-            return refuse(format!(
-                "a dropout probability of {} is outside 0 to 1 (1 excluded)",
-                options.dropout
-            ));
+        for (name, probability) in [
+            ("dropout", options.dropout),
+            ("shortcut_dropout", options.shortcut_dropout),
+            ("stochastic_depth", options.stochastic_depth),
+        ] {
+            if !(0.0..1.0).contains(&probability) {
+                return refuse(format!("{name} is {probability}, a probability outside 0 to 1 (1 excluded)"));
+            }
         }
         for (name, value, range) in [
             ("classes", options.classes, 1..=1 << 20),
@@ -40,7 +43,7 @@ impl Network {
             }
         }
         let mut builder = Builder::new(options);
-        let root = residual::build(&architecture.plan, options, &mut builder)?;
+        let root = tree::build(&architecture.plan, options, &mut builder)?;
         let Builder { parameters, norms, stages, convolutions, .. } = builder;
         let image_shape = (options.in_channels, options.image_size);
         Ok(Network { root, parameters, norms, stages, convolutions, classes: options.classes, image_shape })
@@ -66,8 +69,7 @@ impl Network {
     /// the casts of the classifier's weight and bias change places, so these two may swap.)
     #[must_use]
     pub fn readiness_order(&self) -> Vec<usize> {
-        let mut order = Vec::with_capacity(self.parameters.len());
-        self.root.recording_order(&mut order);
+        let mut order = self.root.recording_order();
         order.reverse();
         order
     }

@@ -9,7 +9,8 @@ pub enum ConvInit {
     /// fan = inputs a weight sees; the official code since September 2016.
     #[default]
     FanIn,
-    /// fan = outputs a weight feeds; the official code before, torchvision and timm.
+    /// fan = kernel area times output channels, however many groups there are; the official code before,
+    /// torchvision and timm.
     FanOut,
 }
 
@@ -59,8 +60,19 @@ pub struct Options {
     pub shortcut_input: ShortcutInput,
     /// Where projections are.
     pub projection: Projection,
-    /// Dropout probability before every convolution of a block but its first, 0 to 1, 1 excluded.
+    /// Begin with blocks that change nothing (Goyal et al. 2017, section 5.1): the scale of each branch's last
+    /// batch norm is 0 at first, or, where batch norm comes before, the weights of its last convolution.
+    pub zero_init_residual: bool,
+    /// Dropout probability, 0 to 1, 1 excluded: before every convolution of a residual block but its first; in
+    /// a DenseNet after the last convolution of each layer.
     pub dropout: f64,
+    /// Dropout probability of what passes over the shortcut: the paper's counter-example (section 2.4, after
+    /// He et al. 2016, section 3.1).
+    pub shortcut_dropout: f64,
+    /// Probability with which the last block is left out of a training pass; that of the others grows linearly
+    /// up to it (Huang et al. 2016, arXiv 1603.09382, section 3). In evaluation branches are scaled by the
+    /// probability that they are there.
+    pub stochastic_depth: f64,
     /// Number of classes.
     pub classes: u32,
     /// Side of the square input images in pixels.
@@ -76,7 +88,10 @@ impl Default for Options {
             gamma_init: GammaInit::default(),
             shortcut_input: ShortcutInput::default(),
             projection: Projection::default(),
+            zero_init_residual: false,
             dropout: 0.0,
+            shortcut_dropout: 0.0,
+            stochastic_depth: 0.0,
             classes: 10,
             image_size: 32,
             in_channels: 3,

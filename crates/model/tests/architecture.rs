@@ -55,11 +55,27 @@ fn a_name_that_is_no_network_is_refused_with_itself_the_reason_and_what_exists()
         ("resnet-fifty", "depth"),
         ("preact-resnet-18", "depth 18"),
         ("preact-110", "form"),
+        ("se-", "form"),
+        ("se-se-wrn-16-8", "form"),
+        ("se-densenet-121", "form"),
+        ("se-wrn-17-8", "16 and 22"),
+        ("resnext-29", "form"),
+        ("resnext-29-8x64", "<cardinality>x<width>d"),
+        ("resnext-29-8d", "<cardinality>x<width>d"),
+        ("resnext-29-0x64d", "cardinality"),
+        ("resnext-30-8x64d", "no ResNeXt has depth 30"),
+        ("densenet-bc-100", "form"),
+        ("densenet-bc-101-12", "100 and 106"),
+        ("densenet-bc-100-0", "growth"),
+        ("densenet-100", "depth 100"),
+        ("dpn-93", "depth 93"),
     ] {
         let error = name.parse::<Architecture>().unwrap_err();
         assert!(matches!(error, ModelError::Architecture { .. }));
         let message = error.to_string();
-        for part in [&format!("`{name}`"), reason, "6N+4", "wrn-28-10", "imagenet", "bottleneck", "preact"] {
+        for part in
+            [&format!("`{name}`"), reason, "6N+4", "wrn-28-10", "imagenet", "bottleneck", "preact", "dpn"]
+        {
             assert!(message.contains(part), "{name:?}: `{part}` is not in: {message}");
         }
     }
@@ -89,6 +105,18 @@ fn names_are_read_and_written_alike_and_differ_when_the_networks_do() {
         "wrn-40-2-b333",
         "wrn-28-2-b35",
         "wrn-28-2-b53",
+        "se-wrn-28-2-b53",
+        "se-wrn-16-8",
+        "se-resnet-50",
+        "se-resnet-110",
+        "resnext-29-8x64d",
+        "resnext-29-16x64d",
+        "resnext-29-64x8d",
+        "resnext-50-32x4d",
+        "se-resnext-50-32x4d",
+        "densenet-bc-100-12",
+        "densenet-121",
+        "dpn-92",
     ];
     let parsed = names.map(|name| name.parse::<Architecture>().unwrap());
     for (index, (name, architecture)) in names.iter().zip(&parsed).enumerate() {
@@ -105,6 +133,7 @@ fn another_spelling_of_a_network_is_written_in_the_usual_one() {
         ("wrn-34-2.0-imagenet", "wrn-34-2-imagenet"),
         ("wrn-34-1.50-imagenet", "wrn-34-1.5-imagenet"),
         ("resnet-050", "resnet-50"),
+        ("se-resnext-050-032x4d", "se-resnext-50-32x4d"),
     ] {
         let [architecture, expected] = [spelling, usual].map(|name| name.parse::<Architecture>().unwrap());
         assert_eq!(architecture, expected);
@@ -117,6 +146,10 @@ fn an_option_without_a_meaning_for_the_architecture_is_refused() {
     use model::{Projection, ShortcutInput};
     let raw = Options { shortcut_input: ShortcutInput::Raw, ..Options::default() };
     let first = Options { projection: Projection::FirstBlock, ..Options::default() };
+    let zero = Options { zero_init_residual: true, ..Options::default() };
+    let dropout = Options { dropout: 0.3, ..Options::default() };
+    let shortcut = Options { shortcut_dropout: 0.3, ..Options::default() };
+    let stochastic = Options { stochastic_depth: 0.5, ..Options::default() };
     for (architecture, options, part) in [
         ("resnet-50", &raw, Some("shortcut_input is raw")),
         ("resnet-20", &raw, Some("shortcut_input is raw")),
@@ -124,6 +157,14 @@ fn an_option_without_a_meaning_for_the_architecture_is_refused() {
         ("resnet-20", &first, Some("projection is first-block")),
         ("resnet-18", &first, None),
         ("wrn-40-2-b3", &first, None),
+        ("densenet-121", &raw, Some("shortcut_input is set, but a DenseNet")),
+        ("densenet-bc-100-12", &zero, Some("zero_init_residual is set, but a DenseNet")),
+        ("densenet-bc-100-12", &dropout, None),
+        ("densenet-121", &stochastic, Some("stochastic_depth is set, but a DenseNet")),
+        ("dpn-92", &dropout, Some("dropout is 0.3, but a dual path network")),
+        ("dpn-92", &shortcut, Some("shortcut_dropout is set, but a dual path network")),
+        ("dpn-92", &stochastic, Some("stochastic_depth is set, but a dual path network")),
+        ("se-resnext-50-32x4d", &stochastic, None),
     ] {
         let error =
             Network::new(&architecture.parse().unwrap(), options).err().map(|error| error.to_string());
@@ -139,7 +180,9 @@ fn an_impossible_option_is_refused_by_name() {
     let good = Options::default;
     for (part, options) in [
         ("-0.1", Options { dropout: -0.1, ..good() }),
-        ("dropout probability of 1 ", Options { dropout: 1.0, ..good() }),
+        ("dropout is 1,", Options { dropout: 1.0, ..good() }),
+        ("shortcut_dropout is 1.5,", Options { shortcut_dropout: 1.5, ..good() }),
+        ("stochastic_depth is -1,", Options { stochastic_depth: -1.0, ..good() }),
         ("NaN", Options { dropout: f64::NAN, ..good() }),
         ("classes is 0", Options { classes: 0, ..good() }),
         ("in_channels is 0", Options { in_channels: 0, ..good() }),

@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Weights, images, network, relative_error, values, variants, waves};
-use model::{DropoutKey, Network, Norm, Options, Pass};
+use model::{DrawKey, Network, Norm, Options, Pass};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::{autocast, flat, layout};
 
@@ -35,7 +35,17 @@ fn logits_have_a_row_an_image_and_a_column_a_class() {
 
 #[test]
 fn gradients_keep_channels_last_down_to_the_images_in_fp32_and_bf16() {
-    let families = ["wrn-10-1-b313", "resnet-20", "wrn-18-0.25-imagenet", "wrn-50-0.25-bottleneck"];
+    let families = [
+        "wrn-10-1-b313",
+        "resnet-20",
+        "wrn-18-0.25-imagenet",
+        "wrn-50-0.25-bottleneck",
+        "preact-resnet-164",
+        "resnext-29-2x4d",
+        "se-wrn-10-1",
+        "densenet-bc-22-4",
+        "dpn-68",
+    ];
     let cases = (variants().into_iter().map(|(variant, options)| ("wrn-16-2", variant, options)))
         .chain(families.map(|family| (family, "paper", Options::default())));
     for (architecture, variant, options) in cases {
@@ -102,23 +112,23 @@ fn bf16_is_used_under_autocast_and_close_to_fp32() {
 fn dropout_changes_with_every_part_of_its_key_and_with_nothing_else() {
     let network = network("wrn-16-1", &Options { dropout: 0.3, ..Options::default() });
     let weights = Weights::new(&network, 1);
-    let run = |dropout: Option<DropoutKey>| {
-        no_grad(|| values(&network.forward(&images(2), &Pass { dropout, ..weights.training() }).unwrap()))
+    let run = |draws: Option<DrawKey>| {
+        no_grad(|| values(&network.forward(&images(2), &Pass { draws, ..weights.training() }).unwrap()))
     };
-    let key = DropoutKey { seed: 1, step: 2, micro_batch: 3 };
+    let key = DrawKey { seed: 1, step: 2, micro_batch: 3 };
     let kept = run(Some(key));
     tch::manual_seed(99);
     assert_eq!(run(Some(key)), kept, "the same key");
     let mut seen = vec![kept, run(None)];
     assert_eq!(run(None), seen[1]);
     for other in [
-        DropoutKey { seed: 2, ..key },
-        DropoutKey { step: 3, ..key },
-        DropoutKey { micro_batch: 4, ..key },
-        DropoutKey { seed: 1 | 1 << 40, ..key },
+        DrawKey { seed: 2, ..key },
+        DrawKey { step: 3, ..key },
+        DrawKey { micro_batch: 4, ..key },
+        DrawKey { seed: 1 | 1 << 40, ..key },
         // The same numbers in other places are another key.
-        DropoutKey { seed: 2, step: 1, ..key },
-        DropoutKey { seed: 1, step: 3, micro_batch: 2 },
+        DrawKey { seed: 2, step: 1, ..key },
+        DrawKey { seed: 1, step: 3, micro_batch: 2 },
     ] {
         let logits = run(Some(other));
         assert!(!seen.contains(&logits), "{other:?} gives what an earlier key gave");
@@ -130,9 +140,8 @@ fn dropout_changes_with_every_part_of_its_key_and_with_nothing_else() {
 fn a_key_changes_nothing_in_a_network_without_dropout() {
     let network = network("wrn-10-1", &Options::default());
     let weights = Weights::new(&network, 1);
-    let run =
-        |dropout| values(&network.forward(&images(2), &Pass { dropout, ..weights.training() }).unwrap());
-    assert_eq!(run(None), run(Some(DropoutKey { seed: 1, step: 2, micro_batch: 3 })));
+    let run = |draws| values(&network.forward(&images(2), &Pass { draws, ..weights.training() }).unwrap());
+    assert_eq!(run(None), run(Some(DrawKey { seed: 1, step: 2, micro_batch: 3 })));
 }
 
 #[test]
@@ -201,4 +210,102 @@ fn images_of_another_shape_are_an_error_and_not_a_panic() {
     for shape in [&[2, 1, 32, 32][..], &[2, 3], &[2, 4, 32, 32]] {
         assert!(network.forward(&waves(shape, 0.0), &weights.training()).is_err(), "{shape:?}");
     }
+}
+
+/// A network with stochastic depth and every key until a block is left out of one of its passes.
+fn stochastic(architecture: &str) -> Network {
+    network(architecture, &Options { stochastic_depth: 0.6, ..Options::default() })
+}
+
+#[test]
+fn stochastic_depth_leaves_whole_blocks_out_and_their_parameters_without_gradient() {
+    for architecture in ["wrn-10-2", "resnet-20", "resnet-18", "se-wrn-16-1", "preact-resnet-20"] {
+        let network = stochastic(architecture);
+        let mut passes_with_losses = 0;
+        for micro_batch in 0..4 {
+            let weights = Weights::new(&network, 1);
+            let key = DrawKey { seed: 5, step: 7, micro_batch };
+            let pass = Pass { draws: Some(key), ..weights.training() };
+            let output = network.forward(&images(2), &pass).unwrap();
+            output.square().sum(None::<Kind>).backward();
+            let left_out = network.left_out(key);
+            passes_with_losses += usize::from(!left_out.is_empty());
+            for (index, parameter) in network.parameters().iter().enumerate() {
+                let gradient = weights.leaves[index].grad();
+                let touched = gradient.abs().sum(None::<Kind>).double_value(&[]) > 0.0;
+                assert_eq!(touched, !left_out.contains(&index), "{architecture}: {}", parameter.name);
+            }
+            for (norm, (batch, running)) in
+                network.norms().iter().zip(weights.batch.iter().zip(&weights.running))
+            {
+                let gain = format!("{}.weight", norm.name);
+                let index = network.parameters().iter().position(|found| found.name == gain).unwrap();
+                let kept = values(&batch.mean) == values(&running.mean)
+                    && values(&batch.variance) == values(&running.variance);
+                assert_eq!(kept, left_out.contains(&index), "{architecture}: statistics of {}", norm.name);
+            }
+        }
+        assert!(passes_with_losses > 0, "{architecture}");
+    }
+}
+
+#[test]
+fn stochastic_depth_removes_later_blocks_more_often() {
+    let network = stochastic("wrn-28-1");
+    let passes: u64 = 2000;
+    let gain = |group: u32, block: u32| {
+        let name = format!("group{group}.block{block}.bn1.weight");
+        network.parameters().iter().position(|parameter| parameter.name == name).unwrap()
+    };
+    let blocks: Vec<usize> =
+        (0..3).flat_map(|group| (0..4).map(move |block| (group, block))).map(|(g, b)| gain(g, b)).collect();
+    let mut removed = vec![0u32; blocks.len()];
+    for step in 0..passes {
+        let left_out = network.left_out(DrawKey { seed: 3, step, micro_batch: step % 4 });
+        for (count, parameter) in removed.iter_mut().zip(&blocks) {
+            *count += u32::from(left_out.contains(parameter));
+        }
+    }
+    for (number, &count) in (1..).zip(&removed) {
+        let death = 0.6 * f64::from(number) / 12.0;
+        let sigma = (death * (1.0 - death) * passes as f64).sqrt();
+        let expected = death * passes as f64;
+        assert!((f64::from(count) - expected).abs() < 4.0 * sigma, "block {number}: {count}, not {expected}");
+    }
+}
+
+#[test]
+fn evaluation_scales_each_branch_by_the_probability_that_it_was_there() {
+    // One block a group, so that the survival probabilities are 0.8, 0.6 and 0.4.
+    let (plain, stochastic) = (network("wrn-10-1", &Options::default()), stochastic("wrn-10-1"));
+    let weights = Weights::new(&stochastic, 1);
+    let expected = Weights::new(&plain, 1);
+    for (name, survival) in
+        [("group0.block0.conv1", 0.8), ("group1.block0.conv1", 0.6), ("group2.block0.conv1", 0.4)]
+    {
+        let weight = format!("{name}.weight");
+        let index = plain.parameters().iter().position(|parameter| parameter.name == weight).unwrap();
+        no_grad(|| {
+            let _ = expected.leaves[index].shallow_clone().f_mul_scalar_(survival).unwrap();
+        });
+    }
+    let scaled = values(&stochastic.forward(&images(2), &weights.evaluation()).unwrap());
+    let wanted = values(&plain.forward(&images(2), &expected.evaluation()).unwrap());
+    for (found, wanted) in scaled.iter().zip(&wanted) {
+        assert!((found - wanted).abs() <= 1e-5 * wanted.abs().max(1.0), "{found} against {wanted}");
+    }
+}
+
+#[test]
+fn dropout_on_shortcuts_leaves_the_branches_alone() {
+    let options = Options { shortcut_dropout: 0.5, ..Options::default() };
+    let (plain, dropped) = (network("wrn-10-1", &Options::default()), network("wrn-10-1", &options));
+    let weights = Weights::new(&plain, 1);
+    let key = DrawKey { seed: 1, step: 2, micro_batch: 3 };
+    let run = |network: &Network, draws| {
+        no_grad(|| values(&network.forward(&images(2), &Pass { draws, ..weights.training() }).unwrap()))
+    };
+    assert_eq!(run(&plain, None), run(&dropped, None), "evaluation has no masks");
+    assert_ne!(run(&plain, Some(key)), run(&dropped, Some(key)));
+    assert_eq!(run(&dropped, Some(key)), run(&dropped, Some(key)));
 }

@@ -7,7 +7,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{Weights, network, values, waves};
-use model::{DropoutKey, Memory, Network, Norm, Options, Pass, Projection, ShortcutInput};
+use model::{DrawKey, Memory, Network, Norm, Options, Pass, Projection, ShortcutInput};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{autocast, hooks, layout};
 
@@ -18,6 +18,10 @@ struct Outcome {
     gradients: Vec<f32>,
     statistics: Vec<Vec<f32>>,
     fired: Vec<usize>,
+}
+
+fn draw_key(micro_batch: u64) -> DrawKey {
+    DrawKey { seed: 1, step: 2, micro_batch }
 }
 
 fn images(count: i64, side: i64, phase: f64) -> Tensor {
@@ -33,16 +37,15 @@ fn train(network: &Network, side: i64, kind: Kind, frozen: bool, memory: Memory)
         hooks::on_gradient_ready(leaf, move || fired.lock().unwrap().push(index)).unwrap();
     }
     let labels = Tensor::from_slice(&[1i64, 3, 0]);
-    let norm = if frozen { Norm::Running(&weights.running) } else { Norm::Batch(&weights.batch) };
+    let norm = if frozen {
+        Norm::Running(&weights.running)
+    } else {
+        Norm::Batch { batch: &weights.batch, running: &weights.running }
+    };
     let mut losses = 0.0;
     let mut statistics = Vec::new();
     for micro_batch in 0..2 {
-        let pass = Pass {
-            norm,
-            dropout: Some(DropoutKey { seed: 1, step: 2, micro_batch }),
-            memory,
-            ..weights.training()
-        };
+        let pass = Pass { norm, draws: Some(draw_key(micro_batch)), memory, ..weights.training() };
         let loss = {
             let _guard = autocast::Guard::new(Device::Cpu, kind).unwrap();
             let logits = network.forward(&images(3, side, micro_batch as f64), &pass).unwrap();
@@ -69,7 +72,9 @@ fn check(architecture: &str, options: &Options, kind: Kind, frozen: bool) {
     let network = network(architecture, options);
     let run = |memory| train(&network, i64::from(options.image_size), kind, frozen, memory);
     let plain = run(Memory::Plain);
-    assert_eq!(plain.fired.len(), 2 * network.parameters().len());
+    let left_out = |micro_batch| network.left_out(draw_key(micro_batch)).len();
+    let expected = 2 * network.parameters().len() - left_out(0) - left_out(1);
+    assert_eq!(plain.fired.len(), expected);
     assert!(plain.gradients.iter().any(|&gradient| gradient != 0.0));
     for memory in Memory::ALL {
         let case = format!("{architecture}, {kind:?}, {memory:?}, dropout {}", options.dropout);
@@ -93,13 +98,19 @@ const FAMILIES: &[(&str, u32)] = &[
     ("preact-resnet-164", 8),
     ("wrn-18-0.25-imagenet", 32),
     ("wrn-50-0.25-bottleneck", 32),
+    ("se-wrn-10-2", 16),
+    ("se-resnet-50", 32),
+    ("resnext-29-2x4d", 16),
+    ("densenet-bc-40-12", 16),
+    ("dpn-92", 32),
 ];
 
 #[test]
 fn every_family_has_the_same_bits_in_every_mode_with_dropout() {
     for &(architecture, image_size) in FAMILIES {
         for kind in [Kind::Float, Kind::BFloat16] {
-            let options = Options { dropout: 0.3, image_size, ..Options::default() };
+            let dropout = if architecture.starts_with("dpn") { 0.0 } else { 0.3 };
+            let options = Options { dropout, image_size, ..Options::default() };
             check(architecture, &options, kind, false);
         }
     }
@@ -118,6 +129,15 @@ fn so_have_the_other_options_and_running_statistics() {
         }
     }
     check("resnet-20", &plain(), Kind::Float, true);
+    check("wrn-16-2", &Options { shortcut_dropout: 0.3, ..plain() }, Kind::Float, false);
+}
+
+#[test]
+fn so_have_networks_of_stochastic_depth_whatever_is_left_out() {
+    for architecture in ["wrn-16-1", "resnet-20"] {
+        let options = Options { stochastic_depth: 0.7, image_size: 16, ..Options::default() };
+        check(architecture, &options, Kind::Float, false);
+    }
 }
 
 #[test]

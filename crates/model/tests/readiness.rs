@@ -7,7 +7,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{Weights, images, network, variants, variants_of};
-use model::{DropoutKey, Network, Norm, Options, Pass, Projection};
+use model::{DrawKey, Network, Norm, Options, Pass, Projection};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{autocast, hooks};
 
@@ -40,7 +40,7 @@ fn assert_order(case: &str, network: &Network, fired: &[usize]) {
 
 /// Compares the order of every step of a few, with masks of dropout.
 fn check(architecture: &str, variant: &str, options: &Options) {
-    let key = DropoutKey { seed: 1, step: 2, micro_batch: 3 };
+    let key = DrawKey { seed: 1, step: 2, micro_batch: 3 };
     let network = network(architecture, options);
     let declared = network.readiness_order();
     let weights = Weights::new(&network, 1);
@@ -48,7 +48,7 @@ fn check(architecture: &str, variant: &str, options: &Options) {
     for precision in [Kind::Float, Kind::BFloat16] {
         // Twice each: the second finds gradients to add to.
         for _ in 0..2 {
-            train(&network, &Pass { dropout: Some(key), ..weights.training() }, precision);
+            train(&network, &Pass { draws: Some(key), ..weights.training() }, precision);
             let mut order = std::mem::take(&mut *fired.lock().unwrap());
             // Under autocast the classifier's weight and bias, which one operation uses, pass through casts
             // of their own, whose order is libtorch's affair.
@@ -82,8 +82,17 @@ fn the_order_declared_is_that_of_a_real_backward_in_every_family() {
         "wrn-50-0.25-bottleneck",
         "preact-resnet-20",
         "preact-resnet-164",
+        "resnext-29-2x4d",
+        "resnext-50-2x8d",
+        "se-wrn-10-1",
+        "se-resnet-18",
+        "se-resnet-50",
+        "densenet-bc-22-4",
     ] {
         check(architecture, "dropout", &dropout);
+    }
+    for architecture in ["densenet-121", "dpn-68"] {
+        check(architecture, "paper", &Options { image_size: 64, ..Options::default() });
     }
     let first_block = Options { projection: Projection::FirstBlock, ..Options::default() };
     check("wrn-18-1-imagenet", "projection in every group", &first_block);

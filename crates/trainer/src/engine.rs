@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange};
 use data_sharding::Batch;
-use model::{DropoutKey, Memory, Norm, Pass};
+use model::{DrawKey, Memory, Norm, Pass};
 use tch::{Kind, Reduction, Tensor};
 use torch_ext::{autocast, hooks};
 
@@ -92,6 +92,7 @@ impl<'plan> Engine<'plan> {
             overlap: comm_config.overlap,
             scale: 1.0 / plan.batches.micro_batches() as f32,
             accumulation,
+            wire: comm_config.compression.wire(),
         };
         let reducer = Arc::new(Reducer::new(comm, region, segments, buckets, options));
         let hooks_count = Arc::new(AtomicBool::new(false));
@@ -205,6 +206,7 @@ impl<'plan> Engine<'plan> {
             if micro_batch == last {
                 self.hooks_count.store(self.host_exchange.is_none(), Ordering::Release);
                 self.reducer.begin_last_backward();
+                self.mark_left_out(step, micro_batch);
                 self.reducer.seal();
             }
             loss.f_backward()?;
@@ -229,14 +231,10 @@ impl<'plan> Engine<'plan> {
         let norm = if config.model.frozen_norm {
             Norm::Running(&self.state.running_views)
         } else {
-            Norm::Batch(&self.state.batch_views)
+            Norm::Batch { batch: &self.state.batch_views, running: &self.state.running_views }
         };
-        let dropout = (config.model.dropout > 0.0).then_some(DropoutKey {
-            seed: config.seed,
-            step,
-            micro_batch: micro_batch as u64,
-        });
-        let pass = Pass { parameters: &self.state.parameters, norm, dropout, memory: config.train.memory };
+        let draws = Some(self.draw_key(step, micro_batch));
+        let pass = Pass { parameters: &self.state.parameters, norm, draws, memory: config.train.memory };
         let logits = self.logits(images, &pass)?;
         let loss = logits.f_cross_entropy_loss::<&Tensor>(labels, None, Reduction::Mean, -100, 0.0)?;
         let _no_grad = tch::no_grad_guard();
@@ -247,6 +245,24 @@ impl<'plan> Engine<'plan> {
         let correct = logits.f_argmax(1, false)?.f_eq_tensor(labels)?.f_sum(Kind::Float)?;
         let _ = self.state.tail(Tail::Correct)?.f_add_(&correct)?;
         Ok(loss)
+    }
+
+    fn draw_key(&self, step: u64, micro_batch: usize) -> DrawKey {
+        DrawKey { seed: self.plan.config.seed, step, micro_batch: micro_batch as u64 }
+    }
+
+    /// Backward has nothing to tell of the parameters that stochastic depth leaves out of the step's last micro
+    /// batch: the exchange of their buckets need not wait for its end.
+    fn mark_left_out(&self, step: u64, micro_batch: usize) {
+        if self.plan.config.model.stochastic_depth == 0.0 || self.host_exchange.is_some() {
+            return;
+        }
+        let left_out = self.plan.network.left_out(self.draw_key(step, micro_batch));
+        for (segment, placed) in self.state.layout.segments.iter().enumerate() {
+            if left_out.contains(&placed.parameter) {
+                self.reducer.mark_ready(segment);
+            }
+        }
     }
 
     /// Logits `[N, classes]` in fp32.
@@ -263,7 +279,7 @@ impl<'plan> Engine<'plan> {
         let pass = Pass {
             parameters: &self.state.parameters,
             norm: Norm::Running(&self.state.running_views),
-            dropout: None,
+            draws: None,
             memory: Memory::Plain,
         };
         Ok((self.logits(&images, &pass)?, labels))

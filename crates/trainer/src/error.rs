@@ -26,7 +26,7 @@ pub enum Error {
     Data(#[from] data_sharding::DataError),
     /// The architecture is wrong.
     #[error(transparent)]
-    Model(#[from] model::ModelError),
+    Model(#[from] ModelError),
     /// A checkpoint is damaged or belongs to another run.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -68,8 +68,9 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match self {
-            Error::Config(_) => EXIT_USAGE,
-            Error::Model(ModelError::Architecture { .. } | ModelError::Option(_)) => EXIT_USAGE,
+            Error::Config(_) | Error::Model(ModelError::Architecture { .. } | ModelError::Option(_)) => {
+                EXIT_USAGE
+            }
             Error::Agreed(agreed) => agreed.failure.exit_code,
             _ => EXIT_FAILURE,
         }

@@ -6,6 +6,8 @@
 //! `checkpoint`, `transfer`, `run_dir`, `telemetry` are what is written.
 
 mod bench;
+mod bench_all_reduce;
+mod bench_model;
 mod checkpoint;
 pub mod config;
 mod delayed;
@@ -17,10 +19,12 @@ mod evaluate;
 mod flat;
 mod input;
 mod memory;
+mod network_overview;
 mod optimizer;
 mod overview;
 mod plan;
 mod run_dir;
+mod scaling;
 mod schedule;
 mod session;
 mod state;
@@ -28,10 +32,14 @@ mod telemetry;
 mod train;
 mod transfer;
 
-pub use bench::{BenchOptions, ModelBench, ModelBenchOptions, StepBench, bench_model, bench_step};
+pub use bench::{BenchOptions, StepBench, bench_step};
+pub use bench_all_reduce::{AllReduceBench, AllReduceOptions, bench_all_reduce};
+pub use bench_model::{ModelBench, ModelBenchOptions, bench_model};
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};
 pub use evaluate::Evaluation;
+pub use network_overview::{Format, describe_network};
 pub use overview::describe_plan;
+pub use scaling::{Algorithm, Cluster, Link};
 pub use train::{Finish, Resume, StopAfter, TrainOptions, evaluate_checkpoint, train};

@@ -67,8 +67,8 @@ impl Weights {
     pub(crate) fn training(&self) -> Pass<'_> {
         Pass {
             parameters: &self.leaves,
-            norm: Norm::Batch(&self.batch),
-            dropout: None,
+            norm: Norm::Batch { batch: &self.batch, running: &self.running },
+            draws: None,
             memory: Memory::Plain,
         }
     }

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, LoadedConfig, load};
+pub use model::Memory;
 
 /// A whole run, as written in YAML.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,12 +60,23 @@ pub struct ModelConfig {
     /// Dropout probability inside each residual branch (paper: 0, or 0.3 for CIFAR).
     #[serde(default)]
     pub dropout: f64,
+    /// Dropout probability of what passes over the shortcuts: the paper's counter-example.
+    #[serde(default)]
+    pub shortcut_dropout: f64,
+    /// Probability with which training leaves out the last residual block; that of the others grows linearly up
+    /// to it (Huang et al. 2016: 0.5).
+    #[serde(default)]
+    pub stochastic_depth: f64,
     /// Spread of the convolutions' initial weights.
     #[serde(default)]
     pub conv_init: model::ConvInit,
     /// Initial scale of batch norm: uniform in (0, 1) as in the official code, or 1.
     #[serde(default)]
     pub gamma_init: model::GammaInit,
+    /// Begin with residual blocks that change nothing: the scale of a branch's last batch norm, or the weights of
+    /// its last convolution where batch norm comes before, start at 0.
+    #[serde(default)]
+    pub zero_init_residual: bool,
     /// What the 1x1 projection reads: the pre-activated input (official) or the raw one.
     #[serde(default)]
     pub shortcut_input: model::ShortcutInput,
@@ -173,7 +185,7 @@ pub struct TrainConfig {
     /// are computed again: about half the memory) or `checkpoint` (whole blocks are: least memory, slowest).
     /// The results are the same to the bit.
     #[serde(default)]
-    pub memory: model::Memory,
+    pub memory: Memory,
     /// Epochs between evaluations; the last epoch is always evaluated.
     #[serde(default = "defaults::one")]
     pub evaluate_every_epochs: u32,
@@ -379,6 +391,8 @@ pub struct CommConfig {
     pub reduce: Reduce,
     /// Exchange buckets while backward still runs.
     pub overlap: bool,
+    /// How gradients travel between the ranks. Batch statistics, loss and counts are never compressed.
+    pub compression: Compression,
     /// Size of the first bucket in KiB: small, so that the exchange starts early.
     pub first_bucket_kib: usize,
     /// Size of the other buckets in KiB.
@@ -388,7 +402,13 @@ pub struct CommConfig {
 impl Default for CommConfig {
     fn default() -> Self {
         // PyTorch's reducer.hpp: kDefaultFirstBucketBytes, kDefaultBucketBytesCap.
-        CommConfig { reduce: Reduce::Ordered, overlap: true, first_bucket_kib: 1024, bucket_kib: 25 * 1024 }
+        CommConfig {
+            reduce: Reduce::Ordered,
+            overlap: true,
+            compression: Compression::None,
+            first_bucket_kib: 1024,
+            bucket_kib: 25 * 1024,
+        }
     }
 }
 
@@ -396,11 +416,36 @@ impl Default for CommConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reduce {
-    /// A fixed binary tree over the ranks: the same bits whatever the buckets are.
+    /// A fixed binary tree over the ranks: the same bits whatever the buckets are. Sums within hosts come first.
     #[default]
     Ordered,
+    /// The same without regard to hosts: each rank's slices travel to every other rank.
+    FlatOrdered,
     /// MPI's own all-reduce.
     Mpi,
+}
+
+/// `comm.compression:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// As fp32.
+    #[default]
+    None,
+    /// Rounded to bf16, summed in fp32.
+    Bf16,
+    /// Rounded to fp16, summed in fp32.
+    Fp16,
+}
+
+impl Compression {
+    pub(crate) fn wire(self) -> allreduce::Wire {
+        match self {
+            Compression::None => allreduce::Wire::Fp32,
+            Compression::Bf16 => allreduce::Wire::Bf16,
+            Compression::Fp16 => allreduce::Wire::Fp16,
+        }
+    }
 }
 
 /// `checkpoint:`

@@ -1,12 +1,10 @@
 //! `wrn-dist bench`
 
-use std::num::{NonZeroU32, NonZeroUsize};
-use std::process::{Command as Process, Stdio};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
-use model::Memory;
-use trainer::config::Dtype;
-use trainer::{EXIT_FAILURE, EXIT_USAGE, ModelBench};
+use clap::ValueEnum;
+use trainer::{AllReduceOptions, EXIT_USAGE, config};
 
 use super::ConfigArguments;
 
@@ -21,7 +19,48 @@ enum Command {
     /// The parts of a training step, with the exchange of gradients and without
     Step(StepArguments),
     /// Memory and time of a training step of a network on the CPU, in each memory mode
-    Model(ModelArguments),
+    Model(super::bench_model::Arguments),
+    /// The sum over all ranks by itself, for a range of sizes
+    Allreduce(AllReduceArguments),
+}
+
+#[derive(clap::Args)]
+struct AllReduceArguments {
+    /// Smallest size
+    #[arg(long, value_name = "KIB", default_value = "4")]
+    min_kib: NonZeroU32,
+    /// Largest size; each is four times the one before
+    #[arg(long, value_name = "KIB", default_value = "65536")]
+    max_kib: NonZeroU32,
+    /// Who decides the order of the sum
+    #[arg(long, value_enum, default_value = "ordered")]
+    reduce: Reduce,
+    /// How values travel
+    #[arg(long, value_enum, default_value = "none")]
+    compression: Compression,
+    /// Measured all-reduces of each size
+    #[arg(long, default_value = "20")]
+    iterations: NonZeroU32,
+    /// All-reduces of each size before measuring
+    #[arg(long, default_value = "3")]
+    warmup: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Reduce {
+    Ordered,
+    FlatOrdered,
+    Mpi,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Compression {
+    None,
+    Bf16,
+    Fp16,
 }
 
 #[derive(clap::Args)]
@@ -43,110 +82,51 @@ struct StepArguments {
     json: bool,
 }
 
-#[derive(clap::Args)]
-struct ModelArguments {
-    /// Architecture, for example wrn-28-10
-    arch: String,
-    /// Images that go through the network at once
-    #[arg(long, default_value = "32")]
-    batch: NonZeroUsize,
-    /// plain, recompute or checkpoint; without it all three, each in a process of its own
-    #[arg(long, value_parser = memory)]
-    memory: Option<Memory>,
-    /// fp32 or bf16
-    #[arg(long, value_parser = dtype, default_value = "fp32")]
-    dtype: Dtype,
-    /// Dropout probability
-    #[arg(long, default_value_t = 0.0)]
-    dropout: f64,
-    /// Side of the images in pixels [default: 32, or 224 for the networks of ImageNet]
-    #[arg(long)]
-    image: Option<u32>,
-    /// libtorch's threads [default: all usable cores]
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
-    /// Measured steps
-    #[arg(long, default_value = "5")]
-    steps: NonZeroU32,
-    /// Steps before measuring
-    #[arg(long, default_value = "2")]
-    warmup: u32,
-    /// Print JSON: a list with one entry a mode
-    #[arg(long)]
-    json: bool,
-}
-
-fn memory(text: &str) -> Result<Memory, String> {
-    serde_json::from_value(text.into()).map_err(|error| error.to_string())
-}
-
-fn dtype(text: &str) -> Result<Dtype, String> {
-    serde_json::from_value(text.into()).map_err(|error| error.to_string())
-}
-
 pub(crate) fn run(arguments: Arguments) -> i32 {
     match arguments.command {
         Command::Step(step) => run_step(step),
-        Command::Model(model) => run_model(&model),
+        Command::Model(arguments) => super::bench_model::run(&arguments),
+        Command::Allreduce(arguments) => run_all_reduce(&arguments),
     }
 }
 
-fn run_model(arguments: &ModelArguments) -> i32 {
-    let rows = match arguments.memory {
-        Some(memory) => measure(arguments, memory).map(|row| vec![row]),
-        None => Memory::ALL.into_iter().map(measure_apart).collect(),
+fn run_all_reduce(arguments: &AllReduceArguments) -> i32 {
+    let options = AllReduceOptions {
+        min_bytes: 1024 * arguments.min_kib.get() as usize,
+        max_bytes: 1024 * arguments.max_kib.get() as usize,
+        reduce: match arguments.reduce {
+            Reduce::Ordered => config::Reduce::Ordered,
+            Reduce::FlatOrdered => config::Reduce::FlatOrdered,
+            Reduce::Mpi => config::Reduce::Mpi,
+        },
+        compression: match arguments.compression {
+            Compression::None => config::Compression::None,
+            Compression::Bf16 => config::Compression::Bf16,
+            Compression::Fp16 => config::Compression::Fp16,
+        },
+        iterations: arguments.iterations.get() as usize,
+        warmup: arguments.warmup as usize,
     };
-    match rows {
-        Ok(rows) => {
+    if options.min_bytes > options.max_bytes {
+        super::complain("--min-kib is larger than --max-kib");
+        return EXIT_USAGE;
+    }
+    if options.reduce == config::Reduce::Mpi && options.compression != config::Compression::None {
+        super::complain("--compression needs --reduce ordered: MPI sums no 16-bit floats");
+        return EXIT_USAGE;
+    }
+    match trainer::bench_all_reduce(options) {
+        Ok(None) => 0,
+        Ok(Some(bench)) => {
             super::show(&if arguments.json {
-                format!("{}\n", serde_json::json!(rows))
+                format!("{}\n", serde_json::json!(bench))
             } else {
-                ModelBench::table(&rows)
+                bench.table()
             });
             0
         }
-        Err(code) => code,
+        Err(error) => error.exit_code(),
     }
-}
-
-fn measure(arguments: &ModelArguments, memory: Memory) -> Result<ModelBench, i32> {
-    let options = trainer::ModelBenchOptions {
-        arch: arguments.arch.clone(),
-        batch: arguments.batch,
-        dtype: arguments.dtype,
-        memory,
-        dropout: arguments.dropout,
-        image_size: arguments.image,
-        threads: arguments.threads,
-        steps: arguments.steps.get() as usize,
-        warmup: arguments.warmup as usize,
-    };
-    trainer::bench_model(&options).map_err(|error| {
-        super::complain(&error.to_string());
-        error.exit_code()
-    })
-}
-
-/// The same command for one mode, in a process whose memory no other mode has touched. It complains itself.
-fn measure_apart(memory: Memory) -> Result<ModelBench, i32> {
-    let failure = |sentence: String| {
-        super::complain(&sentence);
-        EXIT_FAILURE
-    };
-    let program =
-        std::env::current_exe().map_err(|error| failure(format!("this program's path: {error}")))?;
-    let output = Process::new(program)
-        .args(std::env::args_os().skip(1).filter(|argument| argument != "--json"))
-        .args(["--json", "--memory", &memory.to_string()])
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| failure(format!("cannot start another process: {error}")))?;
-    if !output.status.success() {
-        return Err(output.status.code().unwrap_or(EXIT_FAILURE));
-    }
-    let rows: Result<[ModelBench; 1], _> = serde_json::from_slice(&output.stdout);
-    rows.map(|[row]| row)
-        .map_err(|error| failure(format!("the other process did not print a result: {error}")))
 }
 
 fn run_step(step: StepArguments) -> i32 {

@@ -4,12 +4,12 @@
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use model::{Architecture, DropoutKey, Memory, Network, Norm, Options, Pass};
+use model::{Architecture, DrawKey, Memory, Network, Norm, Options, Pass};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, Tensor};
 use torch_ext::{autocast, layout, memory, runtime};
 
-use super::median;
+use crate::bench::median;
 use crate::config::{Dtype, OptimizerConfig};
 use crate::device::usable_cores;
 use crate::error::Error;
@@ -177,8 +177,8 @@ impl<'a> Step<'a> {
         let clock = Instant::now();
         let pass = Pass {
             parameters: &self.state.parameters,
-            norm: Norm::Batch(&self.state.batch_views),
-            dropout: Some(DropoutKey { seed: SEED, step: number, micro_batch: 0 }),
+            norm: Norm::Batch { batch: &self.state.batch_views, running: &self.state.running_views },
+            draws: Some(DrawKey { seed: SEED, step: number, micro_batch: 0 }),
             memory: self.options.memory,
         };
         let logits = {
