@@ -153,7 +153,7 @@ impl Residual {
 
 impl Node {
     /// This, to be computed again as a whole where blocks are.
-    pub(crate) fn as_block(self) -> Node {
+    pub(crate) fn into_block(self) -> Node {
         Node::Block(Arc::new(self))
     }
 

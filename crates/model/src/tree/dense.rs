@@ -63,5 +63,5 @@ fn dense_layer(
         builder.conv(&format!("{name}.conv2"), ConvShape::new(inner, growth, 3, 1), size),
     ];
     nodes.extend(builder.dropout(options.dropout));
-    Node::Append(Box::new(Node::Sequence(nodes))).as_block()
+    Node::Append(Box::new(Node::Sequence(nodes))).into_block()
 }

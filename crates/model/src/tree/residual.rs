@@ -175,7 +175,7 @@ fn before(common: &Common, builder: &mut Builder, block: &Block, changes: bool) 
     } else {
         Shortcut::Identity
     };
-    block.residual(common, builder, shared, branch, shortcut).as_block()
+    block.residual(common, builder, shared, branch, shortcut).into_block()
 }
 
 fn after(common: &Common, builder: &mut Builder, block: &Block, changes: bool) -> Node {
@@ -196,5 +196,5 @@ fn after(common: &Common, builder: &mut Builder, block: &Block, changes: bool) -
         }
     };
     let sum = block.residual(common, builder, Vec::new(), branch, shortcut);
-    Node::Sequence(vec![sum, Node::Relu]).as_block()
+    Node::Sequence(vec![sum, Node::Relu]).into_block()
 }
