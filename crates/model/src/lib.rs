@@ -2,8 +2,9 @@
 //! which names, counts, initial weights and the forward pass all follow.
 //!
 //! Reading order: `architecture` (the string) → `plan` (its numbers) → `tree` (its nodes and names) → `spec`
-//! (what nodes there are) → `forward` (their interpreter); `names` is what other programs call the tensors.
-//! Holds no weights: the caller owns the tensors and passes them to [`Network::forward`].
+//! (what nodes there are) → `forward` (their interpreter; `checkpoint` runs blocks again for it, `footprint`
+//! counts what it keeps). `names` is what other programs call the tensors. Holds no weights: the caller owns the
+//! tensors and passes them to [`Network::forward`].
 //!
 //! | string | network |
 //! |---|---|
@@ -28,9 +29,12 @@
 
 mod architecture;
 mod builder;
+mod checkpoint;
 mod error;
+mod footprint;
 mod forward;
 mod init;
+mod memory;
 mod names;
 mod network;
 mod options;
@@ -41,6 +45,7 @@ mod tree;
 pub use architecture::Architecture;
 pub use error::ModelError;
 pub use forward::{DrawKey, Norm, Pass, Statistics};
+pub use memory::Memory;
 pub use names::{Content, NamedTensor, Naming, current_name};
 pub use network::Network;
 pub use options::{ConvInit, GammaInit, Options, Projection, ShortcutInput};

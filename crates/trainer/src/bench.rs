@@ -141,7 +141,7 @@ fn medians(global_batch: usize, outcomes: &[StepOutcome]) -> StepMedians {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     match values.len() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange};
 use data_sharding::Batch;
-use model::{DrawKey, Norm, Pass};
+use model::{DrawKey, Memory, Norm, Pass};
 use tch::{Kind, Reduction, Tensor};
 use torch_ext::{autocast, hooks};
 
@@ -234,7 +234,7 @@ impl<'plan> Engine<'plan> {
             Norm::Batch { batch: &self.state.batch_views, running: &self.state.running_views }
         };
         let draws = Some(self.draw_key(step, micro_batch));
-        let pass = Pass { parameters: &self.state.parameters, norm, draws };
+        let pass = Pass { parameters: &self.state.parameters, norm, draws, memory: config.train.memory };
         let logits = self.logits(images, &pass)?;
         let loss = logits.f_cross_entropy_loss::<&Tensor>(labels, None, Reduction::Mean, -100, 0.0)?;
         let _no_grad = tch::no_grad_guard();
@@ -280,6 +280,7 @@ impl<'plan> Engine<'plan> {
             parameters: &self.state.parameters,
             norm: Norm::Running(&self.state.running_views),
             draws: None,
+            memory: Memory::Plain,
         };
         Ok((self.logits(&images, &pass)?, labels))
     }

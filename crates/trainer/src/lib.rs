@@ -8,6 +8,7 @@
 
 mod bench;
 mod bench_all_reduce;
+mod bench_model;
 mod checkpoint;
 pub mod config;
 mod delayed;
@@ -37,6 +38,7 @@ pub use model::Naming;
 
 pub use bench::{BenchOptions, StepBench, bench_step};
 pub use bench_all_reduce::{AllReduceBench, AllReduceOptions, bench_all_reduce};
+pub use bench_model::{ModelBench, ModelBenchOptions, bench_model};
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};

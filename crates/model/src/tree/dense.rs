@@ -70,5 +70,5 @@ fn dense_layer(
         builder.conv(&format!("{name}.conv2"), ConvShape::new(inner, growth, 3, 1), size),
     ];
     nodes.extend(builder.dropout(options.dropout));
-    Node::Append(Box::new(Node::Sequence(nodes)))
+    Node::Append(Box::new(Node::Sequence(nodes))).into_block()
 }

@@ -18,6 +18,8 @@ pub(crate) struct Arguments {
 enum Command {
     /// The parts of a training step, with the exchange of gradients and without
     Step(StepArguments),
+    /// Memory and time of a training step of a network on the CPU, in each memory mode
+    Model(super::bench_model::Arguments),
     /// The sum over all ranks by itself, for a range of sizes
     Allreduce(AllReduceArguments),
 }
@@ -83,6 +85,7 @@ struct StepArguments {
 pub(crate) fn run(arguments: Arguments) -> i32 {
     match arguments.command {
         Command::Step(step) => run_step(step),
+        Command::Model(arguments) => super::bench_model::run(&arguments),
         Command::Allreduce(arguments) => run_all_reduce(&arguments),
     }
 }

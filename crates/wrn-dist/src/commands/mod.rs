@@ -1,6 +1,7 @@
 //! One module a subcommand, and the arguments that several share.
 
 pub(crate) mod bench;
+pub(crate) mod bench_model;
 pub(crate) mod config;
 pub(crate) mod eval;
 pub(crate) mod model;
