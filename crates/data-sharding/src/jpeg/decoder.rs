@@ -83,6 +83,20 @@ impl ImageDecoder {
         }
     }
 
+    /// The smaller JPEG from which [`decode`](Self::decode) would take the pixels of `region`; `None` where it would
+    /// not cut.
+    ///
+    /// # Errors
+    /// As for [`decode`](Self::decode), but for what only decoding brings to light.
+    pub fn cut(&mut self, bytes: &[u8], region: Region, seek: &[u8]) -> Result<Option<&[u8]>, ImageError> {
+        if let Format::Png = Format::of(bytes)? {
+            return Ok(None);
+        }
+        check(region, jpeg_frame(bytes)?.1)?;
+        let cut = self.cutter.cut(bytes, seek, region, 1, &mut self.cut);
+        Ok(cut.map(|_| self.cut.as_slice()))
+    }
+
     fn decode_png(&mut self, bytes: &[u8], region: Region, rgb: &mut Vec<u8>) -> Result<Decoded, ImageError> {
         let header = png::header(bytes)?;
         refuse_bombs(header, bytes, u64::MAX)?;
