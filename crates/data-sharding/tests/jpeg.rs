@@ -2,12 +2,12 @@
 
 mod jpeg_support;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use data_sharding::jpeg::{
     Decoded, ImageDecoder, ImageEncoder, ImageError, ImageHeader, Region, View, Way, seek,
 };
-use jpeg_support::{Coding, PLAIN, Random, SUBSAMPLINGS, encode, picture, regions};
+use jpeg_support::{Coding, PLAIN, Random, SUBSAMPLINGS, encode, images_of_folder, picture, regions, skip};
 
 /// The pixels of a decoded buffer's view, which must lie on whole pixels.
 fn pixels_of_view(rgb: &[u8], decoded: Decoded) -> Vec<u8> {
@@ -133,28 +133,13 @@ fn a_large_source_is_scaled_while_it_is_decoded_but_never_below_the_target() {
     }
 }
 
-/// The files below the folder that an environment variable names.
-fn images_of_folder(variable: &str) -> Vec<PathBuf> {
-    let mut images = Vec::new();
-    let mut folders: Vec<PathBuf> = std::env::var_os(variable).map(PathBuf::from).into_iter().collect();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { folders.push(path) } else { images.push(path) }
-        }
-    }
-    images.sort();
-    images
-}
-
 #[test]
 #[ignore = "long"]
 fn regions_of_real_images_have_the_pixels_of_a_full_decode() {
-    let images = images_of_folder("WRN_DIST_IMAGES");
-    if images.is_empty() {
-        eprintln!("SKIPPED: set WRN_DIST_IMAGES to a folder of images");
-        return;
-    }
+    let Some(folder) = std::env::var_os("WRN_DIST_IMAGES") else {
+        return skip("images", "WRN_DIST_IMAGES names no folder of photos");
+    };
+    let images = images_of_folder(Path::new(&folder));
     let mut decoder = ImageDecoder::new().unwrap();
     let mut random = Random::new(2);
     let (mut cuts, mut indexed) = (0, 0);
