@@ -4,7 +4,7 @@
 
 use super::bits::BitPosition;
 use super::huffman::TableSpec;
-use super::markers::{APP0, APP14, DHT, DQT, DRI, EOI, Frame, SEQUENTIAL, SOS, Segments};
+use super::markers::{APP0, APP14, APP15, COM, DHT, DQT, DRI, EOI, Frame, SEQUENTIAL, SOS, Segments};
 
 /// Blocks of an MCU of an interleaved scan (ITU-T T.81, B.2.3).
 const MAX_BLOCKS: u32 = 10;
@@ -76,9 +76,14 @@ impl<'a> Scan<'a> {
         let mut quantization = Few::new();
         let mut frame = None;
         let (mut jfif, mut adobe) = (None, None);
+        let mut end = 2;
         for segment in Segments::new(bytes) {
             let segment = segment.ok()?;
             let body = segment.body;
+            // Bytes between segments are damage that the plain way complains of.
+            if segment.offset != std::mem::replace(&mut end, segment.end) {
+                return None;
+            }
             match segment.marker {
                 DQT => quantization.push(body)?,
                 DHT => huffman_tables(body, &mut tables)?,
@@ -102,14 +107,14 @@ impl<'a> Scan<'a> {
                         adobe,
                     });
                 }
-                _ => {
-                    if let Some(found) = Frame::parse(&segment).ok()? {
-                        let can_cut = SEQUENTIAL.contains(&found.process) && found.precision == 8;
-                        if !can_cut || frame.replace((found, body)).is_some() {
-                            return None;
-                        }
+                marker if SEQUENTIAL.contains(&marker) => {
+                    let found = Frame::parse(&segment).ok()??;
+                    if found.precision != 8 || frame.replace((found, body)).is_some() {
+                        return None;
                     }
                 }
+                APP0..=APP15 | COM | DRI => {}
+                _ => return None,
             }
         }
         None

@@ -17,10 +17,10 @@
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::ImageError;
 use super::bits::BitPosition;
 use super::scan::{self, Scan};
 use super::walk::{Predictors, Tables, Walk};
+use super::{ImageDecoder, ImageError, Region};
 
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 1 + 8 + 8;
@@ -48,7 +48,11 @@ pub fn build(bytes: &[u8]) -> Result<Option<Vec<u8>>, ImageError> {
     if !super::decoder::may_have_record(bytes)? {
         return Ok(None);
     }
-    Ok(Scan::of(bytes).and_then(|scan| record(bytes, &scan)))
+    let Some(record) = Scan::of(bytes).and_then(|scan| record(bytes, &scan)) else { return Ok(None) };
+    // The scan is sound; that the tables and everything else before it are, the decoder of one pixel tells.
+    let pixel = Region { left: 0, top: 0, width: 1, height: 1 };
+    let sound = ImageDecoder::new()?.decode(bytes, pixel, None, None, &mut Vec::new()).is_ok();
+    Ok(sound.then_some(record))
 }
 
 fn record(bytes: &[u8], scan: &Scan) -> Option<Vec<u8>> {
