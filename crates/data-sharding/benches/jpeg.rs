@@ -2,7 +2,7 @@
 //! up to the region, and entered by the seek record; and cut out without decoding. One thread; the regions are RandomResizedCrop's (area 0.08 to 1, aspect ratio 3/4 to 4/3).
 //!
 //! `WRN_DIST_IMAGES` names a folder of images to take instead of generated ones; `ROUNDS` is how often each is
-//! decoded (9). Each variant runs over all images before the next does, in an order that rotates every round: on
+//! decoded (9); `VARIANT` picks one, for a profiler. Each variant runs over all images before the next does, in an order that rotates every round: on
 //! one image back to back the later ones would profit from warm caches. Times are medians over the rounds.
 #![allow(clippy::unwrap_used)] // It is a measurement.
 
@@ -83,15 +83,17 @@ fn main() {
         images.len()
     );
 
+    let variant = std::env::var("VARIANT").unwrap_or_default();
+    let variants: Vec<Variant> = VARIANTS.into_iter().filter(|(name, _)| name.contains(&variant)).collect();
     let cases = cases(&images, &mut tools.decoder);
-    let mut times = vec![vec![Vec::new(); cases.len()]; VARIANTS.len()];
+    let mut times = vec![vec![Vec::new(); cases.len()]; variants.len()];
     for round in 0..rounds {
-        for turn in 0..VARIANTS.len() {
-            let variant = (round + turn) % VARIANTS.len();
+        for turn in 0..variants.len() {
+            let variant = (round + turn) % variants.len();
             for (case, times) in cases.iter().zip(&mut times[variant]) {
                 let Image { jpeg, record } = &images[case.image];
                 let started = Instant::now();
-                VARIANTS[variant].1(&mut tools, jpeg, case.region, record);
+                variants[variant].1(&mut tools, jpeg, case.region, record);
                 times.push(started.elapsed().as_secs_f64() * 1e6);
             }
         }
@@ -100,7 +102,7 @@ fn main() {
     AREAS.iter().for_each(|(low, high)| print!("  {low:.2}-{:.2} ", high.min(1.0)));
     println!();
     let mut first = [0.0; AREAS.len()];
-    for (variant, times) in VARIANTS.iter().zip(&mut times) {
+    for (variant, times) in variants.iter().zip(&mut times) {
         let medians: Vec<f64> = times.iter_mut().map(|times| median(times)).collect();
         print!("{:<20}", variant.0);
         for (&(low, high), first) in AREAS.iter().zip(&mut first) {

@@ -301,20 +301,23 @@ impl AcTable {
     pub(super) fn read(&self, reader: &mut BitReader, mut store: impl FnMut(u8, i16)) -> Option<()> {
         let mut index = 1;
         while index < 64 {
-            // 16 bits of code and 15 of value.
-            if reader.available() < 31 {
-                reader.refill();
-            }
-            let steps = self.lookup[reader.peek(LOOKUP_BITS) as usize];
-            let first = index + steps.first_advance();
-            if steps.bits() > 0 && first & 64 == 0 {
+            // Enough for two look-ups and a code of 16 bits with a value of 15.
+            reader.refill();
+            for _ in 0..3 {
+                let steps = self.lookup[reader.peek(LOOKUP_BITS) as usize];
+                let first = index + steps.first_advance();
+                if steps.bits() == 0 || first & 64 != 0 {
+                    index = self.read_one(reader, steps, index, &mut store)?;
+                    break;
+                }
                 index += steps.advance();
                 let (value, last) = steps.values();
                 store((first - 1) as u8, value);
                 store((index - 1) as u8, last);
                 reader.skip(steps.bits());
-            } else {
-                index = self.read_one(reader, steps, index, &mut store)?;
+                if index >= 64 {
+                    break;
+                }
             }
         }
         (index == 64 || index > END_OF_BLOCK).then_some(())
