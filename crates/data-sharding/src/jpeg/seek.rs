@@ -83,11 +83,16 @@ fn record(bytes: &[u8], scan: &Scan) -> Option<Vec<u8>> {
             put_varint(&mut record, u64::from(((difference << 1) ^ (difference >> 31)) as u32));
         }
     }
+    seal(&mut record, bytes);
+    Some(record)
+}
+
+/// Writes the header of a record, whose entries are there, of the image `bytes`.
+fn seal(record: &mut [u8], bytes: &[u8]) {
     record[0] = VERSION;
     record[9..17].copy_from_slice(&identity(bytes).to_le_bytes());
     let checksum = xxh3_64(&record[9..]);
     record[1..9].copy_from_slice(&checksum.to_le_bytes());
-    Some(record)
 }
 
 /// The entries of an image, as far as they have been read.
@@ -191,4 +196,80 @@ fn take_varint(body: &mut &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::super::{ImageEncoder, Way};
+    use super::*;
+
+    const WIDTH: u32 = 180;
+    const HEIGHT: u32 = 120;
+
+    fn image() -> Vec<u8> {
+        let pixel = |i: u32| [i % 251, i * i % 239, i / 7 % 256].map(|value| value as u8);
+        let rgb: Vec<u8> = (0..WIDTH * HEIGHT).flat_map(pixel).collect();
+        let mut jpeg = Vec::new();
+        ImageEncoder::new(80).unwrap().encode(&rgb, WIDTH, HEIGHT, &mut jpeg).unwrap();
+        jpeg
+    }
+
+    #[test]
+    fn an_entry_is_where_the_walk_says() {
+        let jpeg = image();
+        let record = build(&jpeg).unwrap().unwrap();
+        let scan = Scan::of(&jpeg).unwrap();
+        let mut tables = Tables::new();
+        tables.load(&scan).unwrap();
+        let mut walk = Walk::new(&scan, &tables, &jpeg[scan.start..]);
+        let mut entries = Entries::default();
+        assert!(entries.read(&record, &jpeg, &scan, scan.mcus_down - 1));
+        for row in 0..scan.mcus_down {
+            for column in 0..scan.mcus_across {
+                let (entry, start) = entries.at(row, column, &scan);
+                assert_eq!(start, column / STRIDE * STRIDE);
+                if start == column {
+                    assert_eq!((entry.position, entry.predictors), (walk.position(), walk.predictors));
+                }
+                walk.pass().unwrap();
+            }
+            let (entry, _) = entries.at(row, scan.mcus_across, &scan);
+            assert_eq!((entry.position, entry.predictors), (walk.position(), walk.predictors));
+        }
+        assert!(!entries.read(&record, &jpeg, &scan, scan.mcus_down), "there is no such row");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+
+        /// Checksums keep such records away; should one ever pass, it leads to wrong pixels at worst.
+        #[test]
+        fn a_record_with_wrong_entries_and_a_right_checksum_does_no_harm(
+            changes in vec((any::<Index>(), any::<u8>()), 1..8), cut_at in any::<Index>(), shortens: bool, region: [u32; 4],
+        ) {
+            let jpeg = image();
+            let mut record = build(&jpeg).unwrap().unwrap();
+            let entries = HEADER_BYTES..record.len();
+            for (at, value) in changes {
+                record[entries.start + at.index(entries.len())] = value;
+            }
+            if shortens {
+                record.truncate(entries.start + cut_at.index(entries.len()));
+            }
+            seal(&mut record, &jpeg);
+            let (left, top) = (region[0] % WIDTH, region[1] % HEIGHT);
+            let (width, height) = (1 + region[2] % (WIDTH - left), 1 + region[3] % (HEIGHT - top));
+            let region = Region { left, top, width, height };
+            let mut decoder = ImageDecoder::new().unwrap();
+            let mut rgb = Vec::new();
+            let decoded = decoder.decode(&jpeg, region, None, Some(&record), &mut rgb).unwrap();
+            prop_assert!(decoded.way != Way::Whole);
+            let cut = decoder.cut(&jpeg, region, &record).unwrap();
+            prop_assert!(cut.is_none_or(|(cut, _)| cut.len() < 3 * jpeg.len()));
+        }
+    }
 }
