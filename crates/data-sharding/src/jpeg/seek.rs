@@ -1,6 +1,6 @@
 //! Seek records: where in a JPEG's entropy-coded data each row of MCUs, and every eighth MCU in it, begins, and which
 //! DC values the differences there add to. With one, a reader can start in the middle of an image. How a region is
-//! cut out stands in `cut.rs`; how the records of a data set are stored is not this module's.
+//! decoded so stands in `part.rs`; how the records of a data set are stored is not this module's.
 //!
 //! A record, little endian:
 //!
@@ -24,7 +24,7 @@ use super::{ImageDecoder, ImageError, Region};
 
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 1 + 8 + 8;
-/// MCUs from one entry of a row to the next. Four would make cuts 3 % faster and records twice as large.
+/// MCUs from one entry of a row to the next. Half of it would double the records for a few percent of the time.
 pub(super) const STRIDE: u32 = 8;
 
 /// Where an MCU begins.
@@ -36,7 +36,7 @@ pub(super) struct Entry {
 
 /// Builds the seek record of an image: about 2 KB for one of 500x400.
 ///
-/// `None` for images that are not cut but decoded the plain way: PNG, progressive, arithmetic or lossless coding,
+/// `None` for images that have no use for one: PNG, progressive, arithmetic or lossless coding,
 /// other than eight bits a sample, one or three components, several scans, restart markers; and for anything that
 /// does not parse from the first bit to the end-of-image marker, so that what has a record is known to be whole.
 ///
