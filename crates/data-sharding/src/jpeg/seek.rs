@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::bits::BitPosition;
 use super::scan::{self, Scan};
-use super::walk::{Predictors, Tables, Walk};
+use super::walk::{DC_VALUES, Predictors, Tables, Walk};
 use super::{ImageDecoder, ImageError, Region};
 
 const VERSION: u8 = 1;
@@ -133,7 +133,8 @@ impl Entries {
             let position = BitPosition(before.0.checked_add(distance)?);
             for value in predictors.iter_mut().take(components) {
                 let zigzag = u32::try_from(take_varint(&mut body)?).ok()?;
-                *value = value.checked_add((zigzag >> 1) as i32 ^ -((zigzag & 1) as i32))?;
+                let difference = (zigzag >> 1) as i32 ^ -((zigzag & 1) as i32);
+                *value = value.checked_add(difference).filter(|value| DC_VALUES.contains(value))?;
             }
             self.list.push(Entry { position, predictors });
         }
