@@ -13,23 +13,34 @@
 //! All randomness is a pure function of what is drawn (seed, epoch, sample, repetition), never of who draws
 //! it, so batches are the same bytes for any number of ranks and workers.
 
+mod atomic;
 mod cifar;
 mod error;
 mod file;
 mod idx;
+mod image_size;
 mod kind;
 mod layout;
+mod parallel;
 mod pool;
+mod prepare;
+mod progress;
 mod random;
 mod sampler;
+mod shards;
 mod slab;
 mod source;
 mod transform;
+mod verify;
 
 pub use error::DataError;
 pub use kind::{SourceFacts, SourceKind, Split};
 pub use layout::{BatchLayout, EvaluationBatch, evaluation_batches};
 pub use pool::{Batch, Pool, PoolOptions, default_workers};
+pub use prepare::{PrepareKind, PrepareOptions, prepare};
+pub use progress::Progress;
 pub use sampler::{Order, Sampler};
+pub use shards::{ReadMode, ShardSet};
 pub use source::{Adapt, ImageShape, Source, open};
 pub use transform::{PaddingMode, SampleKey, Transform};
+pub use verify::verify;
