@@ -16,15 +16,18 @@
 mod atomic;
 mod cifar;
 mod error;
+mod fetch;
 mod file;
 mod idx;
 mod image_size;
 mod kind;
 mod layout;
+mod mat;
 mod parallel;
 mod pool;
 mod prepare;
 mod progress;
+mod published;
 mod random;
 mod sampler;
 mod shards;
@@ -34,6 +37,7 @@ mod transform;
 mod verify;
 
 pub use error::DataError;
+pub use fetch::{FetchKind, fetch};
 pub use kind::{SourceFacts, SourceKind, Split};
 pub use layout::{BatchLayout, EvaluationBatch, evaluation_batches};
 pub use pool::{Batch, Pool, PoolOptions, default_workers};
