@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use data_sharding::{
-    Adapt, DataError, ImageShape, PaddingMode, Pool, PoolOptions, SampleKey, Source, SourceKind, Split,
-    Transform, default_workers, open,
+    Adapt, Augmentation, Batch, Crop, DataError, Filter, ImageShape, ImageSize, Labelled, OnBadSample, PaddingMode,
+    Pool, PoolOptions, RandomErasing, RandomResizedCrop, SampleKey, Source, SourceKind, Split, default_workers, open,
 };
 
 const SHAPE: ImageShape = ImageShape { height: 8, width: 8, channels: 3 };
@@ -52,17 +52,13 @@ impl Gate {
     }
 }
 
-impl Source for Synthetic {
+impl Labelled for Synthetic {
     fn name(&self) -> &str {
         "made-up set"
     }
 
     fn len(&self) -> usize {
         self.samples
-    }
-
-    fn image(&self) -> ImageShape {
-        SHAPE
     }
 
     fn classes(&self) -> &[String] {
@@ -75,6 +71,12 @@ impl Source for Synthetic {
 
     fn label(&self, sample: usize) -> u32 {
         sample as u32 % 10
+    }
+}
+
+impl Source for Synthetic {
+    fn image(&self) -> ImageShape {
+        SHAPE
     }
 
     fn decode(&self, sample: usize, pixels: &mut [u8]) -> Result<(), DataError> {
@@ -105,8 +107,18 @@ impl Source for Synthetic {
     }
 }
 
-fn augmenting() -> Transform {
-    Transform { seed: 3, flip: true, crop_padding: 2, padding_mode: PaddingMode::Reflect }
+fn augmenting() -> Augmentation {
+    let crop = Crop::Padded { padding: 2, mode: PaddingMode::Reflect };
+    Augmentation { seed: 3, flip: true, crop, ..Augmentation::none() }
+}
+
+fn start(
+    source: Arc<Synthetic>,
+    augmentation: Augmentation,
+    requests: Box<dyn Iterator<Item = Vec<SampleKey>> + Send>,
+    options: PoolOptions,
+) -> Result<Pool, DataError> {
+    Pool::start(source as Arc<dyn Source>, augmentation, requests, options)
 }
 
 fn key(sample: u32) -> SampleKey {
@@ -119,7 +131,7 @@ fn requests(batches: u32, size: u32) -> Box<dyn Iterator<Item = Vec<SampleKey>> 
 }
 
 fn options(workers: usize, batch_size: usize, prefetch: usize) -> PoolOptions {
-    PoolOptions { workers, batch_size, prefetch }
+    PoolOptions { workers, batch_size, prefetch, on_bad_sample: OnBadSample::Error }
 }
 
 /// Fails the test instead of hanging it.
@@ -138,7 +150,7 @@ fn within_seconds<T: Send + 'static>(seconds: u64, work: impl FnOnce() -> T + Se
 #[test]
 fn batches_come_in_the_order_of_requests_with_their_samples() {
     let source = Arc::new(Synthetic { samples: 640, uneven: true, ..Default::default() });
-    let pool = Pool::start(source, Transform::none(), requests(40, 16), options(3, 16, 4)).unwrap();
+    let pool = start(source, Augmentation::none(), requests(40, 16), options(3, 16, 4)).unwrap();
     let mut count = 0;
     for (batch, images) in pool.enumerate() {
         let images = images.unwrap();
@@ -167,7 +179,7 @@ fn batches_are_the_same_bytes_for_any_number_of_workers() {
             })
         });
         let pool =
-            Pool::start(source, augmenting(), Box::new(requests), options(workers, 32, prefetch)).unwrap();
+            start(source, augmenting(), Box::new(requests), options(workers, 32, prefetch)).unwrap();
         pool.map(|batch| {
             let batch = batch.unwrap();
             (batch.images().to_vec(), batch.labels().to_vec())
@@ -190,7 +202,7 @@ fn epochs_and_repetitions_augment_differently() {
     let keys =
         |epoch, repetition| (0..64).map(move |sample| SampleKey { sample, epoch, repetition }).collect();
     let requests: Vec<Vec<SampleKey>> = vec![keys(0, 0), keys(0, 0), keys(1, 0), keys(0, 1)];
-    let pool = Pool::start(source, augmenting(), Box::new(requests.into_iter()), options(2, 64, 2)).unwrap();
+    let pool = start(source, augmenting(), Box::new(requests.into_iter()), options(2, 64, 2)).unwrap();
     let batches: Vec<_> = pool.map(|batch| batch.unwrap().images().to_vec()).collect();
     assert_eq!(batches[0], batches[1]);
     assert_ne!(batches[0], batches[2]);
@@ -202,7 +214,7 @@ fn epochs_and_repetitions_augment_differently() {
 fn workers_wait_when_the_consumer_does_not_take() {
     let source = Arc::new(Synthetic { samples: 8000, ..Default::default() });
     let mut pool =
-        Pool::start(Arc::clone(&source) as _, augmenting(), requests(1000, 8), options(2, 8, 3)).unwrap();
+        start(Arc::clone(&source), augmenting(), requests(1000, 8), options(2, 8, 3)).unwrap();
     let settled = || {
         let mut last = usize::MAX;
         while last != source.decoded.load(Ordering::SeqCst) {
@@ -224,7 +236,7 @@ fn workers_wait_when_the_consumer_does_not_take() {
 #[test]
 fn buffers_are_reused() {
     let source = Arc::new(Synthetic { samples: 1600, ..Default::default() });
-    let pool = Pool::start(source, augmenting(), requests(100, 16), options(2, 16, 3)).unwrap();
+    let pool = start(source, augmenting(), requests(100, 16), options(2, 16, 3)).unwrap();
     let places: BTreeSet<usize> = pool.map(|batch| batch.unwrap().images().as_ptr() as usize).collect();
     assert!(places.len() <= 3, "{} different buffers", places.len());
 }
@@ -261,11 +273,11 @@ fn a_bad_sample_or_a_panic_is_an_error_that_names_it_and_ends_the_pool() {
         ),
     ];
     for (faulty, message) in faults {
-        let cases = [1, 2, 7].into_iter().flat_map(|w| [(w, Transform::none()), (w, augmenting())]);
+        let cases = [1, 2, 7].into_iter().flat_map(|w| [(w, Augmentation::none()), (w, augmenting())]);
         for (workers, transform) in cases {
             let source = Arc::new(faulty());
             let results = within_seconds(20, move || {
-                outcomes(Pool::start(source, transform, requests(40, 10), options(workers, 10, 4)).unwrap())
+                outcomes(start(source, transform, requests(40, 10), options(workers, 10, 4)).unwrap())
             });
             let mut expected = vec![Ok(10); 7];
             expected.push(Err(format!("made-up set: sample {message}")));
@@ -286,7 +298,7 @@ fn bad_requests_are_errors_at_their_place() {
         let requests = vec![vec![key(0)], vec![key(1)], bad, vec![key(2)]];
         let results: Vec<_> = within_seconds(20, move || {
             let pool =
-                Pool::start(source, Transform::none(), Box::new(requests.into_iter()), options(2, 4, 1))
+                start(source, Augmentation::none(), Box::new(requests.into_iter()), options(2, 4, 1))
                     .unwrap();
             pool.map(|result| result.map(|batch| batch.len()).map_err(|error| error.to_string())).collect()
         });
@@ -300,7 +312,7 @@ fn a_panic_among_the_requests_is_an_error() {
     let requests =
         (0..3).map(|batch| if batch == 1 { panic!("no order for epoch 1") } else { vec![key(batch)] });
     let results = within_seconds(20, move || {
-        outcomes(Pool::start(source, Transform::none(), Box::new(requests), options(2, 4, 2)).unwrap())
+        outcomes(start(source, Augmentation::none(), Box::new(requests), options(2, 4, 2)).unwrap())
     });
     let message = "the list of requests failed at request 1: no order for epoch 1";
     assert_eq!(results, [Ok(1), Err(message.into())]);
@@ -314,12 +326,15 @@ fn options_out_of_range_are_refused() {
         (options(1, 8, usize::MAX), augmenting(), "prefetch is 18446744073709551615; expected 1 to 1024"),
         (
             options(1, 8, 2),
-            Transform { crop_padding: 8, ..augmenting() },
+            Augmentation {
+                crop: Crop::Padded { padding: 8, mode: PaddingMode::Zero },
+                ..augmenting()
+            },
             "crop_padding is 8; expected less than the image's 8 pixels",
         ),
     ] {
         let source = Arc::new(Synthetic { samples: 8, ..Default::default() });
-        let error = Pool::start(source, transform, requests(1, 8), options).err().unwrap();
+        let error = start(source, transform, requests(1, 8), options).err().unwrap();
         assert_eq!(error.to_string(), message);
     }
 }
@@ -332,7 +347,7 @@ fn dropping_in_mid_stream_joins_all_threads_and_batches_stay_valid() {
             let watched = Arc::downgrade(&source);
             let held = within_seconds(20, move || {
                 let mut pool =
-                    Pool::start(source, Transform::none(), requests(1000, 100), options(workers, 100, 4))
+                    start(source, Augmentation::none(), requests(1000, 100), options(workers, 100, 4))
                         .unwrap();
                 let held: Vec<_> = (0..taken).map(|_| pool.next().unwrap().unwrap()).collect();
                 drop(pool);
@@ -352,7 +367,7 @@ fn dropping_waits_for_the_samples_in_work_and_no_more() {
     let source = Arc::new(Synthetic { samples: 1000, gate: Some(Gate::default()), ..Default::default() });
     let gate = source.gate.as_ref().unwrap();
     let pool =
-        Pool::start(Arc::clone(&source) as _, augmenting(), requests(10, 100), options(2, 100, 2)).unwrap();
+        start(Arc::clone(&source), augmenting(), requests(10, 100), options(2, 100, 2)).unwrap();
     while gate.arrived.load(Ordering::SeqCst) < 2 {
         thread::yield_now();
     }
@@ -368,17 +383,17 @@ fn dropping_waits_for_the_samples_in_work_and_no_more() {
 fn a_pool_ends_with_its_requests() {
     for batches in [0, 1, 2] {
         let source = Arc::new(Synthetic { samples: 8, ..Default::default() });
-        let pool = Pool::start(source, augmenting(), requests(batches, 4), options(2, 4, 3)).unwrap();
+        let pool = start(source, augmenting(), requests(batches, 4), options(2, 4, 3)).unwrap();
         assert_eq!(within_seconds(20, move || outcomes(pool)), vec![Ok(4); batches as usize]);
     }
 }
 
 #[test]
 fn worker_counts_share_the_processors() {
-    let alone = default_workers(1);
-    assert!((1..=8).contains(&alone));
-    assert!(default_workers(2) <= alone);
-    assert_eq!((default_workers(0), default_workers(usize::MAX)), (alone, 1));
+    let alone = default_workers(1, 1);
+    assert!((1..=16).contains(&alone));
+    assert!(default_workers(2, 1) <= alone);
+    assert_eq!((default_workers(0, 1), default_workers(usize::MAX, 1)), (alone, 1));
 }
 
 #[test]
@@ -391,7 +406,7 @@ fn real_images_pass_through_unchanged_without_augmentation() {
     let adapt = Adapt { pad_to: Some(32), channels: Some(3) };
     let source = open(SourceKind::FashionMnist, root, Split::Test, adapt).unwrap();
     let pool =
-        Pool::start(Arc::clone(&source), Transform::none(), requests(10, 1000), options(2, 1000, 3)).unwrap();
+        Pool::start(Arc::clone(&source), Augmentation::none(), requests(10, 1000), options(2, 1000, 3)).unwrap();
     let mut image = vec![0; source.image().bytes()];
     let mut sample = 0;
     for batch in pool {
