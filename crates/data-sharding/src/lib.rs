@@ -17,6 +17,7 @@ mod cifar;
 mod error;
 mod file;
 mod idx;
+pub mod jpeg;
 mod kind;
 mod layout;
 mod pool;
