@@ -26,8 +26,8 @@ mod sampler;
 mod source;
 
 pub use augment::{
-    Augmentation, AutoAugment, ColorJitter, Crop, CropVariant, DeviceParameters, Filter, ImageSize, Mix, MixDraw,
-    PaddingMode, PasteBox, RandomErasing, RandomResizedCrop, SampleKey,
+    Augmentation, AutoAugment, ColorJitter, Crop, CropVariant, DeviceParameters, Filter, ImageSize, Mix,
+    MixDraw, PaddingMode, PasteBox, RandomErasing, RandomResizedCrop, SampleKey,
 };
 pub use error::DataError;
 pub use kind::{SourceFacts, SourceKind, Split};

@@ -109,7 +109,8 @@ impl Sampler {
             Order::Sequential => {}
             Order::Shuffled => draws("sample order").shuffle(Arc::make_mut(&mut samples)),
             Order::Block { block, buffer } => {
-                samples = in_blocks(&samples, block.max(1) as usize, buffer.max(1) as usize, draws("block order"));
+                samples =
+                    in_blocks(&samples, block.max(1) as usize, buffer.max(1) as usize, draws("block order"));
             }
         }
         EpochOrder { epoch, repetitions: self.repetitions, samples }
@@ -295,7 +296,8 @@ mod tests {
     #[test]
     fn subsets_keep_the_share_of_every_class_and_are_nested() {
         // Class c has 10·(c+1) samples, interleaved.
-        let labels: Vec<u32> = (0..100).filter_map(|i| [0, 1, 1, 2, 2, 2, 3, 3, 3, 3].get(i % 10).copied()).collect();
+        let labels: Vec<u32> =
+            (0..100).filter_map(|i| [0, 1, 1, 2, 2, 2, 3, 3, 3, 3].get(i % 10).copied()).collect();
         let subset = |fraction, seed| class_balanced_subset(labels.iter().copied(), 4, fraction, seed);
         let count = |subset: &[u32]| -> Vec<usize> {
             (0..4).map(|class| subset.iter().filter(|&&s| labels[s as usize] == class).count()).collect()

@@ -178,10 +178,15 @@ impl Operation {
     }
 }
 
-/// torch.linspace over the bins in single precision: from both ends towards the middle.
+/// torch.linspace over the bins in single precision: from both ends towards the middle, each with one rounding.
+/// Its last bits decide how many whole pixels an image moves.
 fn linspace(first: f32, last: f32, bin: u32) -> f32 {
     let step = (last - first) / (BINS - 1) as f32;
-    if bin < BINS / 2 { first + step * bin as f32 } else { last - step * (BINS - 1 - bin) as f32 }
+    if bin < BINS / 2 {
+        step.mul_add(bin as f32, first)
+    } else {
+        (-step).mul_add((BINS - 1 - bin) as f32, last)
+    }
 }
 
 #[cfg(test)]

@@ -125,7 +125,9 @@ mod tests {
         let before: Vec<u8> = (0..=254).collect();
         for sample in 0..20 {
             let mut after = before.clone();
-            for step in (ColorJitter { brightness: 0.0, contrast: 0.0, saturation: 0.0 }).draw(3, &key(sample)) {
+            for step in
+                (ColorJitter { brightness: 0.0, contrast: 0.0, saturation: 0.0 }).draw(3, &key(sample))
+            {
                 step.apply(&mut after);
             }
             assert_eq!(before, after);

@@ -111,7 +111,9 @@ mod tests {
         assert!((share - 0.25).abs() < 0.01, "{share}");
         let mut aspect_sum = 0.0;
         for [left, top, right, bottom] in &boxes {
-            assert!(0 <= *left && left < right && *right <= 300 && 0 <= *top && top < bottom && *bottom <= 200);
+            assert!(
+                0 <= *left && left < right && *right <= 300 && 0 <= *top && top < bottom && *bottom <= 200
+            );
             let (w, h) = (f64::from(right - left), f64::from(bottom - top));
             assert!((0.019..0.335).contains(&(w * h / 60_000.0)), "{w}x{h}");
             aspect_sum += (h / w).ln();

@@ -110,7 +110,12 @@ mod tests {
     fn the_pasted_box_has_the_share_that_the_weight_leaves() {
         for draw in draws(Mix { mixup: 0.0, cutmix: 1.0 }) {
             let paste = draw.paste.unwrap();
-            assert!(paste.left <= paste.right && paste.right <= 32 && paste.top <= paste.bottom && paste.bottom <= 24);
+            assert!(
+                paste.left <= paste.right
+                    && paste.right <= 32
+                    && paste.top <= paste.bottom
+                    && paste.bottom <= 24
+            );
             let pasted = f64::from((paste.right - paste.left) * (paste.bottom - paste.top)) / (32.0 * 24.0);
             assert!((draw.weight + pasted - 1.0).abs() < 1e-12);
         }

@@ -11,6 +11,8 @@ mod crop;
 mod device;
 mod mix;
 mod padded;
+#[cfg(test)]
+mod parity;
 mod resize;
 mod size;
 mod tone;
@@ -24,7 +26,7 @@ pub use padded::PaddingMode;
 pub use resize::Filter;
 pub use size::ImageSize;
 
-pub(crate) use crop::{Framing, Region, View};
+pub(crate) use crop::{Framing, whole};
 pub(crate) use padded::PaddedCrop;
 pub(crate) use resize::{Pixels, Resizer, mirror};
 

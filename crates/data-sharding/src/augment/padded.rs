@@ -38,13 +38,7 @@ impl PaddedCrop {
     }
 
     /// Writes the flipped and cropped `image` to `output`, both of shape `shape`. `columns` is working memory.
-    pub(crate) fn apply(
-        &self,
-        shape: ImageShape,
-        image: &[u8],
-        columns: &mut Vec<usize>,
-        output: &mut [u8],
-    ) {
+    pub(crate) fn apply(&self, shape: ImageShape, image: &[u8], columns: &mut Vec<usize>, output: &mut [u8]) {
         let (width, channels) = (shape.width as usize, shape.channels as usize);
 
         // For each byte of an output row between the margins, where it comes from in the image's row.

@@ -5,7 +5,7 @@ use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::{InnerPixel, U8, U8x3};
 use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions};
 
-use super::crop::View;
+use crate::jpeg::View;
 
 /// How pixels are weighted when an image is scaled; both filters widen with the scale where the image shrinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,10 @@ impl Resizer {
             _ => Self::resize_typed::<U8x3>,
         };
         resize(&mut self.0, image, region, view, filter, size, output).map_err(|problem| {
-            format!("{view:?} of an image of {}x{} pixels cannot be scaled: {problem}", image.width, image.height)
+            format!(
+                "{view:?} of an image of {}x{} pixels cannot be scaled: {problem}",
+                image.width, image.height
+            )
         })
     }
 
@@ -86,9 +89,12 @@ impl Resizer {
             .map_err(|error| error.to_string())?;
         let mut target =
             TypedImage::<P>::from_buffer(size, size, output).map_err(|error| error.to_string())?;
-        let options = ResizeOptions::new()
-            .resize_alg(filter.algorithm())
-            .crop(view_left, view_top, view_width, view_height);
+        let options = ResizeOptions::new().resize_alg(filter.algorithm()).crop(
+            view_left,
+            view_top,
+            view_width,
+            view_height,
+        );
         resizer.resize_typed(&source, &mut target, &options).map_err(|error| error.to_string())
     }
 }

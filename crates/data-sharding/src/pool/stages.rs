@@ -69,9 +69,8 @@ impl Stages {
     }
 
     pub(super) fn read(&self) -> StageTimes {
-        let of = |stage: Stage| {
-            Duration::from_nanos(self.nanoseconds[stage as usize].load(Ordering::Relaxed))
-        };
+        let of =
+            |stage: Stage| Duration::from_nanos(self.nanoseconds[stage as usize].load(Ordering::Relaxed));
         StageTimes {
             read: of(Stage::Read),
             decode: of(Stage::Decode),

@@ -9,9 +9,10 @@ use crossbeam::channel::{Receiver, Sender};
 use super::slab::Slot;
 use super::stages::{Stage, Stopwatch};
 use super::{Batch, FilledSlab, Finished, Job, OnBadSample, Shared, Task, panic_message};
-use crate::augment::{DeviceParameters, Framing, Pixels, Resizer, SampleKey, View, mirror};
+use crate::augment::{DeviceParameters, Framing, Pixels, Resizer, SampleKey, mirror, whole};
 use crate::error::DataError;
-use crate::source::{DataSet, ImageShape, Source};
+use crate::jpeg::{ImageDecoder, ImageHeader, View};
+use crate::source::{DataSet, EncodedSource, ImageShape, Source};
 
 pub(super) fn work(shared: &Shared, tasks: &Receiver<Task>, finished: &Sender<Finished>) {
     let mut decoder = Decoder::new(shared);
@@ -45,8 +46,12 @@ pub(super) fn work(shared: &Shared, tasks: &Receiver<Task>, finished: &Sender<Fi
 /// A worker's memory.
 struct Decoder<'a> {
     shared: &'a Shared,
+    /// Once a file has been seen.
+    decoder: Option<ImageDecoder>,
     resizer: Resizer,
-    /// A whole image of a source of pixels.
+    /// A file, where its source does not keep it in memory.
+    file: Vec<u8>,
+    /// Decoded pixels before they are cropped, flipped or scaled.
     image: Vec<u8>,
     columns: Vec<usize>,
     scratch: Vec<u8>,
@@ -58,7 +63,9 @@ impl<'a> Decoder<'a> {
         let image = shared.data.image().map_or(0, |image| image.bytes());
         Decoder {
             shared,
+            decoder: None,
             resizer: Resizer::default(),
+            file: Vec::new(),
             image: vec![0; image],
             columns: Vec::new(),
             scratch: Vec::new(),
@@ -72,7 +79,9 @@ impl<'a> Decoder<'a> {
         let sample = key.sample as usize;
         self.stopwatch.start();
         let decoded = catch_unwind(AssertUnwindSafe(|| self.decode(key, job.image, slot.pixels)))
-            .unwrap_or_else(|panic| Err(self.undecodable(sample, format!("panic: {}", panic_message(&*panic)))));
+            .unwrap_or_else(|panic| {
+                Err(self.undecodable(sample, format!("panic: {}", panic_message(&*panic))))
+            });
         match decoded {
             Ok(()) => {
                 *slot.label = self.shared.data.label(sample).into();
@@ -95,6 +104,7 @@ impl<'a> Decoder<'a> {
     fn decode(&mut self, key: &SampleKey, image: ImageShape, pixels: &mut [u8]) -> Result<(), DataError> {
         match &self.shared.data {
             DataSet::Pixels(source) => self.decode_pixels(&**source, key, pixels)?,
+            DataSet::Encoded(source) => self.decode_file(&**source, key, pixels)?,
         }
         self.shared.augmentation.recolor(key, image.width, pixels, &mut self.scratch);
         self.stopwatch.lap(Stage::Augment);
@@ -111,16 +121,18 @@ impl<'a> Decoder<'a> {
         let augmentation = &self.shared.augmentation;
         let framing = augmentation.framing(key, shape.width, shape.height);
         let direct = framing.is_none() && !augmentation.moves_pixels();
-        source.decode(sample, if direct { pixels } else { &mut self.image }).map_err(|error| match error {
-            DataError::Decode { .. } | DataError::NoSuchSample { .. } => error,
-            other => self.undecodable(sample, other.to_string()),
-        })?;
+        source.decode(sample, if direct { pixels } else { &mut self.image }).map_err(
+            |error| match error {
+                DataError::Decode { .. } | DataError::NoSuchSample { .. } => error,
+                other => self.undecodable(sample, other.to_string()),
+            },
+        )?;
         self.stopwatch.lap(Stage::Decode);
         match framing {
             Some(framing) => {
                 let ImageShape { width, height, channels } = shape;
                 let image = Pixels { bytes: &self.image, width, height, channels };
-                let region = framing.region.view();
+                let region = whole(framing.region);
                 resize(&mut self.resizer, image, region, framing.view, &framing, pixels)
                     .map_err(|problem| self.undecodable(sample, problem))?;
                 self.stopwatch.lap(Stage::Resize);
@@ -130,6 +142,47 @@ impl<'a> Decoder<'a> {
             }
             None => {}
         }
+        Ok(())
+    }
+
+    fn decode_file(
+        &mut self,
+        source: &dyn EncodedSource,
+        key: &SampleKey,
+        pixels: &mut [u8],
+    ) -> Result<(), DataError> {
+        let sample = key.sample as usize;
+        let bytes = source.read(sample, &mut self.file)?;
+        self.stopwatch.lap(Stage::Read);
+        let bad = |reason: String| DataError::Decode {
+            data_set: source.name().into(),
+            sample,
+            reason: format!("{}: {reason}", source.describe(sample)),
+        };
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            none => none.insert(ImageDecoder::new().map_err(|error| DataError::Thread {
+                thread: std::thread::current().name().unwrap_or("of images").into(),
+                source: std::io::Error::other(error),
+            })?),
+        };
+        let ImageHeader { width, height } = decoder.header(bytes).map_err(|error| bad(error.to_string()))?;
+        let framing = self
+            .shared
+            .augmentation
+            .framing(key, width, height)
+            .ok_or_else(|| bad("images of any size must be scaled".into()))?;
+        let seek = source.seek_record(sample);
+        let decoded = decoder
+            .decode(bytes, framing.region, Some(framing.target()), seek, &mut self.image)
+            .map_err(|error| bad(error.to_string()))?;
+        self.stopwatch.lap(Stage::Decode);
+        let used = decoded.width as usize * decoded.height as usize * 3;
+        let image =
+            Pixels { bytes: &self.image[..used], width: decoded.width, height: decoded.height, channels: 3 };
+        let view = framing.view_within(decoded.view);
+        resize(&mut self.resizer, image, decoded.view, view, &framing, pixels).map_err(bad)?;
+        self.stopwatch.lap(Stage::Resize);
         Ok(())
     }
 
