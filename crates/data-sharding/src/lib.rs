@@ -12,18 +12,25 @@
 //! All randomness is a pure function of what is drawn (seed, epoch, sample, repetition), never of who draws
 //! it, so batches are the same bytes for any number of ranks and workers.
 
+mod atomic;
 mod augment;
 mod cifar;
 mod error;
 mod file;
 mod idx;
+mod image_size;
 pub mod jpeg;
 mod kind;
 mod layout;
+mod parallel;
 mod pool;
+mod prepare;
+mod progress;
 mod random;
 mod sampler;
+mod shards;
 mod source;
+mod verify;
 
 pub use augment::{
     Augmentation, AutoAugment, ColorJitter, Crop, CropVariant, DeviceParameters, Filter, ImageSize, Mix,
@@ -33,5 +40,9 @@ pub use error::DataError;
 pub use kind::{SourceFacts, SourceKind, Split};
 pub use layout::{BatchLayout, EvaluationBatch, evaluation_batches};
 pub use pool::{Batch, OnBadSample, Pool, PoolOptions, StageTimes, default_workers};
+pub use prepare::{PrepareKind, PrepareOptions, prepare};
+pub use progress::Progress;
 pub use sampler::{EpochOrder, Order, Sampler, class_balanced_subset};
+pub use shards::{ReadMode, ShardSet};
 pub use source::{Adapt, DataSet, EncodedSource, ImageShape, Labelled, Source, open};
+pub use verify::verify;

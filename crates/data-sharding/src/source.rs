@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::error::DataError;
 use crate::kind::{SourceKind, Split};
+use crate::shards::ShardSet;
 use crate::{cifar, idx};
 
 /// Size of every image of a source, stored as `[height, width, channels]`, one byte a value.
@@ -127,6 +128,42 @@ impl From<Arc<dyn Source>> for DataSet {
 impl From<Arc<dyn EncodedSource>> for DataSet {
     fn from(source: Arc<dyn EncodedSource>) -> Self {
         DataSet::Encoded(source)
+    }
+}
+
+impl Labelled for ShardSet {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn classes(&self) -> &[String] {
+        self.classes()
+    }
+
+    fn fingerprint(&self) -> &str {
+        self.fingerprint()
+    }
+
+    fn label(&self, sample: usize) -> u32 {
+        self.label(sample)
+    }
+}
+
+impl EncodedSource for ShardSet {
+    fn read<'a>(&'a self, sample: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], DataError> {
+        self.bytes(sample, buffer)
+    }
+
+    fn seek_record(&self, sample: usize) -> Option<&[u8]> {
+        self.seek_record(sample)
+    }
+
+    fn describe(&self, sample: usize) -> String {
+        self.describe(sample).into_owned()
     }
 }
 
