@@ -288,4 +288,15 @@ pub enum DataError {
         /// The decoder's error, or the message of its panic.
         reason: String,
     },
+
+    /// An augmentation that does not fit the images.
+    #[error("augmentation: {0}")]
+    Augmentation(&'static str),
+
+    /// A request whose images have different sizes.
+    #[error("request {request} mixes epochs whose images have different sizes; expected one size a batch")]
+    MixedSizes {
+        /// Index of the request, from 0.
+        request: u64,
+    },
 }

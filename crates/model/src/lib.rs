@@ -20,9 +20,12 @@
 
 mod architecture;
 mod builder;
+mod checkpoint;
 mod error;
+mod footprint;
 mod forward;
 mod init;
+mod memory;
 mod network;
 mod options;
 mod plan;
@@ -32,6 +35,7 @@ mod spec;
 pub use architecture::Architecture;
 pub use error::ModelError;
 pub use forward::{DropoutKey, Norm, Pass, Statistics};
+pub use memory::Memory;
 pub use network::Network;
 pub use options::{ConvInit, GammaInit, Options, Projection, ShortcutInput};
 pub use spec::{NormLayer, Parameter, Role, Stage};

@@ -16,6 +16,7 @@ pub struct Network {
     stages: Vec<Stage>,
     convolutions: u32,
     classes: u32,
+    image_shape: (u32, u32),
 }
 
 impl Network {
@@ -41,7 +42,8 @@ impl Network {
         let mut builder = Builder::new(options);
         let root = residual::build(&architecture.plan, options, &mut builder)?;
         let Builder { parameters, norms, stages, convolutions, .. } = builder;
-        Ok(Network { root, parameters, norms, stages, convolutions, classes: options.classes })
+        let image_shape = (options.in_channels, options.image_size);
+        Ok(Network { root, parameters, norms, stages, convolutions, classes: options.classes, image_shape })
     }
 
     /// The trainable tensors, in forward order.
@@ -104,6 +106,12 @@ impl Network {
     #[must_use]
     pub fn classes(&self) -> u32 {
         self.classes
+    }
+
+    /// Channels of the images that it takes, and their side in pixels.
+    #[must_use]
+    pub fn image_shape(&self) -> (u32, u32) {
+        self.image_shape
     }
 
     /// The paper's table 1 for this network.

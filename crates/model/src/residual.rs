@@ -8,6 +8,8 @@
 //! ```
 //! Names of parameters are those of the authors' PyTorch code (before) and of torchvision (after).
 
+use std::sync::Arc;
+
 use crate::builder::Builder;
 use crate::error::ModelError;
 use crate::options::{Options, Projection, ShortcutInput};
@@ -42,7 +44,7 @@ pub(crate) fn build(plan: &Plan, options: &Options, builder: &mut Builder) -> Re
             let changes = always || channels != first.outputs() || stride != 1;
             match plan.activation {
                 Activation::Before => nodes.push(before(plan, options, builder, &first, changes)),
-                Activation::After => nodes.extend(after(plan, builder, &first, changes)),
+                Activation::After => nodes.push(after(plan, builder, &first, changes)),
             }
             size = size.div_ceil(stride);
             channels = first.outputs();
@@ -145,14 +147,14 @@ fn before(plan: &Plan, options: &Options, builder: &mut Builder, block: &Block, 
     } else {
         Shortcut::Identity
     };
-    Node::Residual {
+    Node::Block(Arc::new(Node::Residual {
         shared: Box::new(Node::Sequence(shared)),
         branch: Box::new(Node::Sequence(branch)),
         shortcut,
-    }
+    }))
 }
 
-fn after(plan: &Plan, builder: &mut Builder, block: &Block, changes: bool) -> [Node; 2] {
+fn after(plan: &Plan, builder: &mut Builder, block: &Block, changes: bool) -> Node {
     let outputs = block.outputs();
     let mut branch = block.branch(builder, plan.strided, 1);
     branch.push(builder.norm(&format!("{}.bn{}", block.name, block.group.convs.len()), outputs));
@@ -173,5 +175,5 @@ fn after(plan: &Plan, builder: &mut Builder, block: &Block, changes: bool) -> [N
         branch: Box::new(Node::Sequence(branch)),
         shortcut,
     };
-    [sum, Node::Relu]
+    Node::Block(Arc::new(Node::Sequence(vec![sum, Node::Relu])))
 }

@@ -1,5 +1,7 @@
 //! The nodes of which a network's tree is made, and what it declares of itself. Pure data.
 
+use std::sync::Arc;
+
 use crate::init::Init;
 use crate::options::ShortcutInput;
 
@@ -80,6 +82,9 @@ pub(crate) enum Node {
     GlobalAveragePool,
     /// Classifier.
     Linear { weight: usize, bias: usize },
+    /// What `Memory::Checkpoint` computes again as a whole: it leaves its input as it is, and what it gives
+    /// has no other use of the same memory.
+    Block(Arc<Node>),
     /// `branch(shared(x)) + shortcut`.
     Residual { shared: Box<Node>, branch: Box<Node>, shortcut: Shortcut },
 }
@@ -103,6 +108,7 @@ impl Node {
     pub(crate) fn recording_order(&self, order: &mut Vec<usize>) {
         match self {
             Node::Sequence(nodes) => nodes.iter().for_each(|node| node.recording_order(order)),
+            Node::Block(node) => node.recording_order(order),
             Node::Conv { weight, .. } => order.push(*weight),
             Node::Norm { gain, bias, .. } => order.extend([*bias, *gain]),
             Node::Linear { weight, bias } => order.extend([*weight, *bias]),

@@ -65,7 +65,7 @@ impl Compute {
         }
         let autocast = match config.precision.dtype {
             Dtype::Fp32 => None,
-            Dtype::Bf16 => Some(Kind::BFloat16),
+            dtype @ Dtype::Bf16 => Some(dtype.kind()),
         };
         Ok(Compute { device, autocast, threads })
     }

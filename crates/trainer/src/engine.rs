@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange};
 use data_sharding::Batch;
-use model::{DropoutKey, Norm, Pass};
+use model::{DropoutKey, Memory, Norm, Pass};
 use tch::{Kind, Reduction, Tensor};
 use torch_ext::{autocast, hooks};
 
@@ -236,7 +236,7 @@ impl<'plan> Engine<'plan> {
             step,
             micro_batch: micro_batch as u64,
         });
-        let pass = Pass { parameters: &self.state.parameters, norm, dropout };
+        let pass = Pass { parameters: &self.state.parameters, norm, dropout, memory: config.train.memory };
         let logits = self.logits(images, &pass)?;
         let loss = logits.f_cross_entropy_loss::<&Tensor>(labels, None, Reduction::Mean, -100, 0.0)?;
         let _no_grad = tch::no_grad_guard();
@@ -264,6 +264,7 @@ impl<'plan> Engine<'plan> {
             parameters: &self.state.parameters,
             norm: Norm::Running(&self.state.running_views),
             dropout: None,
+            memory: Memory::Plain,
         };
         Ok((self.logits(&images, &pass)?, labels))
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use allreduce::{Agreed, CommError, Failure};
+use model::ModelError;
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
@@ -68,6 +69,7 @@ impl Error {
     pub fn exit_code(&self) -> i32 {
         match self {
             Error::Config(_) => EXIT_USAGE,
+            Error::Model(ModelError::Architecture { .. } | ModelError::Option(_)) => EXIT_USAGE,
             Error::Agreed(agreed) => agreed.failure.exit_code,
             _ => EXIT_FAILURE,
         }

@@ -28,7 +28,7 @@ mod telemetry;
 mod train;
 mod transfer;
 
-pub use bench::{BenchOptions, StepBench, bench_step};
+pub use bench::{BenchOptions, ModelBench, ModelBenchOptions, StepBench, bench_model, bench_step};
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};

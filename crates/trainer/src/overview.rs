@@ -4,6 +4,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use model::Memory;
+
 use crate::config;
 use crate::error::Error;
 use crate::flat::FlatLayout;
@@ -71,6 +73,21 @@ pub fn describe_plan(config: &Path, overrides: &[String], ranks: usize) -> Resul
     );
     line("weights and momentum", format!("{:.2} MiB a rank", mib(2 * parameters)));
     line("gradients", format!("{:.2} MiB a rank, exchanged every step", mib(layout.exchange_len())));
+    let activations = |memory| {
+        let bytes = plan.network.activation_bytes(memory, plan.config.precision.dtype.kind());
+        plan.micro_batch() as f64 * bytes as f64 / f64::from(1 << 20)
+    };
+    let modes: Vec<_> =
+        Memory::ALL.iter().map(|&memory| format!("{memory} {:.1}", activations(memory))).collect();
+    line(
+        "activations",
+        format!(
+            "{:.1} MiB a rank with train.memory: {} ({})",
+            activations(plan.config.train.memory),
+            plan.config.train.memory,
+            modes.join(", ")
+        ),
+    );
     line(
         "checkpoint",
         format!("about {:.2} MiB, {} kept", mib(2 * parameters), plan.config.checkpoint.keep_last),

@@ -5,7 +5,7 @@
 #[path = "../../../torch-ext/tests/common/values.rs"]
 mod values;
 
-use model::{Architecture, Network, Norm, Options, Pass, Statistics};
+use model::{Architecture, Memory, Network, Norm, Options, Pass, Statistics};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{flat, layout};
 
@@ -65,7 +65,12 @@ impl Weights {
 
     /// A pass in training mode, without dropout.
     pub(crate) fn training(&self) -> Pass<'_> {
-        Pass { parameters: &self.leaves, norm: Norm::Batch(&self.batch), dropout: None }
+        Pass {
+            parameters: &self.leaves,
+            norm: Norm::Batch(&self.batch),
+            dropout: None,
+            memory: Memory::Plain,
+        }
     }
 
     /// A pass with running statistics.

@@ -195,6 +195,7 @@ impl Config {
             "comm.first_bucket_kib",
             "comm.bucket_kib",
             "train.evaluate_every_epochs",
+            "train.memory",
         ];
         self.keys_without(NOT_MEANING)
     }
@@ -296,7 +297,10 @@ mod tests {
     fn the_meaning_ignores_where_data_lies_but_not_the_seed() {
         let hash = |sets: &[&str]| parsed(GOOD, sets).unwrap().config.meaning_hash();
         let base = hash(&[]);
-        assert_eq!(base, hash(&["data.path=elsewhere", "data.workers=5", "comm.overlap=false"]));
+        assert_eq!(
+            base,
+            hash(&["data.path=elsewhere", "data.workers=5", "comm.overlap=false", "train.memory=recompute"])
+        );
         assert_ne!(base, hash(&["seed=1"]));
         assert_ne!(base, hash(&["train.epochs=3"]));
     }

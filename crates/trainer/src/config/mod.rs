@@ -6,6 +6,7 @@
 mod load;
 mod locate;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -168,6 +169,11 @@ pub struct TrainConfig {
     /// Where the network runs.
     #[serde(default)]
     pub device: DeviceChoice,
+    /// What is kept of each forward pass for backward: `plain`, `recompute` (the outputs of batch norm and ReLU
+    /// are computed again: about half the memory) or `checkpoint` (whole blocks are: least memory, slowest).
+    /// The results are the same to the bit.
+    #[serde(default)]
+    pub memory: model::Memory,
     /// Epochs between evaluations; the last epoch is always evaluated.
     #[serde(default = "defaults::one")]
     pub evaluate_every_epochs: u32,
@@ -343,6 +349,26 @@ pub enum Dtype {
     Fp32,
     /// bfloat16 under autocast.
     Bf16,
+}
+
+impl Dtype {
+    /// As libtorch calls it.
+    #[must_use]
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Dtype::Fp32 => tch::Kind::Float,
+            Dtype::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Dtype::Fp32 => "fp32",
+            Dtype::Bf16 => "bf16",
+        })
+    }
 }
 
 /// `comm:` the exchange of gradients between ranks.

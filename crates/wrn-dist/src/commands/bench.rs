@@ -1,9 +1,12 @@
 //! `wrn-dist bench`
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::process::{Command as Process, Stdio};
 use std::time::Duration;
 
-use trainer::EXIT_USAGE;
+use model::Memory;
+use trainer::config::Dtype;
+use trainer::{EXIT_FAILURE, EXIT_USAGE, ModelBench};
 
 use super::ConfigArguments;
 
@@ -17,6 +20,8 @@ pub(crate) struct Arguments {
 enum Command {
     /// The parts of a training step, with the exchange of gradients and without
     Step(StepArguments),
+    /// Memory and time of a training step of a network on the CPU, in each memory mode
+    Model(ModelArguments),
 }
 
 #[derive(clap::Args)]
@@ -38,8 +43,113 @@ struct StepArguments {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct ModelArguments {
+    /// Architecture, for example wrn-28-10
+    arch: String,
+    /// Images that go through the network at once
+    #[arg(long, default_value = "32")]
+    batch: NonZeroUsize,
+    /// plain, recompute or checkpoint; without it all three, each in a process of its own
+    #[arg(long, value_parser = memory)]
+    memory: Option<Memory>,
+    /// fp32 or bf16
+    #[arg(long, value_parser = dtype, default_value = "fp32")]
+    dtype: Dtype,
+    /// Dropout probability
+    #[arg(long, default_value_t = 0.0)]
+    dropout: f64,
+    /// Side of the images in pixels [default: 32, or 224 for the networks of ImageNet]
+    #[arg(long)]
+    image: Option<u32>,
+    /// libtorch's threads [default: all usable cores]
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    /// Measured steps
+    #[arg(long, default_value = "5")]
+    steps: NonZeroU32,
+    /// Steps before measuring
+    #[arg(long, default_value = "2")]
+    warmup: u32,
+    /// Print JSON: a list with one entry a mode
+    #[arg(long)]
+    json: bool,
+}
+
+fn memory(text: &str) -> Result<Memory, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
+fn dtype(text: &str) -> Result<Dtype, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
 pub(crate) fn run(arguments: Arguments) -> i32 {
-    let Command::Step(step) = arguments.command;
+    match arguments.command {
+        Command::Step(step) => run_step(step),
+        Command::Model(model) => run_model(&model),
+    }
+}
+
+fn run_model(arguments: &ModelArguments) -> i32 {
+    let rows = match arguments.memory {
+        Some(memory) => measure(arguments, memory).map(|row| vec![row]),
+        None => Memory::ALL.into_iter().map(measure_apart).collect(),
+    };
+    match rows {
+        Ok(rows) => {
+            super::show(&if arguments.json {
+                format!("{}\n", serde_json::json!(rows))
+            } else {
+                ModelBench::table(&rows)
+            });
+            0
+        }
+        Err(code) => code,
+    }
+}
+
+fn measure(arguments: &ModelArguments, memory: Memory) -> Result<ModelBench, i32> {
+    let options = trainer::ModelBenchOptions {
+        arch: arguments.arch.clone(),
+        batch: arguments.batch,
+        dtype: arguments.dtype,
+        memory,
+        dropout: arguments.dropout,
+        image_size: arguments.image,
+        threads: arguments.threads,
+        steps: arguments.steps.get() as usize,
+        warmup: arguments.warmup as usize,
+    };
+    trainer::bench_model(&options).map_err(|error| {
+        super::complain(&error.to_string());
+        error.exit_code()
+    })
+}
+
+/// The same command for one mode, in a process whose memory no other mode has touched. It complains itself.
+fn measure_apart(memory: Memory) -> Result<ModelBench, i32> {
+    let failure = |sentence: String| {
+        super::complain(&sentence);
+        EXIT_FAILURE
+    };
+    let program =
+        std::env::current_exe().map_err(|error| failure(format!("this program's path: {error}")))?;
+    let output = Process::new(program)
+        .args(std::env::args_os().skip(1).filter(|argument| argument != "--json"))
+        .args(["--json", "--memory", &memory.to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| failure(format!("cannot start another process: {error}")))?;
+    if !output.status.success() {
+        return Err(output.status.code().unwrap_or(EXIT_FAILURE));
+    }
+    let rows: Result<[ModelBench; 1], _> = serde_json::from_slice(&output.stdout);
+    rows.map(|[row]| row)
+        .map_err(|error| failure(format!("the other process did not print a result: {error}")))
+}
+
+fn run_step(step: StepArguments) -> i32 {
     let Ok(delay) = Duration::try_from_secs_f64(step.delay_ms / 1e3) else {
         super::complain(&format!("--delay-ms {}: expected 0 or more milliseconds", step.delay_ms));
         return EXIT_USAGE;

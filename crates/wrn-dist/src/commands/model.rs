@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use clap::ValueEnum;
-use model::{Architecture, Network, Options};
+use model::{Architecture, Memory, Network, Options};
 use serde_json::json;
 use trainer::EXIT_USAGE;
+use trainer::config::Dtype;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -62,6 +63,11 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
     }
 }
 
+/// What a training step holds for backward in each memory mode, for one sample in fp32.
+fn activation_bytes(network: &Network) -> impl Iterator<Item = (Memory, u64)> {
+    Memory::ALL.into_iter().map(|memory| (memory, network.activation_bytes(memory, Dtype::Fp32.kind())))
+}
+
 fn describe(architecture: &Architecture, network: &Network, format: Format) -> String {
     match format {
         Format::Json => {
@@ -78,6 +84,8 @@ fn describe(architecture: &Architecture, network: &Network, format: Format) -> S
                     })
                 })
                 .collect();
+            let activation_bytes: serde_json::Map<_, _> =
+                activation_bytes(network).map(|(memory, bytes)| (memory.to_string(), bytes.into())).collect();
             let description = json!({
                 "arch": architecture.to_string(),
                 "classes": network.classes(),
@@ -85,6 +93,7 @@ fn describe(architecture: &Architecture, network: &Network, format: Format) -> S
                 "macs": network.macs(),
                 "convolutions": network.convolutions(),
                 "gradient_bytes": 4 * network.parameter_count(),
+                "activation_bytes": activation_bytes,
                 "stages": stages,
             });
             format!("{description:#}\n")
@@ -114,7 +123,11 @@ fn describe(architecture: &Architecture, network: &Network, format: Format) -> S
                 network.parameter_count(),
                 network.macs()
             );
-            text
+            let _ = write!(text, "activations a sample in fp32:");
+            for (memory, bytes) in activation_bytes(network) {
+                let _ = write!(text, " {memory} {:.2} MiB", bytes as f64 / f64::from(1 << 20));
+            }
+            text + "\n"
         }
     }
 }

@@ -12,13 +12,22 @@ use std::collections::TryReserveError;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Memory for the images and labels of a batch.
+use crate::augment::DeviceParameters;
+
+/// Memory for the images of a batch and what belongs to each.
 pub(crate) struct Slab(Memory);
 
 struct Memory {
-    image_bytes: usize,
     pixels: Box<[UnsafeCell<u8>]>,
     labels: Box<[UnsafeCell<i64>]>,
+    device: Box<[UnsafeCell<DeviceParameters>]>,
+}
+
+/// One sample's place.
+pub(crate) struct Slot<'a> {
+    pub(crate) pixels: &'a mut [u8],
+    pub(crate) label: &'a mut i64,
+    pub(crate) device: &'a mut DeviceParameters,
 }
 
 // SAFETY: a shared `Memory` is reached only through parts, whose slots are disjoint (`Slab::split` is the
@@ -28,16 +37,16 @@ struct Memory {
 unsafe impl Sync for Memory {}
 
 impl Slab {
-    /// With room for `slots` images.
+    /// With room for `slots` images of up to `image_bytes`.
     pub(crate) fn new(slots: usize, image_bytes: usize) -> Result<Self, TryReserveError> {
         let pixels = cells(slots.saturating_mul(image_bytes))?;
-        Ok(Slab(Memory { image_bytes, pixels, labels: cells(slots)? }))
+        Ok(Slab(Memory { pixels, labels: cells(slots)?, device: cells(slots)? }))
     }
 
-    /// Pixels of the first `len` slots.
-    pub(crate) fn images(&self, len: usize) -> &[u8] {
-        let cells = &self.0.pixels[..len * self.0.image_bytes];
-        // SAFETY: UnsafeCell<u8> has the layout of u8, and nobody writes while `self`, which owns the memory,
+    /// The first `len` bytes of pixels.
+    pub(crate) fn pixels(&self, len: usize) -> &[u8] {
+        let cells = &self.0.pixels[..len];
+        // SAFETY: UnsafeCell<T> has the layout of T, and nobody writes while `self`, which owns the memory,
         // exists.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast(), cells.len()) }
     }
@@ -45,19 +54,32 @@ impl Slab {
     /// Labels of the first `len` slots.
     pub(crate) fn labels(&self, len: usize) -> &[i64] {
         let cells = &self.0.labels[..len];
-        // SAFETY: as in `images`.
+        // SAFETY: as in `pixels`.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast(), cells.len()) }
     }
 
-    /// Cuts the first `len` slots, at least one, into parts of `part` slots, the last perhaps smaller.
-    pub(crate) fn split(self, len: usize, part: usize) -> impl Iterator<Item = Part> {
-        assert!(0 < part && 0 < len && len <= self.0.labels.len(), "a slab is split within its slots");
+    /// Parameters of the first `len` slots for the device.
+    pub(crate) fn device(&self, len: usize) -> &[DeviceParameters] {
+        let cells = &self.0.device[..len];
+        // SAFETY: as in `pixels`.
+        unsafe { std::slice::from_raw_parts(cells.as_ptr().cast(), cells.len()) }
+    }
+
+    /// Cuts the first `len` slots, at least one, into parts of `part` slots, the last perhaps smaller. Images
+    /// have `image_bytes`, at least one, this time.
+    pub(crate) fn split(self, len: usize, part: usize, image_bytes: usize) -> impl Iterator<Item = Part> {
+        let slots = self.0.labels.len();
+        assert!(0 < part && 0 < len && len <= slots, "a slab is split within its slots");
+        assert!(
+            0 < image_bytes && len.saturating_mul(image_bytes) <= self.0.pixels.len(),
+            "a slab is split within its bytes"
+        );
         let mut memory = Some(Arc::new(self.0));
         (0..len).step_by(part).filter_map(move |begin| {
             let end = len.min(begin + part);
             // The last part takes the iterator's own reference, so that parts alone keep the memory.
             let memory = if end == len { memory.take() } else { memory.clone() };
-            memory.map(|memory| Part { memory, slots: begin..end })
+            memory.map(|memory| Part { memory, slots: begin..end, image_bytes })
         })
     }
 }
@@ -66,6 +88,7 @@ impl Slab {
 pub(crate) struct Part {
     memory: Arc<Memory>,
     slots: Range<usize>,
+    image_bytes: usize,
 }
 
 impl Part {
@@ -74,21 +97,27 @@ impl Part {
         self.slots.clone()
     }
 
-    /// Pixels and label of each slot, in order.
-    pub(crate) fn slots_mut(&mut self) -> impl Iterator<Item = (&mut [u8], &mut i64)> {
-        let image_bytes = self.memory.image_bytes;
-        let labels = &self.memory.labels[self.slots.clone()];
-        let pixels = &self.memory.pixels[self.slots.start * image_bytes..self.slots.end * image_bytes];
-        // SAFETY: the slots of a part belong to it alone (see `Memory`), and `&mut self` keeps it from being
-        // used twice at a time; UnsafeCell<T> has the layout of T and lets a shared reference's memory be
-        // written.
-        let (pixels, labels) = unsafe {
+    /// Each slot, in order.
+    pub(crate) fn slots_mut(&mut self) -> impl Iterator<Item = Slot<'_>> {
+        let Range { start, end } = self.slots;
+        let pixels = &self.memory.pixels[start * self.image_bytes..end * self.image_bytes];
+        let labels = &self.memory.labels[start..end];
+        let device = &self.memory.device[start..end];
+        // SAFETY: the slots of a part belong to it alone (see `Memory`; all parts of a slab have the same
+        // `image_bytes`, so that their bytes are disjoint too), and `&mut self` keeps it from being used twice
+        // at a time; UnsafeCell<T> has the layout of T and lets a shared reference's memory be written.
+        let (pixels, labels, device) = unsafe {
             (
                 std::slice::from_raw_parts_mut(UnsafeCell::raw_get(pixels.as_ptr()), pixels.len()),
                 std::slice::from_raw_parts_mut(UnsafeCell::raw_get(labels.as_ptr()), labels.len()),
+                std::slice::from_raw_parts_mut(UnsafeCell::raw_get(device.as_ptr()), device.len()),
             )
         };
-        pixels.chunks_exact_mut(image_bytes).zip(labels)
+        pixels
+            .chunks_exact_mut(self.image_bytes)
+            .zip(labels)
+            .zip(device)
+            .map(|((pixels, label), device)| Slot { pixels, label, device })
     }
 
     /// Gives the part back. Exactly one caller, the last one, gets the slab with everything that was written.
@@ -114,12 +143,13 @@ mod tests {
         for round in 0..50_u8 {
             let mut joined: Vec<Slab> = std::thread::scope(|scope| {
                 let threads: Vec<_> = slab
-                    .split(7, 2)
+                    .split(7, 2, 3)
                     .map(|mut part| {
                         scope.spawn(move || {
-                            for (slot, (pixels, label)) in part.slots().zip(part.slots_mut()) {
-                                pixels.fill(round + slot as u8);
-                                *label = slot as i64;
+                            for (index, slot) in part.slots().zip(part.slots_mut()) {
+                                slot.pixels.fill(round + index as u8);
+                                *slot.label = index as i64;
+                                slot.device.erase[0] = index as i32;
                             }
                             part.join()
                         })
@@ -130,9 +160,10 @@ mod tests {
             assert_eq!(joined.len(), 1);
             slab = joined.remove(0);
             let expected: Vec<u8> = (0..7).flat_map(|slot| [round + slot; 3]).collect();
-            assert_eq!(slab.images(7), expected);
+            assert_eq!(slab.pixels(21), expected);
             assert_eq!(slab.labels(7), [0, 1, 2, 3, 4, 5, 6]);
-            assert_eq!((slab.images(2).len(), slab.labels(2).len()), (6, 2));
+            assert_eq!(slab.device(7).iter().map(|d| d.erase[0]).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
+            assert_eq!((slab.pixels(6).len(), slab.labels(2).len()), (6, 2));
         }
     }
 
@@ -140,7 +171,7 @@ mod tests {
     fn parts_cover_the_asked_slots_once() {
         for (len, part) in [(1, 1), (6, 2), (7, 3), (7, 9)] {
             let slots: Vec<usize> =
-                Slab::new(9, 1).unwrap().split(len, part).flat_map(|part| part.slots()).collect();
+                Slab::new(9, 1).unwrap().split(len, part, 1).flat_map(|part| part.slots()).collect();
             assert_eq!(slots, (0..len).collect::<Vec<_>>());
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use allreduce::{CommThread, Solo};
 use serde::Serialize;
 
+use super::median;
 use crate::config;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
@@ -138,16 +139,6 @@ fn medians(global_batch: usize, outcomes: &[StepOutcome]) -> StepMedians {
         seconds,
         first_exchange_at_share_of_backward: median(outcomes.iter().map(first_started)),
         buckets: outcomes.first().map_or(0, |outcome| outcome.exchange.buckets.len()),
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        len if len % 2 == 1 => values[len / 2],
-        len => 0.5 * (values[len / 2 - 1] + values[len / 2]),
     }
 }
 

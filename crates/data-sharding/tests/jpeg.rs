@@ -1,0 +1,111 @@
+//! Regions of JPEGs of every kind have the pixels of a full decode, exactly.
+
+mod jpeg_support;
+
+use data_sharding::jpeg::{Decoded, ImageDecoder, ImageEncoder, ImageError, ImageHeader, Region, View};
+use jpeg_support::{Coding, PLAIN, Random, SUBSAMPLINGS, encode, picture, regions};
+
+/// The pixels of a decoded buffer's view, which must lie on whole pixels.
+fn pixels_of_view(rgb: &[u8], decoded: Decoded) -> Vec<u8> {
+    let view = decoded.view;
+    let [left, top, width, height] = [view.left, view.top, view.width, view.height].map(|x| {
+        assert_eq!(x.fract(), 0.0);
+        x as usize
+    });
+    crop(rgb, decoded.width as usize, left, top, width, height)
+}
+
+fn crop(rgb: &[u8], row: usize, left: usize, top: usize, width: usize, height: usize) -> Vec<u8> {
+    (top..top + height).flat_map(|y| &rgb[3 * (y * row + left)..][..3 * width]).copied().collect()
+}
+
+/// Checks that each region decodes as in the full image.
+fn assert_regions_equal_full_decode(decoder: &mut ImageDecoder, name: &str, jpeg: &[u8], regions: &[Region]) {
+    let ImageHeader { width, height } = decoder.header(jpeg).unwrap();
+    let (mut full, mut rgb) = (Vec::new(), Vec::new());
+    let decoded = decoder.decode(jpeg, Region::whole(width, height), None, None, &mut full).unwrap();
+    assert_eq!((decoded.width, decoded.height), (width, height), "{name}");
+    for &region in regions {
+        let [left, top, w, h] = [region.left, region.top, region.width, region.height].map(|x| x as usize);
+        let expected = crop(&full, width as usize, left, top, w, h);
+        let decoded = decoder.decode(jpeg, region, None, None, &mut rgb).unwrap();
+        assert!(pixels_of_view(&rgb, decoded) == expected, "{name}: {region:?} of {width}x{height}");
+    }
+}
+
+#[test]
+fn regions_of_every_subsampling_and_coding_have_the_pixels_of_a_full_decode() {
+    let mut decoder = ImageDecoder::new().unwrap();
+    let mut random = Random::new(1);
+    let codings = [
+        ("baseline", PLAIN),
+        ("optimized", Coding { optimize: true, ..PLAIN }),
+        ("progressive", Coding { progressive: true, ..PLAIN }),
+        ("restarts", Coding { restart_rows: 1, ..PLAIN }),
+        ("arithmetic", Coding { arithmetic: true, ..PLAIN }),
+        ("fine", Coding { quality: 100, optimize: true, ..PLAIN }),
+        ("coarse", Coding { quality: 5, optimize: true, ..PLAIN }),
+    ];
+    let sizes = [(1, 1), (3, 5), (16, 16), (17, 33), (18, 40), (35, 70), (67, 51), (200, 131)];
+    for (subsampling_name, subsampling) in SUBSAMPLINGS {
+        for (coding_name, coding) in codings {
+            for (width, height) in sizes {
+                let name = format!("{subsampling_name} {coding_name}");
+                let pixels = picture(3, width, height, 7);
+                let jpeg = encode(&pixels, 3, width, height, Coding { subsampling, ..coding });
+                let regions = regions(width, height, 30, &mut random);
+                assert_regions_equal_full_decode(&mut decoder, &name, &jpeg, &regions);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_encoded_image_decodes_to_about_the_same_pixels() {
+    let (width, height) = (121, 77);
+    let pixels: Vec<u8> =
+        (0..height).flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, 99])).collect();
+    let (mut jpeg, mut rgb) = (Vec::new(), Vec::new());
+    ImageEncoder::new(95).unwrap().encode(&pixels, width, height, &mut jpeg).unwrap();
+    let decoded = ImageDecoder::new()
+        .unwrap()
+        .decode(&jpeg, Region::whole(width, height), None, None, &mut rgb)
+        .unwrap();
+    assert_eq!((decoded.width, decoded.height), (width, height));
+    let worst = rgb.iter().zip(&pixels).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(worst < Some(12), "{worst:?}");
+    let refused = ImageEncoder::new(95).unwrap().encode(&pixels, width + 1, height, &mut jpeg);
+    assert_eq!(refused, Err(ImageError::Pixels { width: width + 1, height, bytes: pixels.len() }));
+}
+
+#[test]
+fn a_large_source_is_scaled_while_it_is_decoded_but_never_below_the_target() {
+    let (width, height) = (640, 500);
+    let jpeg = encode(&picture(3, width, height, 3), 3, width, height, PLAIN);
+    let mut decoder = ImageDecoder::new().unwrap();
+    let mut rgb = Vec::new();
+    // Left, top, width, height of the region; target; the scale to expect.
+    let cases = [
+        ([0, 0, 640, 500], (80, 62), 8),
+        ([0, 0, 640, 500], (81, 62), 4),
+        ([3, 5, 448, 448], (224, 224), 2),
+        ([3, 5, 447, 448], (224, 224), 1),
+        ([77, 90, 448, 230], (112, 112), 2),
+    ];
+    for ([left, top, width, height], target, scale) in cases {
+        let region = Region { left, top, width, height };
+        let decoded = decoder.decode(&jpeg, region, Some(target), None, &mut rgb).unwrap();
+        let View { left, top, width, height } = decoded.view;
+        assert_eq!(
+            (width, height),
+            (f64::from(region.width) / scale as f64, f64::from(region.height) / scale as f64)
+        );
+        assert!(left + width <= f64::from(decoded.width) && top + height <= f64::from(decoded.height));
+        assert!(width >= f64::from(target.0) && height >= f64::from(target.1));
+        let slack = 3 * 16 / scale + 3;
+        assert!(
+            decoded.width <= width as u32 + slack && decoded.height <= height as u32 + slack,
+            "{decoded:?}"
+        );
+    }
+}
