@@ -15,11 +15,9 @@ use crate::image_size::{HeaderReader, ImageFormat};
 use crate::progress::Progress;
 use crate::shards::archive::ShardWriter;
 use crate::shards::build::{self, Build, Lock, remove};
-use crate::shards::manifest::{self, Manifest};
+use crate::shards::manifest::{self, Manifest, UNFINISHED};
 
 /// What is being made in a folder, until its manifest says it.
-const STATE: &str = ".prepare.json";
-
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     plan: String,
@@ -53,7 +51,7 @@ pub(crate) fn write(
         progress.finish();
     }
     build.tidy()?;
-    remove(&folder.join(STATE))?;
+    remove(&folder.join(UNFINISHED))?;
     // A data set that was finished without a seek index may get one now.
     if options.seek_index { build::index_locked(folder, true, build.threads, progress) } else { Ok(()) }
 }
@@ -73,7 +71,7 @@ fn claim(folder: &Path, plan: &Plan) -> Result<bool, DataError> {
         };
     }
     let state = State { plan: plan.origin.plan.clone() };
-    let path = folder.join(STATE);
+    let path = folder.join(UNFINISHED);
     match fs::read(&path) {
         Ok(text) if serde_json::from_slice::<State>(&text).is_ok_and(|earlier| earlier == state) => Ok(false),
         Ok(_) => Err(other("an unfinished data set of another source or with other options")),

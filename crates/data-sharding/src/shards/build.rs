@@ -234,6 +234,13 @@ pub(crate) fn index_locked(
     threads: usize,
     progress: &Progress,
 ) -> Result<(), DataError> {
+    if manifest::is_unfinished(folder) {
+        return Err(DataError::Invalid {
+            path: folder.into(),
+            problem: "holds an unfinished data set".into(),
+            expected: "a finished one; `wrn-dist data prepare` as before goes on".into(),
+        });
+    }
     // Another process may have done it meanwhile.
     let made = manifest::exists(folder).then(|| Manifest::read(folder)).transpose()?;
     if let Some((manifest, _)) = &made

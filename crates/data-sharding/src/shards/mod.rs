@@ -58,7 +58,7 @@ pub(crate) fn halves(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
 
 /// Whether there are shards in `folder`, finished or not.
 fn is_data_set(folder: &Path) -> Result<bool, DataError> {
-    Ok(manifest::exists(folder) || !build::find_shards(folder)?.is_empty())
+    Ok(manifest::exists(folder) || manifest::is_unfinished(folder) || !build::find_shards(folder)?.is_empty())
 }
 
 /// There is no data set in `folder`.
