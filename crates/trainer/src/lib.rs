@@ -8,6 +8,7 @@
 mod bench;
 mod checkpoint;
 pub mod config;
+mod data;
 mod delayed;
 mod device;
 mod doctor;
@@ -32,6 +33,6 @@ pub use bench::{BenchOptions, ModelBench, ModelBenchOptions, StepBench, bench_mo
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};
-pub use evaluate::Evaluation;
+pub use evaluate::{Evaluation, Views};
 pub use overview::describe_plan;
 pub use train::{Finish, Resume, StopAfter, TrainOptions, evaluate_checkpoint, train};
