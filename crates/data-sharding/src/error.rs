@@ -67,6 +67,15 @@ pub enum DataError {
         expected: String,
     },
 
+    /// A file that cannot be downloaded.
+    #[error("{url}: {problem}")]
+    Fetch {
+        /// Its address.
+        url: String,
+        /// What went wrong.
+        problem: String,
+    },
+
     /// A gzip file whose stream does not decode.
     #[error("{}: corrupt gzip stream after {decoded} decoded bytes: {source}", path.display())]
     Gzip {

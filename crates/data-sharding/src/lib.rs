@@ -16,16 +16,19 @@ mod atomic;
 mod augment;
 mod cifar;
 mod error;
+mod fetch;
 mod file;
 mod idx;
 mod image_size;
 pub mod jpeg;
 mod kind;
 mod layout;
+mod mat;
 mod parallel;
 mod pool;
 mod prepare;
 mod progress;
+mod published;
 mod random;
 mod sampler;
 mod shards;
@@ -37,6 +40,7 @@ pub use augment::{
     MixDraw, PaddingMode, PasteBox, RandomErasing, RandomResizedCrop, SampleKey,
 };
 pub use error::DataError;
+pub use fetch::{FetchKind, fetch};
 pub use kind::{SourceFacts, SourceKind, Split};
 pub use layout::{BatchLayout, EvaluationBatch, evaluation_batches};
 pub use pool::{Batch, OnBadSample, Pool, PoolOptions, StageTimes, default_workers};

@@ -41,6 +41,11 @@ impl Progress {
         self.bar.inc(bytes);
     }
 
+    /// So many bytes of the stage are done in all.
+    pub(crate) fn set(&self, bytes: u64) {
+        self.bar.set_position(bytes);
+    }
+
     /// Ends the last stage.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();

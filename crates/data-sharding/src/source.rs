@@ -185,9 +185,9 @@ pub struct Adapt {
 pub fn open(kind: SourceKind, root: &Path, split: Split, adapt: Adapt) -> Result<Arc<dyn Source>, DataError> {
     let margin = margin(kind, &adapt)?;
     let channels = channels(kind, &adapt)?;
-    let stored = match kind {
-        SourceKind::FashionMnist => idx::open(kind, root, split)?,
-        SourceKind::Cifar10 | SourceKind::Cifar100 => cifar::open(kind, root, split)?,
+    let stored = match cifar::archive(kind) {
+        Some(archive) => cifar::open(kind, archive, root, split)?,
+        None => idx::open(kind, root, split)?,
     };
     let shape = kind.facts().image;
     Ok(Arc::new(InMemory {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
 use crate::file;
+use crate::prepare::Files;
 use crate::progress::Progress;
 use crate::shards;
 
@@ -14,6 +15,9 @@ use crate::shards;
 /// # Errors
 /// If the folder itself cannot be read, or holds no data set.
 pub fn verify(folder: &Path, progress: &Progress) -> Result<Vec<String>, DataError> {
+    if let Some(files) = Files::read(folder) {
+        return Ok(files.verify(folder, progress));
+    }
     let mut problems = Vec::new();
     for half in halves(folder)? {
         problems.extend(shards::verify::verify(&half, progress)?);

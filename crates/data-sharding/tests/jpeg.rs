@@ -2,8 +2,12 @@
 
 mod jpeg_support;
 
-use data_sharding::jpeg::{Decoded, ImageDecoder, ImageEncoder, ImageError, ImageHeader, Region, View};
-use jpeg_support::{Coding, PLAIN, Random, SUBSAMPLINGS, encode, picture, regions};
+use std::path::Path;
+
+use data_sharding::jpeg::{
+    Decoded, ImageDecoder, ImageEncoder, ImageError, ImageHeader, Region, View, Way, seek,
+};
+use jpeg_support::{Coding, PLAIN, Random, SUBSAMPLINGS, encode, images_of_folder, picture, regions, skip};
 
 /// The pixels of a decoded buffer's view, which must lie on whole pixels.
 fn pixels_of_view(rgb: &[u8], decoded: Decoded) -> Vec<u8> {
@@ -19,18 +23,32 @@ fn crop(rgb: &[u8], row: usize, left: usize, top: usize, width: usize, height: u
     (top..top + height).flat_map(|y| &rgb[3 * (y * row + left)..][..3 * width]).copied().collect()
 }
 
-/// Checks that each region decodes as in the full image.
-fn assert_regions_equal_full_decode(decoder: &mut ImageDecoder, name: &str, jpeg: &[u8], regions: &[Region]) {
+/// Checks that each region decodes as in the full image, without and with its seek record.
+fn assert_regions_equal_full_decode(
+    decoder: &mut ImageDecoder,
+    name: &str,
+    jpeg: &[u8],
+    regions: &[Region],
+) -> bool {
     let ImageHeader { width, height } = decoder.header(jpeg).unwrap();
+    let record = seek::build(jpeg).unwrap();
     let (mut full, mut rgb) = (Vec::new(), Vec::new());
     let decoded = decoder.decode(jpeg, Region::whole(width, height), None, None, &mut full).unwrap();
     assert_eq!((decoded.width, decoded.height), (width, height), "{name}");
     for &region in regions {
         let [left, top, w, h] = [region.left, region.top, region.width, region.height].map(|x| x as usize);
         let expected = crop(&full, width as usize, left, top, w, h);
-        let decoded = decoder.decode(jpeg, region, None, None, &mut rgb).unwrap();
-        assert!(pixels_of_view(&rgb, decoded) == expected, "{name}: {region:?} of {width}x{height}");
+        for record in [None, record.as_deref()] {
+            let decoded = decoder.decode(jpeg, region, None, record, &mut rgb).unwrap();
+            let way = decoded.way;
+            assert_eq!(way == Way::Cut, record.is_some(), "{name}: {region:?} of {width}x{height}");
+            assert!(
+                pixels_of_view(&rgb, decoded) == expected,
+                "{name}: {region:?} of {width}x{height}, {way:?}"
+            );
+        }
     }
+    record.is_some()
 }
 
 #[test]
@@ -54,7 +72,12 @@ fn regions_of_every_subsampling_and_coding_have_the_pixels_of_a_full_decode() {
                 let pixels = picture(3, width, height, 7);
                 let jpeg = encode(&pixels, 3, width, height, Coding { subsampling, ..coding });
                 let regions = regions(width, height, 30, &mut random);
-                assert_regions_equal_full_decode(&mut decoder, &name, &jpeg, &regions);
+                let has_record = assert_regions_equal_full_decode(&mut decoder, &name, &jpeg, &regions);
+                assert_eq!(
+                    has_record,
+                    !["progressive", "restarts", "arithmetic"].contains(&coding_name),
+                    "{name}"
+                );
             }
         }
     }
@@ -108,4 +131,34 @@ fn a_large_source_is_scaled_while_it_is_decoded_but_never_below_the_target() {
             "{decoded:?}"
         );
     }
+}
+
+#[test]
+#[ignore = "long"]
+fn regions_of_real_images_have_the_pixels_of_a_full_decode() {
+    let Some(folder) = std::env::var_os("WRN_DIST_IMAGES") else {
+        return skip("images", "WRN_DIST_IMAGES names no folder of photos");
+    };
+    let images = images_of_folder(Path::new(&folder));
+    let mut decoder = ImageDecoder::new().unwrap();
+    let mut random = Random::new(2);
+    let (mut cuts, mut indexed) = (0, 0);
+    for image in &images {
+        let bytes = std::fs::read(image).unwrap();
+        let name = image.display().to_string();
+        let ImageHeader { width, height } = match decoder.header(&bytes) {
+            Ok(header) => header,
+            Err(error) => {
+                eprintln!("passed over: {name}: {error}");
+                continue;
+            }
+        };
+        let regions = regions(width, height, 60, &mut random);
+        if assert_regions_equal_full_decode(&mut decoder, &name, &bytes, &regions) {
+            indexed += 1;
+            cuts += regions.len();
+        }
+    }
+    eprintln!("{} images, {indexed} with a seek record, {cuts} cuts", images.len());
+    assert!(cuts > 0);
 }

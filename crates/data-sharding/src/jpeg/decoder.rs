@@ -2,9 +2,10 @@
 //! region's pixels. How each way works stands in the other files.
 
 use super::cover::{self, Cover};
-use super::library::{Decompressor, PixelFormat};
+use super::cut::Cutter;
+use super::library::{Decompressor, Opened, PixelFormat};
 use super::markers::Frame;
-use super::{Decoded, ImageError, ImageHeader, Region, View, color, png};
+use super::{Decoded, ImageError, ImageHeader, Region, View, Way, color, png};
 
 /// Pixels above which an image is taken for a decompression bomb; Pillow's limit.
 const MAX_PIXELS: u64 = 178_956_970;
@@ -17,6 +18,10 @@ const MAX_MEMORY: u16 = 2048;
 /// Decodes JPEG and PNG images one after another, keeping its memory. One a thread.
 pub struct ImageDecoder {
     library: Decompressor,
+    cutter: Cutter,
+    /// The compressed cut.
+    cut: Vec<u8>,
+    /// Pixels on their way to RGB.
     scratch: Vec<u8>,
 }
 
@@ -26,7 +31,12 @@ impl ImageDecoder {
     /// # Errors
     /// Where libjpeg-turbo gets no memory.
     pub fn new() -> Result<Self, ImageError> {
-        Ok(ImageDecoder { library: Decompressor::new(MAX_MEMORY)?, scratch: Vec::new() })
+        Ok(ImageDecoder {
+            library: Decompressor::new(MAX_MEMORY)?,
+            cutter: Cutter::default(),
+            cut: Vec::new(),
+            scratch: Vec::new(),
+        })
     }
 
     /// The size of an image, JPEG or PNG as its first bytes say.
@@ -67,11 +77,24 @@ impl ImageDecoder {
         seek: Option<&[u8]>,
         rgb: &mut Vec<u8>,
     ) -> Result<Decoded, ImageError> {
-        let _ = seek;
         match Format::of(bytes)? {
             Format::Png => self.decode_png(bytes, region, rgb),
-            Format::Jpeg => self.decode_jpeg(bytes, region, target, rgb),
+            Format::Jpeg => self.decode_jpeg(bytes, region, target, seek, rgb),
         }
+    }
+
+    /// The smaller JPEG from which [`decode`](Self::decode) would take the pixels of `region`; `None` where it would
+    /// not cut.
+    ///
+    /// # Errors
+    /// As for [`decode`](Self::decode), but for what only decoding brings to light.
+    pub fn cut(&mut self, bytes: &[u8], region: Region, seek: &[u8]) -> Result<Option<&[u8]>, ImageError> {
+        if let Format::Png = Format::of(bytes)? {
+            return Ok(None);
+        }
+        check(region, jpeg_frame(bytes)?.1)?;
+        let cut = self.cutter.cut(bytes, seek, region, 1, &mut self.cut);
+        Ok(cut.map(|_| self.cut.as_slice()))
     }
 
     fn decode_png(&mut self, bytes: &[u8], region: Region, rgb: &mut Vec<u8>) -> Result<Decoded, ImageError> {
@@ -81,7 +104,12 @@ impl ImageDecoder {
         let ImageHeader { width, height } = png::decode(bytes, &mut self.scratch, rgb)?;
         let [left, top, view_width, view_height] =
             [region.left, region.top, region.width, region.height].map(f64::from);
-        Ok(Decoded { width, height, view: View { left, top, width: view_width, height: view_height } })
+        Ok(Decoded {
+            width,
+            height,
+            view: View { left, top, width: view_width, height: view_height },
+            way: Way::Whole,
+        })
     }
 
     fn decode_jpeg(
@@ -89,32 +117,70 @@ impl ImageDecoder {
         bytes: &[u8],
         region: Region,
         target: Option<(u32, u32)>,
+        seek: Option<&[u8]>,
         rgb: &mut Vec<u8>,
     ) -> Result<Decoded, ImageError> {
         let (frame, header) = jpeg_frame(bytes)?;
         check(region, header)?;
+        let denominator = target.map_or(1, |target| cover::denominator(region, target));
+        if let Some(record) = seek
+            && let Some(cut) = self.cutter.cut(bytes, record, region, denominator, &mut self.cut)
+        {
+            let opened = self.library.open(&self.cut)?;
+            let scaled = cut.scaled();
+            let part = Region::whole(scaled.width, scaled.height);
+            pixels(opened, denominator, part, &mut self.scratch, rgb)?;
+            return Ok(Decoded {
+                width: part.width,
+                height: part.height,
+                view: cut.view(region),
+                way: Way::Cut,
+            });
+        }
         let opened = self.library.open(bytes)?;
         if (opened.width, opened.height) != (header.width, header.height) {
             return Err(ImageError::Markers { problem: "has more than one frame header", offset: 0 });
         }
-        let cover = if opened.can_crop && opened.mcu_width == frame.mcu_size().0 {
-            let denominator = target.map_or(1, |target| cover::denominator(region, target));
-            Cover::new(&frame, region, denominator, false)
+        let (cover, way) = if opened.can_crop && opened.mcu_width == frame.mcu_size().0 {
+            (Cover::new(&frame, region, denominator, false), Way::Cropped)
         } else {
-            Cover { left: 0, top: 0, right: header.width, bottom: header.height, denominator: 1 }
+            (
+                Cover { left: 0, top: 0, right: header.width, bottom: header.height, denominator: 1 },
+                Way::Whole,
+            )
         };
         let scaled = cover.scaled();
-        let pixels = scaled.width as usize * scaled.height as usize;
-        grow(rgb, pixels * 3);
-        match opened.format {
-            PixelFormat::Rgb => opened.decode(cover.denominator, scaled, &mut rgb[..pixels * 3])?,
-            PixelFormat::Cmyk => {
-                grow(&mut self.scratch, pixels * 4);
-                opened.decode(cover.denominator, scaled, &mut self.scratch[..pixels * 4])?;
-                color::cmyk_to_rgb(&self.scratch[..pixels * 4], &mut rgb[..pixels * 3]);
-            }
+        pixels(opened, cover.denominator, scaled, &mut self.scratch, rgb)?;
+        Ok(Decoded { width: scaled.width, height: scaled.height, view: cover.view(region), way })
+    }
+}
+
+/// Decodes a part of a JPEG, in its scaled pixels, to RGB.
+fn pixels(
+    opened: Opened,
+    denominator: u32,
+    part: Region,
+    scratch: &mut Vec<u8>,
+    rgb: &mut Vec<u8>,
+) -> Result<(), ImageError> {
+    let pixels = part.width as usize * part.height as usize;
+    grow(rgb, pixels * 3);
+    match opened.format {
+        PixelFormat::Rgb => opened.decode(denominator, part, &mut rgb[..pixels * 3]),
+        PixelFormat::Cmyk => {
+            grow(scratch, pixels * 4);
+            opened.decode(denominator, part, &mut scratch[..pixels * 4])?;
+            color::cmyk_to_rgb(&scratch[..pixels * 4], &mut rgb[..pixels * 3]);
+            Ok(())
         }
-        Ok(Decoded { width: scaled.width, height: scaled.height, view: cover.view(region) })
+    }
+}
+
+/// Whether an image is of a format that seek records are made for. Errors as [`ImageDecoder::header`].
+pub(super) fn may_have_record(bytes: &[u8]) -> Result<bool, ImageError> {
+    match Format::of(bytes)? {
+        Format::Png => Ok(false),
+        Format::Jpeg => jpeg_frame(bytes).map(|_| true),
     }
 }
 

@@ -11,6 +11,8 @@ pub(super) const DHT: u8 = 0xc4;
 pub(super) const DRI: u8 = 0xdd;
 pub(super) const APP0: u8 = 0xe0;
 pub(super) const APP14: u8 = 0xee;
+pub(super) const APP15: u8 = 0xef;
+pub(super) const COM: u8 = 0xfe;
 /// Baseline and extended sequential Huffman coding, which differ in precision and number of tables only.
 pub(super) const SEQUENTIAL: [u8; 2] = [0xc0, 0xc1];
 /// Markers without a length: TEM, restarts.

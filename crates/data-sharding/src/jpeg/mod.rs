@@ -11,14 +11,20 @@
 //! All give the pixels of a full decode to the bit. Pixels are 8-bit RGB and are those that Pillow gives after
 //! `convert("RGB")`. EXIF orientation is ignored, as it is by Pillow, torchvision's `ImageFolder` and DALI's default.
 
+mod bits;
 mod color;
 mod cover;
+mod cut;
 mod decoder;
 mod encoder;
 mod error;
+mod huffman;
 mod library;
 mod markers;
 mod png;
+mod scan;
+pub mod seek;
+mod walk;
 
 pub use decoder::ImageDecoder;
 pub use encoder::ImageEncoder;
@@ -77,6 +83,19 @@ pub struct Decoded {
     pub height: u32,
     /// Where the wanted region lies in the buffer.
     pub view: View,
+    /// How the pixels were come by.
+    pub way: Way,
+}
+
+/// The ways to the pixels of a region, cheapest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Cut out of the compressed data by the seek record, and decoded.
+    Cut,
+    /// Decoded by libjpeg-turbo's cropping.
+    Cropped,
+    /// Decoded whole.
+    Whole,
 }
 
 /// A rectangle in the pixels of a buffer. Fractions occur where the image was scaled down while it was decoded.

@@ -23,34 +23,43 @@ pub(super) fn header(bytes: &[u8]) -> Result<ImageHeader, ImageError> {
 /// Decodes a whole PNG into `rgb`, whose first width x height x 3 bytes it fills; `scratch` holds the pixels as they
 /// come.
 ///
-/// As Pillow's `convert("RGB")`: palettes are looked up, alpha is dropped, grey is repeated, of 16 bits a sample the
-/// upper eight are kept.
+/// As Pillow's `convert("RGB")`: palettes are looked up, alpha is dropped, grey is repeated. Of 16 bits a sample the
+/// upper eight are kept, except of grey without alpha, where Pillow takes values above 255 for 255.
 pub(super) fn decode(
     bytes: &[u8],
     scratch: &mut Vec<u8>,
     rgb: &mut Vec<u8>,
 ) -> Result<ImageHeader, ImageError> {
     let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), Limits { bytes: MEMORY });
-    decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
+    let info = decoder.read_header_info().map_err(problem)?;
+    let clips = (info.color_type, info.bit_depth) == (ColorType::Grayscale, BitDepth::Sixteen);
+    let strip = if clips { Transformations::IDENTITY } else { Transformations::STRIP_16 };
+    decoder.set_transformations(Transformations::EXPAND | strip);
     let mut reader = decoder.read_info().map_err(problem)?;
     let (color, depth) = reader.output_color_type();
-    if depth != BitDepth::Eight {
-        return Err(ImageError::Png { message: format!("gives samples of {depth:?} bits; expected eight") });
-    }
-    let channels = color.samples();
+    let bytes_a_sample = match depth {
+        BitDepth::Eight => 1,
+        BitDepth::Sixteen => 2,
+        _ => {
+            return Err(ImageError::Png {
+                message: format!("gives samples of {depth:?} bits; expected eight"),
+            });
+        }
+    };
+    let pixel = color.samples() * bytes_a_sample;
     let (width, height) = (reader.info().width, reader.info().height);
     let pixels = width as usize * height as usize;
-    super::decoder::grow(scratch, pixels * channels);
-    let frame = reader.next_frame(&mut scratch[..pixels * channels]).map_err(problem)?;
+    super::decoder::grow(scratch, pixels * pixel);
+    reader.next_frame(&mut scratch[..pixels * pixel]).map_err(problem)?;
     // A broken tail, such as a wrong checksum of the last chunk, is an error as it is for Pillow.
     reader.finish().map_err(problem)?;
-    if (frame.width, frame.height) != (width, height) {
-        return Err(ImageError::Png { message: "its first frame does not fill it".into() });
-    }
     super::decoder::grow(rgb, pixels * 3);
-    let source = scratch[..pixels * channels].chunks_exact(channels);
+    let source = scratch[..pixels * pixel].chunks_exact(pixel);
     for (rgb, source) in rgb.chunks_exact_mut(3).zip(source) {
         match color {
+            ColorType::Grayscale | ColorType::GrayscaleAlpha if clips => {
+                rgb.fill(if source[0] > 0 { 255 } else { source[1] });
+            }
             ColorType::Grayscale | ColorType::GrayscaleAlpha => rgb.fill(source[0]),
             _ => rgb.copy_from_slice(&source[..3]),
         }

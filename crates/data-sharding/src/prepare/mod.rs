@@ -1,28 +1,49 @@
 //! From the files that authors publish to data sets that can be trained on.
 
+mod check;
+mod devkit;
+mod files;
 mod imagefolder;
+mod imagenet;
 mod listing;
 mod options;
 mod plan;
+mod small;
+mod svhn;
 mod write;
 
 use std::path::Path;
 use std::str::FromStr;
 
+pub(crate) use files::Files;
 pub use options::PrepareOptions;
 
 use crate::error::DataError;
+use crate::kind::SourceKind;
 use crate::progress::Progress;
+use check::Checker;
 
 /// What can be prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrepareKind {
-    /// A folder of class folders with JPEG and PNG files; also a folder with `train` and `val` of that kind.
+    /// ILSVRC2012: the training and validation archives and the development kit, to shards.
+    ImageNet,
+    /// A folder of class folders with JPEG and PNG files, or a folder with `train` and `val` of that kind, to shards.
     ImageFolder,
+    /// A data set of small images, to the files that its reader opens.
+    Small(SourceKind),
 }
 
 impl PrepareKind {
-    const NAMES: [(&str, PrepareKind); 1] = [("imagefolder", PrepareKind::ImageFolder)];
+    const NAMES: [(&str, PrepareKind); 7] = [
+        ("imagenet", PrepareKind::ImageNet),
+        ("imagefolder", PrepareKind::ImageFolder),
+        ("cifar10", PrepareKind::Small(SourceKind::Cifar10)),
+        ("cifar100", PrepareKind::Small(SourceKind::Cifar100)),
+        ("svhn", PrepareKind::Small(SourceKind::Svhn)),
+        ("svhn-without-extra", PrepareKind::Small(SourceKind::SvhnWithoutExtra)),
+        ("fashion-mnist", PrepareKind::Small(SourceKind::FashionMnist)),
+    ];
 }
 
 impl FromStr for PrepareKind {
@@ -49,19 +70,26 @@ pub fn prepare(
     options: &PrepareOptions,
     progress: &Progress,
 ) -> Result<(), DataError> {
+    let mut checker = Checker::new(destination, options, progress)?;
     match kind {
+        PrepareKind::ImageNet => {
+            for (half, listing) in imagenet::list(source, &mut checker, progress)? {
+                write::write(&listing, &destination.join(half), options, None, progress)?;
+            }
+        }
         PrepareKind::ImageFolder => {
             let halves: Vec<&str> =
                 ["train", "val", "test"].into_iter().filter(|half| source.join(half).is_dir()).collect();
             if halves.is_empty() {
                 let listing = imagefolder::list(source, "imagefolder".into(), progress)?;
-                return write::write(&listing, destination, options, None, progress);
+                write::write(&listing, destination, options, None, progress)?;
             }
             for half in halves {
                 let listing = imagefolder::list(&source.join(half), format!("imagefolder {half}"), progress)?;
                 write::write(&listing, &destination.join(half), options, None, progress)?;
             }
-            Ok(())
         }
+        PrepareKind::Small(kind) => small::prepare(kind, source, destination, &mut checker, progress)?,
     }
+    checker.done()
 }

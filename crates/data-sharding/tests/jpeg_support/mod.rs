@@ -3,6 +3,9 @@
 #![allow(dead_code, clippy::unwrap_used)] // Each test file uses some of it; all of it is test code.
 
 use std::ffi::c_int;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use data_sharding::jpeg::Region;
 use proptest::test_runner::RngAlgorithm;
@@ -152,4 +155,28 @@ pub(crate) fn regions(width: u32, height: u32, count: usize, random: &mut Random
     }
     regions.truncate(count);
     regions
+}
+
+/// The files in a folder and below, in the order of their paths; none where there is no folder.
+pub(crate) fn images_of_folder(folder: &Path) -> Vec<PathBuf> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Says on standard error, and in the log of `launch/test.sh`, that a test did not run for lack of `part`.
+pub(crate) fn skip(part: &str, reason: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("SKIPPED {part}: {test}: {reason}\n");
+    eprint!("{line}");
+    if let Some(log) = std::env::var_os("WRN_DIST_SKIP_LOG") {
+        let mut log = OpenOptions::new().create(true).append(true).open(log).unwrap();
+        log.write_all(line.as_bytes()).unwrap();
+    }
 }
