@@ -24,8 +24,8 @@ const TRAIN_FOLDERS: &[&str] = &["train"];
 const TEST_FOLDERS: &[&str] = &["val", "test"];
 
 /// ImageNet's constants, on 0 to 255.
-const IMAGENET_MEAN: [f64; 3] = [123.675, 116.28, 103.53];
-const IMAGENET_STD: [f64; 3] = [58.395, 57.12, 57.375];
+pub(crate) const IMAGENET_MEAN: [f64; 3] = [123.675, 116.28, 103.53];
+pub(crate) const IMAGENET_STD: [f64; 3] = [58.395, 57.12, 57.375];
 
 /// Pixels of a training image of shards, and of a test image before and after its middle is taken (the usual sizes
 /// of ImageNet).

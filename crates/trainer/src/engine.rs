@@ -109,7 +109,12 @@ impl<'plan> Engine<'plan> {
         }
         Ok(Engine {
             optimizer: Optimizer::new(&plan.config.optimizer, &state)?,
-            input: Input::new(plan, compute.device)?,
+            input: Input::new(
+                plan.config.data.normalize.as_ref(),
+                plan.whitening.as_ref(),
+                plan.data.train_augmentation.clone(),
+                compute.device,
+            )?,
             plan,
             compute,
             state,

@@ -1,6 +1,7 @@
 //! From the bytes of a batch to the numbers a network reads and the targets of its loss. Decoding, crops and colours
 //! of bytes are the pool's.
 
+mod channels;
 mod targets;
 mod whitening;
 
@@ -10,10 +11,10 @@ use tch::{Device, Kind, Tensor};
 pub(crate) use targets::Targets;
 pub(crate) use whitening::Whitening;
 
+use self::channels::Channels;
 use self::whitening::Whitener;
 use crate::config::NormalizeConfig;
 use crate::error::Error;
-use crate::plan::Plan;
 
 /// Copies to the device and does there, in this order: lighting, normalisation, the crop where whitening comes before
 /// it, erasing, and mixing.
@@ -24,40 +25,34 @@ pub(crate) struct Input {
 }
 
 enum Normalization {
-    Channels { mean: Tensor, reciprocal_std: Tensor },
+    Channels(Channels),
     Whitening(Whitener),
 }
 
 impl Input {
-    pub(crate) fn new(plan: &Plan, device: Device) -> Result<Self, Error> {
-        let constants = |values: &[f64]| -> Result<Tensor, Error> {
-            let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
-            Ok(Tensor::f_from_slice(&values)?.f_to_device(device)?)
-        };
-        let normalization = match (&plan.config.data.normalize, &plan.whitening) {
-            (Some(NormalizeConfig::Channels(channels)), _) => {
-                let reciprocal: Vec<f64> = channels.std.iter().map(|std| 1.0 / std).collect();
-                Normalization::Channels {
-                    mean: constants(&channels.mean)?,
-                    reciprocal_std: constants(&reciprocal)?,
-                }
+    /// `whitening` where `normalize` asks for it.
+    pub(crate) fn new(
+        normalize: Option<&NormalizeConfig>,
+        whitening: Option<&Whitening>,
+        train: Augmentation,
+        device: Device,
+    ) -> Result<Self, Error> {
+        let normalization = match (normalize, whitening) {
+            (Some(NormalizeConfig::Channels(constants)), _) => {
+                Normalization::Channels(Channels::new(constants, device)?)
             }
             (Some(NormalizeConfig::Named(_)), Some(whitening)) => {
                 Normalization::Whitening(Whitener::new(whitening, device)?)
             }
             _ => return Err(Error::Other("normalisation is not resolved".into())),
         };
-        Ok(Input { device, normalization, train: plan.data.train_augmentation.clone() })
+        Ok(Input { device, normalization, train })
     }
 
     /// Training images `[N, C, H, W]` in channels_last fp32, and what the loss compares with.
     pub(crate) fn load(&self, batch: &Batch, mix: Option<&MixDraw>) -> Result<(Tensor, Targets), Error> {
         let parameters = batch.device_parameters();
-        let mut pixels = self.pixels(batch)?;
-        if self.train.lighting > 0.0 {
-            let _ = pixels.f_add_(&self.offsets(parameters)?)?;
-        }
-        let mut pixels = self.normalize(pixels)?;
+        let mut pixels = self.normalize(batch, self.train.lighting > 0.0)?;
         if self.train.crop_on_device {
             pixels = self.crop(pixels, parameters)?;
         }
@@ -82,34 +77,21 @@ impl Input {
 
     /// Test images `[N, C, H, W]` in channels_last fp32, and labels `[N]`.
     pub(crate) fn load_test(&self, batch: &Batch) -> Result<(Tensor, Tensor), Error> {
-        let pixels = self.normalize(self.pixels(batch)?)?;
+        let pixels = self.normalize(batch, false)?;
         let labels = Tensor::f_from_slice(batch.labels())?.f_to_device(self.device)?;
         Ok((pixels.f_permute([0, 3, 1, 2])?, labels))
     }
 
-    /// `[N, H, W, C]` on the scale 0 to 255.
-    fn pixels(&self, batch: &Batch) -> Result<Tensor, Error> {
-        let shape = batch.shape().map(|side| side as i64);
-        let bytes =
-            Tensor::f_from_data_size(batch.images(), &shape, Kind::Uint8)?.f_to_device(self.device)?;
-        Ok(bytes.f_to_kind(Kind::Float)?)
-    }
-
-    fn normalize(&self, mut pixels: Tensor) -> Result<Tensor, Error> {
+    /// `[N, H, W, C]`
+    fn normalize(&self, batch: &Batch, lighting: bool) -> Result<Tensor, Error> {
         match &self.normalization {
-            Normalization::Channels { mean, reciprocal_std } => {
-                let _ = pixels.f_sub_(mean)?;
-                let _ = pixels.f_mul_(reciprocal_std)?;
-                Ok(pixels)
+            Normalization::Channels(channels) => channels.apply(batch, lighting, self.device),
+            Normalization::Whitening(whitener) => {
+                let shape = batch.shape().map(|side| side as i64);
+                let bytes = Tensor::f_from_data_size(batch.images(), &shape, Kind::Uint8)?;
+                whitener.apply(&bytes.f_to_device(self.device)?.f_to_kind(Kind::Float)?)
             }
-            Normalization::Whitening(whitener) => whitener.apply(&pixels),
         }
-    }
-
-    /// `[N, 1, 1, 3]`.
-    fn offsets(&self, parameters: &[DeviceParameters]) -> Result<Tensor, Error> {
-        let offsets: Vec<f32> = parameters.iter().flat_map(|sample| sample.color_offset).collect();
-        Ok(Tensor::f_from_slice(&offsets)?.f_reshape([-1, 1, 1, 3])?.f_to_device(self.device)?)
     }
 
     /// One number of each sample, `[N, 1, 1]`.

@@ -176,3 +176,136 @@ impl Whitener {
         Ok(flat.f_sub(&self.mean)?.f_matmul(&self.matrix)?.f_reshape(pixels.size())?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::Arc;
+
+    use data_sharding::{Labelled, Source};
+
+    use super::*;
+
+    const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/zca.py");
+    const SHAPE: ImageShape = ImageShape { height: 4, width: 4, channels: 3 };
+    const COUNT: usize = 300;
+
+    /// Gradients with noise, and one image of a single value.
+    struct Images(Vec<u8>);
+
+    fn images() -> Images {
+        let mut state = 3_u32;
+        let mut bytes = Vec::new();
+        for sample in 0..COUNT {
+            for value in 0..SHAPE.bytes() {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let noise = (state >> 26) as usize;
+                bytes.push(if sample == 7 { 90 } else { (sample % 50 + 2 * value + noise) as u8 });
+            }
+        }
+        Images(bytes)
+    }
+
+    impl Labelled for Images {
+        fn name(&self) -> &str {
+            "made-up images"
+        }
+
+        fn len(&self) -> usize {
+            COUNT
+        }
+
+        fn classes(&self) -> &[String] {
+            &[]
+        }
+
+        fn fingerprint(&self) -> &str {
+            "f"
+        }
+
+        fn label(&self, _: usize) -> u32 {
+            0
+        }
+    }
+
+    impl Source for Images {
+        fn image(&self) -> ImageShape {
+            SHAPE
+        }
+
+        fn decode(&self, sample: usize, pixels: &mut [u8]) -> Result<(), DataError> {
+            pixels.copy_from_slice(&self.0[sample * SHAPE.bytes()..][..SHAPE.bytes()]);
+            Ok(())
+        }
+    }
+
+    fn data() -> DataSet {
+        let source: Arc<dyn Source> = Arc::new(images());
+        source.into()
+    }
+
+    fn whitened(whitening: &Whitening) -> Vec<f64> {
+        let shape = [COUNT, 4, 4, 3].map(|side| side as i64);
+        let pixels = Tensor::from_data_size(&images().0, &shape, Kind::Uint8).to_kind(Kind::Float);
+        let result = Whitener::new(whitening, Device::Cpu).unwrap().apply(&pixels).unwrap();
+        Vec::try_from(result.to_kind(Kind::Double).flatten(0, -1)).unwrap()
+    }
+
+    #[test]
+    fn whitened_images_are_those_of_pylearn2() {
+        let found = Command::new("python3").args(["-c", "import numpy"]).output();
+        if !found.is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: python3 has no numpy to compare with");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (input, output) = (folder.path().join("images"), folder.path().join("whitened"));
+        std::fs::write(&input, images().0).unwrap();
+        let status = Command::new("python3")
+            .arg(SCRIPT)
+            .arg(&input)
+            .arg(COUNT.to_string())
+            .arg(&output)
+            .status()
+            .unwrap();
+        assert!(status.success());
+        let expected: Vec<f64> = std::fs::read(&output)
+            .unwrap()
+            .chunks_exact(8)
+            .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
+            .collect();
+        let found = whitened(&Whitening::fit(&data(), SHAPE).unwrap());
+        let largest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert_eq!(found.len(), expected.len());
+        assert!(largest < 1e-4, "largest difference {largest}");
+        assert!(expected.iter().any(|value| value.abs() > 1.0));
+    }
+
+    #[test]
+    fn whitened_values_are_uncorrelated() {
+        let values = whitened(&Whitening::fit(&data(), SHAPE).unwrap());
+        let values = Tensor::from_slice(&values).reshape([COUNT as i64, SHAPE.bytes() as i64]);
+        let centered = &values - values.mean_dim([0_i64].as_slice(), true, Kind::Double);
+        let covariance = centered.tr().matmul(&centered) / COUNT as f64;
+        let off_diagonal = &covariance - covariance.diag(0).diag(0);
+        // The bias keeps directions without variance small, and everything else near 1.
+        assert!(covariance.diag(0).max().double_value(&[]) < 1.01);
+        assert!(off_diagonal.abs().max().double_value(&[]) < 0.2);
+    }
+
+    #[test]
+    fn what_was_kept_is_read_back_and_anything_else_is_fitted_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Whitening::read_or_fit(&data(), SHAPE, folder.path()).unwrap();
+        let path = kept_at(&data(), SHAPE, folder.path());
+        let kept = Whitening::read(&path, SHAPE).unwrap();
+        assert_eq!((&kept.mean, &kept.matrix), (&first.mean, &first.matrix));
+        let other = ImageShape { height: 2, ..SHAPE };
+        assert!(Whitening::read(&path, other).is_none());
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        let again = Whitening::read_or_fit(&data(), SHAPE, folder.path()).unwrap();
+        assert_eq!(again.matrix, first.matrix);
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+}

@@ -17,6 +17,8 @@ enum Command {
     ///
     /// Interrupted at any moment, the same command goes on; the result has the same bytes.
     Prepare(PrepareArguments),
+    /// Draw training images as the network gets them: cropped, coloured, erased and mixed
+    Show(super::data_show::Arguments),
     /// Check every byte of a prepared data set and name everything that is wrong; exit code 1 if anything is
     Verify {
         /// Folder of the data set, or of one half of it
@@ -53,6 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
     let progress = Progress::visible();
     let result = match &arguments.command {
         Command::Prepare(arguments) => prepare(arguments, &progress).map(|()| 0),
+        Command::Show(arguments) => return super::data_show::run(arguments),
         Command::Verify { dir } => data_sharding::verify(dir, &progress).map(|problems| {
             problems.iter().for_each(|problem| super::complain(problem));
             if problems.is_empty() { 0 } else { EXIT_FAILURE }
