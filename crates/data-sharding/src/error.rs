@@ -67,6 +67,13 @@ pub enum DataError {
         expected: String,
     },
 
+    /// A decoder that cannot be made.
+    #[error("no image decoder can be made: {reason}")]
+    Decoder {
+        /// What the library says.
+        reason: String,
+    },
+
     /// A file that cannot be downloaded.
     #[error("{url}: {problem}")]
     Fetch {

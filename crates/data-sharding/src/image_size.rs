@@ -1,6 +1,7 @@
-//! Format and size of an image file from its first bytes, by content and never by name. Decodes nothing.
+//! Format and size of an image file from its header, by content and never by name. Decodes no pixel.
 
-use imagesize::ImageType;
+use crate::error::DataError;
+use crate::jpeg::ImageDecoder;
 
 /// A format that can be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,14 +19,23 @@ impl ImageFormat {
     }
 }
 
-/// Format, width and height in pixels; none for other files, damaged headers and sides of 0 or above 65,535.
-pub(crate) fn of(bytes: &[u8]) -> Option<(ImageFormat, u16, u16)> {
-    let format = match imagesize::image_type(bytes).ok()? {
-        ImageType::Jpeg => ImageFormat::Jpeg,
-        ImageType::Png => ImageFormat::Png,
-        _ => return None,
-    };
-    let size = imagesize::blob_size(bytes).ok()?;
-    let side = |pixels: usize| u16::try_from(pixels).ok().filter(|&pixels| pixels > 0);
-    Some((format, side(size.width)?, side(size.height)?))
+/// Reads headers as the decoder does.
+pub(crate) struct HeaderReader(ImageDecoder);
+
+impl HeaderReader {
+    pub(crate) fn new() -> Result<Self, DataError> {
+        decoder().map(HeaderReader)
+    }
+
+    /// Format, width and height in pixels; none for other files, headers that make no sense, and sides above 65,535.
+    pub(crate) fn read(&mut self, bytes: &[u8]) -> Option<(ImageFormat, u16, u16)> {
+        let header = self.0.header(bytes).ok()?;
+        let format = if bytes.starts_with(&[0xff, 0xd8]) { ImageFormat::Jpeg } else { ImageFormat::Png };
+        Some((format, u16::try_from(header.width).ok()?, u16::try_from(header.height).ok()?))
+    }
+}
+
+/// A decoder, whose only failure is one of the system's memory.
+pub(crate) fn decoder() -> Result<ImageDecoder, DataError> {
+    ImageDecoder::new().map_err(|error| DataError::Decoder { reason: error.to_string() })
 }

@@ -8,6 +8,7 @@ mod imagenet;
 mod listing;
 mod options;
 mod plan;
+mod resample;
 mod small;
 mod svhn;
 mod write;
@@ -16,7 +17,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 pub(crate) use files::Files;
-pub use options::PrepareOptions;
+pub use options::{Cap, PrepareOptions, Side};
 
 use crate::error::DataError;
 use crate::kind::SourceKind;
@@ -74,7 +75,7 @@ pub fn prepare(
     match kind {
         PrepareKind::ImageNet => {
             for (half, listing) in imagenet::list(source, &mut checker, progress)? {
-                write::write(&listing, &destination.join(half), options, None, progress)?;
+                write::write(&listing, &destination.join(half), options, progress)?;
             }
         }
         PrepareKind::ImageFolder => {
@@ -82,11 +83,11 @@ pub fn prepare(
                 ["train", "val", "test"].into_iter().filter(|half| source.join(half).is_dir()).collect();
             if halves.is_empty() {
                 let listing = imagefolder::list(source, "imagefolder".into(), progress)?;
-                write::write(&listing, destination, options, None, progress)?;
+                write::write(&listing, destination, options, progress)?;
             }
             for half in halves {
                 let listing = imagefolder::list(&source.join(half), format!("imagefolder {half}"), progress)?;
-                write::write(&listing, &destination.join(half), options, None, progress)?;
+                write::write(&listing, &destination.join(half), options, progress)?;
             }
         }
         PrepareKind::Small(kind) => small::prepare(kind, source, destination, &mut checker, progress)?,

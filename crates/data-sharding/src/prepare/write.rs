@@ -8,18 +8,16 @@ use serde::{Deserialize, Serialize};
 use super::listing::{Listing, Sample};
 use super::options::PrepareOptions;
 use super::plan::Plan;
+use super::resample::Resampler;
 use crate::atomic::{self, unwritable};
 use crate::error::DataError;
-use crate::image_size;
+use crate::image_size::{HeaderReader, ImageFormat};
 use crate::progress::Progress;
-use crate::shards::SeekBuilder;
 use crate::shards::archive::ShardWriter;
-use crate::shards::build::{Build, Lock, remove};
-use crate::shards::manifest::{self, Manifest};
+use crate::shards::build::{self, Build, Lock, remove};
+use crate::shards::manifest::{self, Manifest, UNFINISHED};
 
 /// What is being made in a folder, until its manifest says it.
-const STATE: &str = ".prepare.json";
-
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     plan: String,
@@ -30,7 +28,6 @@ pub(crate) fn write(
     listing: &Listing,
     folder: &Path,
     options: &PrepareOptions,
-    seek: Option<&SeekBuilder>,
     progress: &Progress,
 ) -> Result<(), DataError> {
     fs::create_dir_all(folder).map_err(unwritable(folder))?;
@@ -42,7 +39,7 @@ pub(crate) fn write(
         classes: Some(listing.classes.clone()),
         origin: Some(plan.origin.clone()),
         known: None,
-        seek,
+        seek: options.seek_index,
         threads: options.threads.max(1),
         progress,
     };
@@ -54,7 +51,9 @@ pub(crate) fn write(
         progress.finish();
     }
     build.tidy()?;
-    remove(&folder.join(STATE))
+    remove(&folder.join(UNFINISHED))?;
+    // A data set that was finished without a seek index may get one now.
+    if options.seek_index { build::index_locked(folder, true, build.threads, progress) } else { Ok(()) }
 }
 
 /// Whether the folder already holds all of the plan. A folder with anything else in it is refused.
@@ -72,7 +71,7 @@ fn claim(folder: &Path, plan: &Plan) -> Result<bool, DataError> {
         };
     }
     let state = State { plan: plan.origin.plan.clone() };
-    let path = folder.join(STATE);
+    let path = folder.join(UNFINISHED);
     match fs::read(&path) {
         Ok(text) if serde_json::from_slice::<State>(&text).is_ok_and(|earlier| earlier == state) => Ok(false),
         Ok(_) => Err(other("an unfinished data set of another source or with other options")),
@@ -102,23 +101,33 @@ fn write_shard(
         return Ok(());
     }
     let mut writer = ShardWriter::create(path)?;
+    let mut headers = HeaderReader::new()?;
+    let mut resampler = options.cap.map(Resampler::new).transpose()?;
     let mut image = Vec::new();
     for (index, sample) in plan.samples(listing, shard) {
         listing.read(sample, &mut image)?;
         progress.advance(sample.length);
-        let Some((format, ..)) = image_size::of(&image) else {
-            let error = DataError::Invalid {
-                path: listing.path_of(sample),
-                problem: "is no image".into(),
-                expected: "a JPEG or PNG file".into(),
-            };
-            if options.skip_bad {
-                progress.warn(&format!("left out: {error}"));
-                continue;
-            }
-            return Err(error);
+        let bad = |problem: String| DataError::Invalid {
+            path: listing.path_of(sample),
+            problem,
+            expected: "a whole JPEG or PNG file".into(),
         };
-        writer.push(&key(index, sample), format, &image, sample.label)?;
+        let stored = match headers.read(&image) {
+            None => Err(bad("is no image".into())),
+            Some((format, width, height)) => match &mut resampler {
+                None => Ok((format, &image[..])),
+                Some(resampler) => match resampler.scale(&image, width, height) {
+                    Ok(None) => Ok((format, &image[..])),
+                    Ok(Some(scaled)) => Ok((ImageFormat::Jpeg, scaled)),
+                    Err(reason) => Err(bad(format!("cannot be decoded: {reason}"))),
+                },
+            },
+        };
+        match stored {
+            Ok((format, bytes)) => writer.push(&key(index, sample), format, bytes, sample.label)?,
+            Err(error) if options.skip_bad => progress.warn(&format!("left out: {error}")),
+            Err(error) => return Err(error),
+        }
     }
     writer.commit()
 }

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::fragment::{self, Fragment};
 use super::manifest::{self, FileEntry, LOCK, Manifest, Origin, SAMPLE_INDEX, SEEK_INDEX, ShardEntry};
+use super::record::SampleIndex;
 use super::record::{HEADER_BYTES, RECORD_BYTES, SampleIndexWriter};
-use super::seek_index::{SeekBuilder, SeekIndexWriter};
+use super::seek_index::{SeekIndex, SeekIndexWriter};
 use crate::atomic::unwritable;
 use crate::error::DataError;
 use crate::file;
@@ -24,8 +25,8 @@ pub(crate) struct Build<'a> {
     pub(crate) origin: Option<Origin>,
     /// What the shards must still be, where a manifest says so.
     pub(crate) known: Option<Vec<ShardEntry>>,
-    /// Makes the seek index, if wanted.
-    pub(crate) seek: Option<&'a SeekBuilder>,
+    /// Whether the seek index is wanted.
+    pub(crate) seek: bool,
     pub(crate) threads: usize,
     pub(crate) progress: &'a Progress,
 }
@@ -41,7 +42,7 @@ impl Build<'_> {
             |(), shard| {
                 make(shard)?;
                 let path = self.shard(shard);
-                if Fragment::read(&path, self.seek.is_some()).is_none() {
+                if Fragment::read(&path, self.seek).is_none() {
                     let advance = |bytes| self.progress.advance(bytes);
                     Fragment::of_shard(&path, shard as u32, self.seek, advance)?.write(&path)?;
                 } else if let Ok(metadata) = fs::metadata(&path) {
@@ -60,7 +61,7 @@ impl Build<'_> {
 
     fn fragment(&self, shard: usize) -> Result<Fragment, DataError> {
         let path = self.shard(shard);
-        match Fragment::read(&path, self.seek.is_some()) {
+        match Fragment::read(&path, self.seek) {
             Some(fragment) => Ok(fragment),
             None => Fragment::of_shard(&path, shard as u32, self.seek, |_| ()),
         }
@@ -116,7 +117,7 @@ impl Build<'_> {
             return Err(self.invalid(format!("has the label {highest_label}"), &expected));
         }
         let checksum = index.commit(samples as u64, shards.len() as u32, classes.len() as u32)?;
-        if self.seek.is_some() {
+        if self.seek {
             let mut seek = SeekIndexWriter::create(&self.folder.join(SEEK_INDEX), samples)?;
             for number in 0..self.shards.len() {
                 let Some(records) = self.fragment(number)?.seek else { continue };
@@ -212,17 +213,39 @@ pub(crate) fn find_shards(folder: &Path) -> Result<Vec<String>, DataError> {
     Ok(names)
 }
 
+/// Whether the seek index is there and belongs to the manifest.
+pub(crate) fn has_seek_index(folder: &Path, manifest: &Manifest) -> bool {
+    let sizes: Vec<u64> = manifest.shards.iter().map(|shard| shard.bytes).collect();
+    SampleIndex::open(&folder.join(SAMPLE_INDEX), &sizes, manifest.classes.len())
+        .and_then(|index| SeekIndex::open(&folder.join(SEEK_INDEX), index.len(), index.checksum()))
+        .is_ok()
+}
+
 /// Makes indices and manifest for shards that were made elsewhere, or anew with a seek index for any shards.
-pub(crate) fn index(
+pub(crate) fn index(folder: &Path, seek: bool, threads: usize, progress: &Progress) -> Result<(), DataError> {
+    let _lock = Lock::wait(folder)?;
+    index_locked(folder, seek, threads, progress)
+}
+
+/// As [`index`], for callers who hold the lock.
+pub(crate) fn index_locked(
     folder: &Path,
-    seek: Option<&SeekBuilder>,
+    seek: bool,
     threads: usize,
     progress: &Progress,
 ) -> Result<(), DataError> {
-    let _lock = Lock::wait(folder)?;
+    if manifest::is_unfinished(folder) {
+        return Err(DataError::Invalid {
+            path: folder.into(),
+            problem: "holds an unfinished data set".into(),
+            expected: "a finished one; `wrn-dist data prepare` as before goes on".into(),
+        });
+    }
     // Another process may have done it meanwhile.
     let made = manifest::exists(folder).then(|| Manifest::read(folder)).transpose()?;
-    if made.is_some() && seek.is_none() {
+    if let Some((manifest, _)) = &made
+        && (!seek || has_seek_index(folder, manifest))
+    {
         return Ok(());
     }
     let shards = match &made {

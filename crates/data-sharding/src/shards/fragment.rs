@@ -13,9 +13,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::archive;
 use super::record::{RECORD_BYTES, Record};
-use super::seek_index::SeekBuilder;
 use crate::atomic;
 use crate::error::DataError;
+use crate::jpeg;
 
 const MAGIC: &[u8; 8] = b"wrn-frag";
 const HEADER_BYTES: usize = 40;
@@ -46,21 +46,21 @@ impl Fragment {
     pub(crate) fn of_shard(
         path: &Path,
         shard: u32,
-        seek: Option<&SeekBuilder>,
+        seek: bool,
         advance: impl FnMut(u64),
     ) -> Result<Self, DataError> {
         let mut records = SeekRecords::default();
         let build = |image: &[u8]| {
-            if let Some(seek) = seek {
+            if seek {
                 // An image that cannot be indexed is decoded without an index, or reported when it is decoded.
-                let record = seek(image).unwrap_or_default();
+                let record = jpeg::seek::build(image).ok().flatten().unwrap_or_default();
                 records.lengths.push(record.len() as u32);
                 records.bytes.extend(record);
             }
             Ok(())
         };
         let scan = archive::scan(path, shard, build, advance)?;
-        let seek = seek.map(|_| records);
+        let seek = seek.then_some(records);
         Ok(Fragment { bytes: scan.bytes, checksum: scan.checksum, records: scan.records, seek })
     }
 

@@ -16,6 +16,8 @@ use crate::file;
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const SAMPLE_INDEX: &str = "samples.index";
 pub(crate) const SEEK_INDEX: &str = "seek.index";
+/// Says what `prepare` is making, as long as it is not finished.
+pub(crate) const UNFINISHED: &str = ".prepare.json";
 /// Held while any of them is made.
 pub(crate) const LOCK: &str = ".lock";
 
@@ -128,6 +130,11 @@ impl Manifest {
         }
         Ok((manifest, format!("{:032x}", xxh3_128(&text))))
     }
+}
+
+/// Whether `prepare` began a data set in `folder` and did not finish it.
+pub(crate) fn is_unfinished(folder: &Path) -> bool {
+    !exists(folder) && fs::exists(folder.join(UNFINISHED)).unwrap_or(true)
 }
 
 /// Whether a data set in `folder` is complete.

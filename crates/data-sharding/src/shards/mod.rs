@@ -20,17 +20,49 @@ mod seek_index;
 mod set;
 pub(crate) mod verify;
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
+use crate::file;
+use crate::parallel;
+use crate::progress::Progress;
+
+/// Adds what is missing of the indices of the data set in `folder`, or of its halves in folders below: sample index and
+/// manifest of shards made elsewhere, and the seek index of any. Interrupted, it can be called again and goes on.
+///
+/// # Errors
+/// If there are no shards, they are damaged or not what their manifest says, or something cannot be written.
+pub fn index(folder: &Path, progress: &Progress) -> Result<(), DataError> {
+    for half in halves(folder)? {
+        build::index(&half, true, parallel::cores(), progress)?;
+    }
+    Ok(())
+}
+
+/// `folder`, or the folders in it that hold shards.
+pub(crate) fn halves(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    if is_data_set(folder)? {
+        return Ok(vec![folder.into()]);
+    }
+    let mut halves = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|e| file::unreadable(folder, e))? {
+        let path = entry.map_err(|e| file::unreadable(folder, e))?.path();
+        if path.is_dir() && is_data_set(&path)? {
+            halves.push(path);
+        }
+    }
+    halves.sort_unstable();
+    if halves.is_empty() { Err(missing(folder)) } else { Ok(halves) }
+}
 
 /// Whether there are shards in `folder`, finished or not.
-pub(crate) fn is_data_set(folder: &Path) -> Result<bool, DataError> {
-    Ok(manifest::exists(folder) || !build::find_shards(folder)?.is_empty())
+fn is_data_set(folder: &Path) -> Result<bool, DataError> {
+    Ok(manifest::exists(folder) || manifest::is_unfinished(folder) || !build::find_shards(folder)?.is_empty())
 }
 
 /// There is no data set in `folder`.
-pub(crate) fn missing(folder: &Path) -> DataError {
+fn missing(folder: &Path) -> DataError {
     DataError::MissingFile {
         folder: folder.into(),
         content: "samples".into(),
@@ -39,5 +71,4 @@ pub(crate) fn missing(folder: &Path) -> DataError {
     }
 }
 
-pub(crate) use seek_index::SeekBuilder;
 pub use set::{ReadMode, ShardSet};

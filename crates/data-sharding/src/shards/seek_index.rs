@@ -19,9 +19,6 @@ use super::map::Map;
 use crate::atomic::AtomicFile;
 use crate::error::DataError;
 
-/// Makes the record of an image from the bytes of its file; none for images that cannot be cut.
-pub(crate) type SeekBuilder = dyn Fn(&[u8]) -> Option<Vec<u8>> + Sync;
-
 const MAGIC: &[u8; 8] = b"wrn-seek";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 64;

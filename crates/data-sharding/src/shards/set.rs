@@ -68,7 +68,7 @@ impl ShardSet {
 
     pub(crate) fn open_with(folder: &Path, mode: ReadMode, progress: &Progress) -> Result<Self, DataError> {
         if !manifest::exists(folder) {
-            build::index(folder, None, parallel::cores(), progress)?;
+            build::index(folder, false, parallel::cores(), progress)?;
         }
         let (manifest, fingerprint) = Manifest::read(folder)?;
         let mut shards = Vec::with_capacity(manifest.shards.len());
