@@ -1,14 +1,19 @@
-//! What a region of a JPEG costs: decoded whole, by libjpeg-turbo's cropping, and cut out by its seek record. One
-//! thread; the regions are RandomResizedCrop's (area 0.08 to 1, aspect ratio 3/4 to 4/3).
+//! What a region of a JPEG costs: by libjpeg-turbo, whole and cropped, and by our decoder, whole, from the beginning
+//! up to the region, and entered by the seek record; and cut out without decoding. One thread; the regions are RandomResizedCrop's (area 0.08 to 1, aspect ratio 3/4 to 4/3).
 //!
 //! `WRN_DIST_IMAGES` names a folder of images to take instead of generated ones; `ROUNDS` is how often each is
-//! decoded (9). Each variant runs over all images before the next does, in an order that rotates every round: on
+//! decoded (9); `VARIANT` picks one, for a profiler. Each variant runs over all images before the next does, in an order that rotates every round: on
 //! one image back to back the later ones would profit from warm caches. Times are medians over the rounds.
+#![allow(clippy::unwrap_used)] // It is a measurement.
 
-use std::path::PathBuf;
+#[path = "../tests/jpeg_support/mod.rs"]
+mod jpeg_support;
+
+use std::path::Path;
 use std::time::Instant;
 
 use data_sharding::jpeg::{ImageDecoder, ImageEncoder, Region, seek};
+use jpeg_support::{Reference, images_of_folder};
 
 /// Bounds of the classes of area that are told apart.
 const AREAS: [(f64, f64); 4] = [(0.0, 1.01), (0.08, 0.25), (0.25, 0.5), (0.5, 1.01)];
@@ -20,64 +25,86 @@ struct Case {
     area: f64,
 }
 
-type Variant = (&'static str, fn(&mut ImageDecoder, &[u8], Region, &[u8], &mut Vec<u8>));
+struct Tools {
+    decoder: ImageDecoder,
+    library: Reference,
+    rgb: Vec<u8>,
+}
 
-const VARIANTS: [Variant; 4] = [
-    ("full decode", |decoder, bytes, _, _, rgb| {
-        let header = decoder.header(bytes).unwrap();
-        decoder.decode(bytes, Region::whole(header.width, header.height), None, None, rgb).unwrap();
+type Variant = (&'static str, fn(&mut Tools, &[u8], Region, &[u8]));
+
+/// The first is what the others are compared with.
+const VARIANTS: [Variant; 6] = [
+    ("libjpeg-turbo, all", |tools, bytes, _, _| {
+        tools.library.decode(bytes, None, &mut tools.rgb);
     }),
-    ("region decode", |decoder, bytes, region, _, rgb| {
-        decoder.decode(bytes, region, None, None, rgb).unwrap();
+    ("libjpeg-turbo, part", |tools, bytes, region, _| {
+        // The least that it can decode from: MCUs of up to 16 pixels, and the neighbours that upsampling looks at.
+        let left = region.left.saturating_sub(1) / 16 * 16;
+        let part = Region { left, width: region.width + region.left - left, ..region };
+        tools.library.decode(bytes, Some(part), &mut tools.rgb);
     }),
-    ("cut + decode", |decoder, bytes, region, record, rgb| {
-        decoder.decode(bytes, region, None, Some(record), rgb).unwrap();
+    ("ours, all", |tools, bytes, _, _| {
+        let header = tools.decoder.header(bytes).unwrap();
+        tools
+            .decoder
+            .decode(bytes, Region::whole(header.width, header.height), None, None, &mut tools.rgb)
+            .unwrap();
     }),
-    ("cut alone", |decoder, bytes, region, record, _| {
-        decoder.cut(bytes, region, record).unwrap();
+    ("ours, part", |tools, bytes, region, _| {
+        tools.decoder.decode(bytes, region, None, None, &mut tools.rgb).unwrap();
+    }),
+    ("ours, indexed", |tools, bytes, region, record| {
+        tools.decoder.decode(bytes, region, None, Some(record), &mut tools.rgb).unwrap();
+    }),
+    ("cut alone", |tools, bytes, region, record| {
+        tools.decoder.cut(bytes, region, record).unwrap();
     }),
 ];
 
+struct Image {
+    jpeg: Vec<u8>,
+    record: Vec<u8>,
+}
+
 fn main() {
     let rounds = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(9);
-    let mut decoder = ImageDecoder::new().unwrap();
-    let images = images();
+    let mut tools =
+        Tools { decoder: ImageDecoder::new().unwrap(), library: Reference::new(), rgb: Vec::new() };
+    let jpegs = images();
     let started = Instant::now();
-    let images: Vec<(Vec<u8>, Vec<u8>)> = images
-        .into_iter()
-        .filter_map(|bytes| seek::build(&bytes).ok().flatten().map(|record| (bytes, record)))
-        .collect();
-    let build = started.elapsed().as_micros() as f64 / images.len() as f64;
-    let mean =
-        |size: &dyn Fn(&(Vec<u8>, Vec<u8>)) -> usize| images.iter().map(size).sum::<usize>() / images.len();
+    let with_record = |jpeg: Vec<u8>| seek::build(&jpeg).ok().flatten().map(|record| Image { jpeg, record });
+    let images: Vec<Image> = jpegs.into_iter().filter_map(with_record).collect();
+    let build_time = started.elapsed() / images.len() as u32;
+    let jpeg_bytes = images.iter().map(|image| image.jpeg.len()).sum::<usize>() / images.len();
+    let record_bytes = images.iter().map(|image| image.record.len()).sum::<usize>() / images.len();
     println!(
-        "{} images of {} bytes; seek record {} bytes, built in {build:.0} us",
-        images.len(),
-        mean(&|image| image.0.len()),
-        mean(&|image| image.1.len())
+        "{} images of {jpeg_bytes} bytes; record {record_bytes} bytes, built in {build_time:.0?}",
+        images.len()
     );
 
-    let cases = cases(&images, &mut decoder);
-    let mut times = vec![vec![vec![0_f64; rounds]; cases.len()]; VARIANTS.len()];
-    let mut rgb = Vec::new();
+    let variant = std::env::var("VARIANT").unwrap_or_default();
+    let variants: Vec<Variant> = VARIANTS.into_iter().filter(|(name, _)| name.contains(&variant)).collect();
+    let cases = cases(&images, &mut tools.decoder);
+    let mut times = vec![vec![Vec::new(); cases.len()]; variants.len()];
     for round in 0..rounds {
-        for turn in 0..VARIANTS.len() {
-            let variant = (round + turn) % VARIANTS.len();
-            for (index, case) in cases.iter().enumerate() {
-                let (bytes, record) = &images[case.image];
+        for turn in 0..variants.len() {
+            let variant = (round + turn) % variants.len();
+            for (case, times) in cases.iter().zip(&mut times[variant]) {
+                let Image { jpeg, record } = &images[case.image];
                 let started = Instant::now();
-                VARIANTS[variant].1(&mut decoder, bytes, case.region, record, &mut rgb);
-                times[variant][index][round] = started.elapsed().as_secs_f64() * 1e6;
+                variants[variant].1(&mut tools, jpeg, case.region, record);
+                times.push(started.elapsed().as_secs_f64() * 1e6);
             }
         }
     }
-    print!("{:<16}", "us an image");
+    print!("{:<20}", "us an image");
     AREAS.iter().for_each(|(low, high)| print!("  {low:.2}-{:.2} ", high.min(1.0)));
     println!();
     let mut first = [0.0; AREAS.len()];
-    for (variant, times) in VARIANTS.iter().zip(&mut times) {
+    for (variant, times) in variants.iter().zip(&mut times) {
         let medians: Vec<f64> = times.iter_mut().map(|times| median(times)).collect();
-        print!("{:<16}", variant.0);
+        print!("{:<20}", variant.0);
         for (&(low, high), first) in AREAS.iter().zip(&mut first) {
             let of_class: Vec<f64> = cases
                 .iter()
@@ -98,15 +125,15 @@ fn median(times: &mut [f64]) -> f64 {
     times[times.len() / 2]
 }
 
-fn cases(images: &[(Vec<u8>, Vec<u8>)], decoder: &mut ImageDecoder) -> Vec<Case> {
+fn cases(images: &[Image], decoder: &mut ImageDecoder) -> Vec<Case> {
     let mut state = 1_u64;
     let mut unit = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as f64 / (1_u64 << 31) as f64
     };
     let mut cases = Vec::new();
-    for (image, (bytes, _)) in images.iter().enumerate() {
-        let header = decoder.header(bytes).unwrap();
+    for (index, image) in images.iter().enumerate() {
+        let header = decoder.header(&image.jpeg).unwrap();
         let (width, height) = (f64::from(header.width), f64::from(header.height));
         let mut found = 0;
         while found < CROPS_AN_IMAGE {
@@ -116,7 +143,7 @@ fn cases(images: &[(Vec<u8>, Vec<u8>)], decoder: &mut ImageDecoder) -> Vec<Case>
             if w <= width && h <= height {
                 let (left, top) = ((unit() * (width - w + 1.0)) as u32, (unit() * (height - h + 1.0)) as u32);
                 cases.push(Case {
-                    image,
+                    image: index,
                     region: Region { left, top, width: w as u32, height: h as u32 },
                     area,
                 });
@@ -133,15 +160,7 @@ fn images() -> Vec<Vec<u8>> {
         let mut encoder = ImageEncoder::new(92).unwrap();
         return (0..40).map(|seed| generated(&mut encoder, seed)).collect();
     };
-    let (mut files, mut folders) = (Vec::new(), vec![PathBuf::from(folder)]);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
-        }
-    }
-    files.sort();
-    files.into_iter().map(|file| std::fs::read(file).unwrap()).collect()
+    images_of_folder(Path::new(&folder)).into_iter().map(|file| std::fs::read(file).unwrap()).collect()
 }
 
 /// Waves under noise: about the bytes a pixel of a photo.

@@ -18,6 +18,7 @@ mod cifar;
 mod error;
 mod fetch;
 mod file;
+mod files;
 mod idx;
 mod image_size;
 pub mod jpeg;
@@ -41,6 +42,7 @@ pub use augment::{
 };
 pub use error::DataError;
 pub use fetch::{FetchKind, fetch};
+pub use files::ImageFiles;
 pub use kind::{SourceFacts, SourceKind, Split};
 pub use layout::{BatchLayout, EvaluationBatch, evaluation_batches};
 pub use pool::{Batch, OnBadSample, Pool, PoolOptions, StageTimes, default_workers};

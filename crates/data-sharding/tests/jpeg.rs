@@ -1,4 +1,5 @@
 //! Regions of JPEGs of every kind have the pixels of a full decode, exactly.
+#![allow(clippy::unwrap_used)] // All of it is test code.
 
 mod jpeg_support;
 
@@ -7,7 +8,9 @@ use std::path::Path;
 use data_sharding::jpeg::{
     Decoded, ImageDecoder, ImageEncoder, ImageError, ImageHeader, Region, View, Way, seek,
 };
-use jpeg_support::{Coding, PLAIN, Random, SUBSAMPLINGS, encode, images_of_folder, picture, regions, skip};
+use jpeg_support::{
+    Coding, PLAIN, Random, Reference, SUBSAMPLINGS, encode, images_of_folder, picture, regions, skip,
+};
 
 /// The pixels of a decoded buffer's view, which must lie on whole pixels.
 fn pixels_of_view(rgb: &[u8], decoded: Decoded) -> Vec<u8> {
@@ -23,29 +26,40 @@ fn crop(rgb: &[u8], row: usize, left: usize, top: usize, width: usize, height: u
     (top..top + height).flat_map(|y| &rgb[3 * (y * row + left)..][..3 * width]).copied().collect()
 }
 
-/// Checks that each region decodes as in the full image, without and with its seek record.
+/// Checks that each region has the pixels of libjpeg-turbo's full decode: without a seek record, with one, and cut out
+/// and decoded by libjpeg-turbo. Tells whether there is a record.
 fn assert_regions_equal_full_decode(
     decoder: &mut ImageDecoder,
     name: &str,
     jpeg: &[u8],
     regions: &[Region],
 ) -> bool {
-    let ImageHeader { width, height } = decoder.header(jpeg).unwrap();
     let record = seek::build(jpeg).unwrap();
+    let ways: &[Way] =
+        if record.is_some() { &[Way::Sequential, Way::Indexed] } else { &[Way::Cropped, Way::Whole] };
+    let mut reference = Reference::new();
     let (mut full, mut rgb) = (Vec::new(), Vec::new());
-    let decoded = decoder.decode(jpeg, Region::whole(width, height), None, None, &mut full).unwrap();
-    assert_eq!((decoded.width, decoded.height), (width, height), "{name}");
+    let (width, height) = reference.decode(jpeg, None, &mut full);
+    assert_eq!(decoder.header(jpeg), Ok(ImageHeader { width, height }), "{name}");
     for &region in regions {
         let [left, top, w, h] = [region.left, region.top, region.width, region.height].map(|x| x as usize);
         let expected = crop(&full, width as usize, left, top, w, h);
         for record in [None, record.as_deref()] {
             let decoded = decoder.decode(jpeg, region, None, record, &mut rgb).unwrap();
             let way = decoded.way;
-            assert_eq!(way == Way::Cut, record.is_some(), "{name}: {region:?} of {width}x{height}");
+            assert!(ways.contains(&way), "{name}: {region:?} of {width}x{height}: {way:?}");
+            assert_eq!(way == Way::Indexed, record.is_some(), "{name}: {region:?} of {width}x{height}");
             assert!(
                 pixels_of_view(&rgb, decoded) == expected,
                 "{name}: {region:?} of {width}x{height}, {way:?}"
             );
+        }
+        if let Some(record) = &record {
+            let (cut, inner) = decoder.cut(jpeg, region, record).unwrap().unwrap();
+            let (cut_width, _) = reference.decode(cut, None, &mut rgb);
+            let pixels = crop(&rgb, cut_width as usize, inner.left as usize, inner.top as usize, w, h);
+            assert_eq!((inner.width, inner.height), (region.width, region.height));
+            assert!(pixels == expected, "{name}: {region:?} of {width}x{height}, cut");
         }
     }
     record.is_some()

@@ -1,5 +1,6 @@
 //! Whole images decode as they do in Pillow, the decoder of the reference implementations' loaders, after
 //! `convert("RGB")`: every kind of JPEG and PNG that real data sets contain, and what Pillow refuses is refused.
+#![allow(clippy::unwrap_used)] // All of it is test code.
 
 mod jpeg_support;
 

@@ -8,6 +8,7 @@
 mod bench;
 mod checkpoint;
 pub mod config;
+mod data;
 mod delayed;
 mod device;
 mod doctor;
@@ -23,15 +24,20 @@ mod plan;
 mod run_dir;
 mod schedule;
 mod session;
+mod show;
 mod state;
 mod telemetry;
 mod train;
 mod transfer;
 
-pub use bench::{BenchOptions, ModelBench, ModelBenchOptions, StepBench, bench_model, bench_step};
+pub use bench::{
+    BenchOptions, DataBench, DataBenchOptions, DataBenchSource, DecoderTimes, ModelBench, ModelBenchOptions,
+    StepBench, bench_data, bench_model, bench_step,
+};
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};
-pub use evaluate::Evaluation;
+pub use evaluate::{Evaluation, Views};
 pub use overview::describe_plan;
+pub use show::{ShowOptions, show_samples};
 pub use train::{Finish, Resume, StopAfter, TrainOptions, evaluate_checkpoint, train};

@@ -12,6 +12,9 @@ pub struct DeviceParameters {
     /// Left, top, right and bottom edge (the latter two exclusive) of the box that becomes 0 after
     /// normalisation; empty when right is 0.
     pub erase: [i32; 4],
+    /// With [`Augmentation::crop_on_device`](super::Augmentation::crop_on_device): 1 where the image is mirrored, and
+    /// row and column of the padded, mirrored image at which the crop begins.
+    pub placement: [i32; 3],
 }
 
 /// As in fb.resnet.torch (datasets/imagenet.lua), on the scale 0 to 1; it multiplies by these themselves, not by

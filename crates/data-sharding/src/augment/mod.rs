@@ -104,6 +104,9 @@ pub struct Augmentation {
     pub crop: Crop,
     /// Mirror left and right with probability one half.
     pub flip: bool,
+    /// Leave flip and padded crop to the device ([`DeviceParameters::placement`]), which has to do something with the
+    /// whole image first.
+    pub crop_on_device: bool,
     /// TrivialAugment or RandAugment.
     pub auto: Option<AutoAugment>,
     /// Brightness, contrast and saturation.
@@ -128,6 +131,7 @@ impl Augmentation {
             seed: 0,
             crop,
             flip: false,
+            crop_on_device: false,
             auto: None,
             color_jitter: None,
             lighting: 0.0,
@@ -203,7 +207,7 @@ impl Augmentation {
 
     /// Whether the flip or the padded crop moves pixels of images that are not scaled.
     pub(crate) fn moves_pixels(&self) -> bool {
-        self.flip || matches!(self.crop, Crop::Padded { padding: 1.., .. })
+        !self.crop_on_device && (self.flip || matches!(self.crop, Crop::Padded { padding: 1.., .. }))
     }
 
     /// Flip and place of the padded crop of a sample.
@@ -258,6 +262,7 @@ impl Augmentation {
         DeviceParameters {
             color_offset: device::lighting(self.lighting, self.seed, key),
             erase: self.erase.map_or([0; 4], |erase| erase.draw(self.seed, key, image)),
+            placement: if self.crop_on_device { self.padded_crop(key).placement() } else { [0; 3] },
         }
     }
 }

@@ -37,6 +37,11 @@ impl PaddedCrop {
         PaddedCrop { flip: flip && may_flip, padding: padding as usize, mode, row, column }
     }
 
+    /// For [`DeviceParameters::placement`](super::DeviceParameters::placement).
+    pub(crate) fn placement(&self) -> [i32; 3] {
+        [self.flip.into(), self.row as i32, self.column as i32]
+    }
+
     /// Writes the flipped and cropped `image` to `output`, both of shape `shape`. `columns` is working memory.
     pub(crate) fn apply(&self, shape: ImageShape, image: &[u8], columns: &mut Vec<usize>, output: &mut [u8]) {
         let (width, channels) = (shape.width as usize, shape.channels as usize);

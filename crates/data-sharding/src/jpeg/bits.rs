@@ -33,6 +33,7 @@ fn word_at(data: &[u8], at: usize) -> Option<u64> {
 
 /// Reads bits. Behind the end of the segment, which is a marker or the end of `data`, come zeros, whose use
 /// [`overrun`](Self::overrun) tells.
+#[derive(Clone, Copy)]
 pub(super) struct BitReader<'a> {
     data: &'a [u8],
     /// Offset of the first byte that is not in `buffer`.
@@ -64,12 +65,14 @@ impl<'a> BitReader<'a> {
             self.next += bytes as usize;
             self.bits += 8 * bytes;
         } else {
-            self.refill_bytewise();
+            *self = self.refilled_bytewise();
         }
     }
 
+    /// By value, so that the reader of a hot loop can stay in registers.
     #[cold]
-    fn refill_bytewise(&mut self) {
+    #[inline(never)]
+    fn refilled_bytewise(mut self) -> Self {
         // Bits of a byte that will be invented must be zeros.
         self.buffer &= !(u64::MAX >> self.bits);
         while self.bits < 56 {
@@ -90,6 +93,7 @@ impl<'a> BitReader<'a> {
             self.buffer |= u64::from(byte) << (56 - self.bits);
             self.bits += 8;
         }
+        self
     }
 
     /// Bits that are there without [`refill`](Self::refill).

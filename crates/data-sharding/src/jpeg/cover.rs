@@ -1,6 +1,8 @@
 //! What has to be decoded so that a region's pixels come out as in a full decode: where interpolation looks, where
 //! blocks begin, and by how much the image may be scaled down meanwhile. Arithmetic only.
 
+use std::ops::Range;
+
 use super::markers::Frame;
 use super::{Region, View};
 
@@ -36,6 +38,18 @@ impl Cover {
             }
         }
         Cover { left, top, right, bottom, denominator }
+    }
+
+    /// The columns of MCUs that it touches.
+    pub(super) fn columns(&self, frame: &Frame) -> Range<u32> {
+        let (mcu_width, _) = frame.mcu_size();
+        self.left / mcu_width..self.right.div_ceil(mcu_width)
+    }
+
+    /// The rows of MCUs that it touches.
+    pub(super) fn rows(&self, frame: &Frame) -> Range<u32> {
+        let (_, mcu_height) = frame.mcu_size();
+        self.top / mcu_height..self.bottom.div_ceil(mcu_height)
     }
 
     /// The cover in the pixels of the scaled image, which has `ceil(size / denominator)` of them.

@@ -2,9 +2,9 @@
 //! region's pixels. How each way works stands in the other files.
 
 use super::cover::{self, Cover};
-use super::cut::Cutter;
 use super::library::{Decompressor, Opened, PixelFormat};
 use super::markers::Frame;
+use super::part::PartDecoder;
 use super::{Decoded, ImageError, ImageHeader, Region, View, Way, color, png};
 
 /// Pixels above which an image is taken for a decompression bomb; Pillow's limit.
@@ -18,9 +18,7 @@ const MAX_MEMORY: u16 = 2048;
 /// Decodes JPEG and PNG images one after another, keeping its memory. One a thread.
 pub struct ImageDecoder {
     library: Decompressor,
-    cutter: Cutter,
-    /// The compressed cut.
-    cut: Vec<u8>,
+    part: PartDecoder,
     /// Pixels on their way to RGB.
     scratch: Vec<u8>,
 }
@@ -33,8 +31,7 @@ impl ImageDecoder {
     pub fn new() -> Result<Self, ImageError> {
         Ok(ImageDecoder {
             library: Decompressor::new(MAX_MEMORY)?,
-            cutter: Cutter::default(),
-            cut: Vec::new(),
+            part: PartDecoder::new()?,
             scratch: Vec::new(),
         })
     }
@@ -83,18 +80,26 @@ impl ImageDecoder {
         }
     }
 
-    /// The smaller JPEG from which [`decode`](Self::decode) would take the pixels of `region`; `None` where it would
-    /// not cut.
+    /// Cuts `region` out of a JPEG without decoding it: a smaller valid JPEG with the same tables that holds the
+    /// least part from which the region's pixels come out as in the whole image, for another decoder than this; and
+    /// where the region lies in it. `None` where the image has no use for a seek record, or `seek` is not its own.
     ///
     /// # Errors
     /// As for [`decode`](Self::decode), but for what only decoding brings to light.
-    pub fn cut(&mut self, bytes: &[u8], region: Region, seek: &[u8]) -> Result<Option<&[u8]>, ImageError> {
+    pub fn cut(
+        &mut self,
+        bytes: &[u8],
+        region: Region,
+        seek: &[u8],
+    ) -> Result<Option<(&[u8], Region)>, ImageError> {
         if let Format::Png = Format::of(bytes)? {
             return Ok(None);
         }
         check(region, jpeg_frame(bytes)?.1)?;
-        let cut = self.cutter.cut(bytes, seek, region, 1, &mut self.cut);
-        Ok(cut.map(|_| self.cut.as_slice()))
+        let cut = self.part.cut(bytes, seek, region);
+        Ok(cut.map(|(jpeg, cover)| {
+            (jpeg, Region { left: region.left - cover.left, top: region.top - cover.top, ..region })
+        }))
     }
 
     fn decode_png(&mut self, bytes: &[u8], region: Region, rgb: &mut Vec<u8>) -> Result<Decoded, ImageError> {
@@ -123,19 +128,9 @@ impl ImageDecoder {
         let (frame, header) = jpeg_frame(bytes)?;
         check(region, header)?;
         let denominator = target.map_or(1, |target| cover::denominator(region, target));
-        if let Some(record) = seek
-            && let Some(cut) = self.cutter.cut(bytes, record, region, denominator, &mut self.cut)
-        {
-            let opened = self.library.open(&self.cut)?;
-            let scaled = cut.scaled();
-            let part = Region::whole(scaled.width, scaled.height);
-            pixels(opened, denominator, part, &mut self.scratch, rgb)?;
-            return Ok(Decoded {
-                width: part.width,
-                height: part.height,
-                view: cut.view(region),
-                way: Way::Cut,
-            });
+        if let Some((cover, way)) = self.part.decode(bytes, seek, region, denominator, rgb) {
+            let scaled = cover.scaled();
+            return Ok(Decoded { width: scaled.width, height: scaled.height, view: cover.view(region), way });
         }
         let opened = self.library.open(bytes)?;
         if (opened.width, opened.height) != (header.width, header.height) {

@@ -1,12 +1,15 @@
-//! Huffman tables of a JPEG (ITU-T T.81, Annex C and F.2.2): look-up for reading, codes for writing, and the passage
-//! over a block's coefficients, of which only the DC difference is decoded.
+//! Huffman tables of a JPEG (ITU-T T.81, Annex C and F.2.2) for reading: DC differences, and the AC coefficients of a
+//! block, of which one look-up decodes two at a time where their bits are few.
 
-use super::bits::{BitReader, BitWriter};
+use super::bits::BitReader;
 
+/// Bits of the look-up tables. Larger ones hold more pairs of coefficients, and push each other out of the cache.
+const LOOKUP_BITS: u32 = 11;
+const LOOKUP_LEN: usize = 1 << LOOKUP_BITS;
 /// The largest category of a DC difference with samples of eight bits.
-const DC_CATEGORIES: usize = 12;
+pub(super) const DC_CATEGORIES: usize = 12;
 /// What the end-of-block code adds to the coefficient index: more than any other way can reach.
-const END_OF_BLOCK: u16 = 128;
+const END_OF_BLOCK: u32 = 128;
 
 /// The body of one table as it stands in a DHT segment: how many codes there are of each length, then the symbols.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,7 +42,7 @@ impl<'a> TableSpec<'a> {
     }
 
     /// Each symbol with its code and the code's length, shortest first.
-    fn codes(&self) -> impl Iterator<Item = (u8, u32, u32)> {
+    pub(super) fn codes(&self) -> impl Iterator<Item = (u8, u32, u32)> {
         let mut code = 0_u32;
         let lengths = self
             .counts
@@ -60,24 +63,33 @@ impl<'a> TableSpec<'a> {
 /// Where codes that the look-up is too short for are found: by length, the first code behind those of that length
 /// (left-aligned to 16 bits), and what to add to a code to get its symbol's index.
 struct LongCodes {
+    counts: [u8; 16],
     ends: [u32; 17],
     offsets: [i32; 17],
     symbols: [u8; 256],
 }
 
 impl LongCodes {
-    fn new(spec: TableSpec) -> Self {
-        let (mut ends, mut offsets, mut symbols) = ([0; 17], [0; 17], [0; 256]);
-        symbols[..spec.symbols.len()].copy_from_slice(spec.symbols);
+    fn new() -> Self {
+        LongCodes { counts: [0; 16], ends: [0; 17], offsets: [0; 17], symbols: [0; 256] }
+    }
+
+    /// Takes another table; false where it is the same one.
+    fn load(&mut self, spec: TableSpec) -> bool {
+        if self.counts == *spec.counts && self.symbols[..spec.symbols.len()] == *spec.symbols {
+            return false;
+        }
+        self.counts = *spec.counts;
+        self.symbols[..spec.symbols.len()].copy_from_slice(spec.symbols);
         let (mut code, mut index) = (0_u32, 0_i32);
         for (&count, length) in spec.counts.iter().zip(1..) {
-            offsets[length] = index - code as i32;
+            self.offsets[length] = index - code as i32;
             code += u32::from(count);
             index += i32::from(count);
-            ends[length] = if count > 0 { code << (16 - length) } else { 0 };
+            self.ends[length] = if count > 0 { code << (16 - length) } else { 0 };
             code <<= 1;
         }
-        LongCodes { ends, offsets, symbols }
+        true
     }
 
     /// Symbol and length of the code that the next 16 bits begin with.
@@ -89,161 +101,268 @@ impl LongCodes {
     }
 }
 
-/// A table for DC differences, with a look-up of `BITS` bits.
-pub(super) struct DcTable<const BITS: u32> {
-    /// Length of the code, and category above; 0 for codes that are longer than the look-up.
-    lookup: Vec<u8>,
-    long: LongCodes,
+/// The value of `size` bits (F.2.2.1): a leading zero stands for a negative number.
+#[inline(always)]
+fn extend(bits: u32, size: u32) -> i32 {
+    if size == 0 {
+        return 0;
+    }
+    let negative = bits >> (size - 1) == 0;
+    bits as i32 - if negative { (1 << size) - 1 } else { 0 }
 }
 
-impl<const BITS: u32> DcTable<BITS> {
-    /// `None` where a category is larger than eight-bit samples need.
-    pub(super) fn new(spec: TableSpec) -> Option<Self> {
-        let mut lookup = vec![0; 1 << BITS];
-        for (category, code, length) in spec.codes() {
-            if usize::from(category) >= DC_CATEGORIES {
-                return None;
+/// Reads the value of `size` bits.
+#[inline(always)]
+fn read_value(reader: &mut BitReader, size: u32) -> i32 {
+    if size == 0 {
+        return 0;
+    }
+    let bits = reader.peek(size);
+    reader.skip(size);
+    extend(bits, size)
+}
+
+/// What a code's look-up begins with: one code and, where it fits in, its value.
+#[derive(Clone, Copy, Default)]
+struct First {
+    /// Bits of the code; 0 where it is longer than the look-up.
+    code_bits: u8,
+    /// Bits of code and value; 0 where they are more than the look-up's.
+    bits: u8,
+    symbol: u8,
+    value: i16,
+}
+
+/// For each index of a look-up, what its bits begin with. `size` tells a symbol's number of value bits.
+fn firsts(spec: TableSpec, size: fn(u8) -> u32, firsts: &mut [First; LOOKUP_LEN]) {
+    firsts.fill(First::default());
+    for (symbol, code, code_bits) in spec.codes() {
+        let Some(rest) = LOOKUP_BITS.checked_sub(code_bits) else { continue };
+        let of_code = &mut firsts[(code as usize) << rest..][..1 << rest];
+        let first = First { code_bits: code_bits as u8, symbol, ..First::default() };
+        match rest.checked_sub(size(symbol)) {
+            None => of_code.fill(first),
+            Some(free) => {
+                let bits = (code_bits + size(symbol)) as u8;
+                for (value, of_value) in of_code.chunks_exact_mut(1 << free).enumerate() {
+                    of_value.fill(First { bits, value: extend(value as u32, size(symbol)) as i16, ..first });
+                }
             }
-            // A length of up to 16 takes five bits, a category of up to 11 would take four: long codes are looked
-            // up elsewhere, so four bits do for the length as well.
-            fill(&mut lookup, BITS, code, length, category << 4 | length as u8 & 15);
         }
-        Some(DcTable { lookup, long: LongCodes::new(spec) })
-    }
-
-    /// Decodes a difference.
-    #[inline(always)]
-    fn read(&self, reader: &mut BitReader) -> Option<i32> {
-        let entry = self.lookup[reader.peek(BITS) as usize];
-        let (category, length) = match entry {
-            0 => self.long.find(reader.peek(16)).map(|(symbol, length)| (u32::from(symbol), length))?,
-            _ => (u32::from(entry >> 4), u32::from(entry & 15)),
-        };
-        reader.skip(length);
-        if category == 0 {
-            return Some(0);
-        }
-        let value = reader.peek(category) as i32;
-        reader.skip(category);
-        // F.2.2.1: a leading zero stands for a negative number.
-        Some(if value >> (category - 1) == 0 { value - (1 << category) + 1 } else { value })
     }
 }
 
-/// A table for AC coefficients, with a look-up of `BITS` bits that tells how far a code and its value bits lead.
-pub(super) struct AcTable<const BITS: u32> {
-    /// Bits of code and value, and coefficients above; 0 for codes that are longer than the look-up.
-    lookup: Vec<u16>,
+/// A table for DC differences.
+pub(super) struct DcTable {
+    lookup: Box<[First; LOOKUP_LEN]>,
     long: LongCodes,
 }
 
-impl<const BITS: u32> AcTable<BITS> {
-    pub(super) fn new(spec: TableSpec) -> Self {
-        let mut lookup = vec![0; 1 << BITS];
-        for (symbol, code, length) in spec.codes() {
-            fill(&mut lookup, BITS, code, length, Self::step(symbol, length));
+impl DcTable {
+    pub(super) fn new() -> Self {
+        DcTable { lookup: Box::new([First::default(); LOOKUP_LEN]), long: LongCodes::new() }
+    }
+
+    /// Takes another table. `None` where a category is larger than eight-bit samples need.
+    pub(super) fn load(&mut self, spec: TableSpec) -> Option<()> {
+        if spec.symbols.iter().any(|&category| usize::from(category) >= DC_CATEGORIES) {
+            return None;
         }
-        AcTable { lookup, long: LongCodes::new(spec) }
-    }
-
-    /// Symbols are a run of zeros in the upper and the number of value bits in the lower half.
-    fn step(symbol: u8, length: u32) -> u16 {
-        let (run, size) = (u16::from(symbol >> 4), u16::from(symbol & 15));
-        let advance = if size == 0 && run < 15 { END_OF_BLOCK } else { run + 1 };
-        advance << 8 | (length as u16 + size)
-    }
-
-    #[inline(always)]
-    fn next(&self, reader: &BitReader) -> Option<u16> {
-        match self.lookup[reader.peek(BITS) as usize] {
-            0 => self.long.find(reader.peek(16)).map(|(symbol, length)| Self::step(symbol, length)),
-            step => Some(step),
+        if self.long.load(spec) {
+            firsts(spec, u32::from, &mut self.lookup);
         }
-    }
-}
-
-/// Writes `value` for each index whose upper bits are `code`.
-fn fill<T: Copy>(lookup: &mut [T], bits: u32, code: u32, length: u32, value: T) {
-    if length <= bits {
-        let step = 1 << (bits - length);
-        let start = code as usize * step;
-        lookup[start..start + step].fill(value);
-    }
-}
-
-/// Decodes the DC difference of the next block. `None` where the bits are no code.
-#[inline(always)]
-pub(super) fn read_dc<const BITS: u32>(reader: &mut BitReader, dc: &DcTable<BITS>) -> Option<i32> {
-    reader.refill();
-    dc.read(reader)
-}
-
-/// Passes over the AC coefficients of a block whose DC difference has just been read. `None` where the bits are no
-/// code, or lead out of the block.
-#[inline(always)]
-pub(super) fn skip_ac<const BITS: u32>(reader: &mut BitReader, ac: &AcTable<BITS>) -> Option<()> {
-    let mut index = 1;
-    while index < 64 {
-        // 16 bits of code and 15 of value.
-        if reader.available() < 31 {
-            reader.refill();
-        }
-        let step = ac.next(reader)?;
-        reader.skip(u32::from(step & 0xff));
-        index += step >> 8;
-    }
-    (index == 64 || index > END_OF_BLOCK).then_some(())
-}
-
-/// A DC table that has a code for every category, made from one that need not.
-pub(super) struct FullDcTable {
-    /// Class, number, counts and symbols as in a DHT segment.
-    body: [u8; 17 + DC_CATEGORIES],
-    codes: [(u16, u8); DC_CATEGORIES],
-}
-
-impl FullDcTable {
-    /// Tables made for one image lack the categories that it has no use for; a cut of it may need them. They are put
-    /// behind the longest code, where they change no other code. `None` where a category is too large or there
-    /// is no room.
-    pub(super) fn new(spec: TableSpec, number: u8) -> Option<Self> {
-        let mut codes = [(0, 0); DC_CATEGORIES];
-        for (category, code, length) in spec.codes() {
-            *codes.get_mut(usize::from(category))? = (code as u16, length as u8);
-        }
-        let mut body = [0; 17 + DC_CATEGORIES];
-        body[0] = number;
-        body[1..17].copy_from_slice(spec.counts);
-        let mut symbols = spec.symbols.len();
-        body.get_mut(17..17 + symbols)?.copy_from_slice(spec.symbols);
-
-        let missing = codes.iter().filter(|(_, length)| *length == 0).count() as u32;
-        let (last_code, longest) = spec.codes().last().map_or((0, 1), |(_, code, length)| (code + 1, length));
-        // One more than is needed: the code of ones only stays free.
-        let length = (longest..=16).find(|&l| (1_u32 << l) - (last_code << (l - longest)) > missing)?;
-        let mut code = last_code << (length - longest);
-        for (category, entry) in codes.iter_mut().enumerate().filter(|(_, (_, length))| *length == 0) {
-            *entry = (code as u16, length as u8);
-            code += 1;
-            body[length as usize] += 1;
-            *body.get_mut(17 + symbols)? = category as u8;
-            symbols += 1;
-        }
-        (symbols == DC_CATEGORIES).then_some(FullDcTable { body, codes })
-    }
-
-    /// The table as it stands in a DHT segment.
-    pub(super) fn body(&self) -> &[u8] {
-        &self.body
-    }
-
-    /// Writes a difference. `None` where it is larger than any category.
-    pub(super) fn write(&self, writer: &mut BitWriter, difference: i32) -> Option<()> {
-        let category = 32 - difference.unsigned_abs().leading_zeros();
-        let &(code, length) = self.codes.get(category as usize)?;
-        writer.put(u32::from(code), u32::from(length));
-        let value = if difference < 0 { difference - 1 } else { difference };
-        writer.put(value as u32 & ((1 << category) - 1), category);
         Some(())
     }
+
+    /// Decodes the DC difference of the next block. `None` where the bits are no code.
+    #[inline(always)]
+    pub(super) fn read(&self, reader: &mut BitReader) -> Option<i32> {
+        reader.refill();
+        let first = self.lookup[reader.peek(LOOKUP_BITS) as usize];
+        if first.bits > 0 {
+            reader.skip(u32::from(first.bits));
+            return Some(i32::from(first.value));
+        }
+        let (category, length) = match first.code_bits {
+            0 => self.long.find(reader.peek(16))?,
+            length => (first.symbol, u32::from(length)),
+        };
+        reader.skip(length);
+        Some(read_value(reader, u32::from(category)))
+    }
 }
+
+/// What the bits of an AC look-up say, packed: up to two codes with their values. One alone stands in both places.
+///
+/// | bits | |
+/// |---|---|
+/// | 0 to 7 | bits of both; 0 where the first code's value does not fit in |
+/// | 8 to 15 | bits of the first; of its code alone where its value does not fit in; 0 where not even that does |
+/// | 16 to 23 | coefficients to advance over the first: its run of zeros and one |
+/// | 24 to 31 | coefficients to advance over both |
+/// | 32 to 47, 48 to 63 | the values; the first's symbol where its value does not fit in |
+#[derive(Clone, Copy)]
+struct Steps(u64);
+
+impl Steps {
+    fn new(index: usize, firsts: &[First; LOOKUP_LEN]) -> Self {
+        let first = firsts[index];
+        if first.bits == 0 {
+            return Steps(u64::from(first.code_bits) << 8 | u64::from(first.symbol) << 32);
+        }
+        let second = firsts[index << first.bits & (LOOKUP_LEN - 1)];
+        let advance = advance(first.symbol);
+        let pair =
+            second.bits > 0 && u32::from(first.bits + second.bits) <= LOOKUP_BITS && advance != END_OF_BLOCK;
+        let (bits, both, last) = if pair {
+            (first.bits + second.bits, advance + self::advance(second.symbol), second.value)
+        } else {
+            (first.bits, advance, first.value)
+        };
+        Steps(
+            u64::from(bits)
+                | u64::from(first.bits) << 8
+                | u64::from(advance) << 16
+                | u64::from(both) << 24
+                | u64::from(first.value as u16) << 32
+                | u64::from(last as u16) << 48,
+        )
+    }
+
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        self.0 as u8 as u32
+    }
+
+    #[inline(always)]
+    fn first_bits(self) -> u32 {
+        (self.0 >> 8) as u8 as u32
+    }
+
+    #[inline(always)]
+    fn first_advance(self) -> u32 {
+        (self.0 >> 16) as u8 as u32
+    }
+
+    #[inline(always)]
+    fn advance(self) -> u32 {
+        (self.0 >> 24) as u8 as u32
+    }
+
+    #[inline(always)]
+    fn values(self) -> (i16, i16) {
+        ((self.0 >> 32) as i16, (self.0 >> 48) as i16)
+    }
+
+    fn symbol(self) -> u8 {
+        (self.0 >> 32) as u8
+    }
+}
+
+/// How many coefficients a symbol stands for. Its upper half is a run of zeros, its lower the size of the coefficient
+/// behind them.
+fn advance(symbol: u8) -> u32 {
+    if symbol & 15 == 0 && symbol < 0xf0 { END_OF_BLOCK } else { u32::from(symbol >> 4) + 1 }
+}
+
+/// A table for AC coefficients.
+pub(super) struct AcTable {
+    lookup: Box<[Steps; LOOKUP_LEN]>,
+    firsts: Box<[First; LOOKUP_LEN]>,
+    long: LongCodes,
+}
+
+impl AcTable {
+    pub(super) fn new() -> Self {
+        AcTable {
+            lookup: Box::new([Steps(0); LOOKUP_LEN]),
+            firsts: Box::new([First::default(); LOOKUP_LEN]),
+            long: LongCodes::new(),
+        }
+    }
+
+    /// Takes another table.
+    pub(super) fn load(&mut self, spec: TableSpec) {
+        if self.long.load(spec) {
+            firsts(spec, |symbol| u32::from(symbol & 15), &mut self.firsts);
+            for (index, steps) in self.lookup.iter_mut().enumerate() {
+                *steps = Steps::new(index, &self.firsts);
+            }
+        }
+    }
+
+    /// Decodes the AC coefficients of a block whose DC difference has just been read, and hands each to `store` with
+    /// its index in the order of coding; indices of 64 and more mean nothing. `None` where the bits are no code, or
+    /// lead out of the block.
+    ///
+    /// An index goes from 1 to 64, or past [`END_OF_BLOCK`]. The bit of 64 is set in it only where the coefficients
+    /// end without that code: then a second code may belong to the next block.
+    #[inline(always)]
+    pub(super) fn read(&self, reader: &mut BitReader, mut store: impl FnMut(u8, i16)) -> Option<()> {
+        let mut index = 1;
+        while index < 64 {
+            // Enough for two look-ups and a code of 16 bits with a value of 15.
+            reader.refill();
+            for _ in 0..3 {
+                let steps = self.lookup[reader.peek(LOOKUP_BITS) as usize];
+                let first = index + steps.first_advance();
+                if steps.bits() == 0 || first & 64 != 0 {
+                    index = self.read_one(reader, steps, index, &mut store)?;
+                    break;
+                }
+                index += steps.advance();
+                let (value, last) = steps.values();
+                store((first - 1) as u8, value);
+                store((index - 1) as u8, last);
+                reader.skip(steps.bits());
+                if index >= 64 {
+                    break;
+                }
+            }
+        }
+        (index == 64 || index > END_OF_BLOCK).then_some(())
+    }
+
+    /// Decodes the next code only, and tells the index behind its coefficient.
+    #[inline(always)]
+    fn read_one(
+        &self,
+        reader: &mut BitReader,
+        steps: Steps,
+        index: u32,
+        store: &mut impl FnMut(u8, i16),
+    ) -> Option<u32> {
+        if steps.bits() > 0 {
+            reader.skip(steps.first_bits());
+            store((index + steps.first_advance() - 1) as u8, steps.values().0);
+            return Some(index + steps.first_advance());
+        }
+        let (symbol, length) = match steps.first_bits() {
+            0 => self.long.find(reader.peek(16))?,
+            length => (steps.symbol(), length),
+        };
+        reader.skip(length);
+        let index = index + advance(symbol);
+        store((index - 1) as u8, read_value(reader, u32::from(symbol & 15)) as i16);
+        Some(index)
+    }
+}
+
+/// Where coefficients lie in a block, by the order in which they are coded (Figure A.6). Whatever lies outside goes
+/// to the place of the DC value.
+pub(super) const ZIGZAG: [u8; 256] = {
+    #[rustfmt::skip]
+    let inside = [
+         0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
+        12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13,  6,  7, 14, 21, 28,
+        35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+        58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+    ];
+    let mut places = [0; 256];
+    let mut index = 0;
+    while index < 64 {
+        places[index] = inside[index];
+        index += 1;
+    }
+    places
+};

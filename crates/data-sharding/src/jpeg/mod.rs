@@ -1,12 +1,12 @@
 //! From the bytes of one JPEG or PNG file to the pixels of the part that is wanted, with as little work outside
 //! that part as the format allows. Knows nothing of data sets, of random crops or of resizing.
 //!
-//! [`ImageDecoder`] takes one of three ways:
-//! - a baseline JPEG with a [seek record](seek) is [cut](cut) in its compressed form down to the region, so that
-//!   nothing outside is entropy-decoded, and the cut is decoded;
-//! - any other JPEG is decoded by libjpeg-turbo's own cropping, which skips the inverse transform outside the region
-//!   but has to entropy-decode everything above it;
-//! - a PNG is decoded whole and the region copied.
+//! [`ImageDecoder`] takes one of four ways, cheapest first:
+//! - of a baseline JPEG with a [seek record](seek) nothing but the region is entropy-decoded, and libjpeg-turbo makes
+//!   pixels of the coefficients (`part.rs`);
+//! - of one without, everything above and beside the region is passed over;
+//! - any other JPEG is decoded by libjpeg-turbo's own cropping, which skips the inverse transform outside the region;
+//! - a PNG, and a JPEG with odd sampling factors, is decoded whole.
 //!
 //! All give the pixels of a full decode to the bit. Pixels are 8-bit RGB and are those that Pillow gives after
 //! `convert("RGB")`. EXIF orientation is ignored, as it is by Pillow, torchvision's `ImageFolder` and DALI's default.
@@ -15,13 +15,17 @@ mod bits;
 mod color;
 mod cover;
 mod cut;
+mod dc_codes;
 mod decoder;
 mod encoder;
 mod error;
+mod headers;
 mod huffman;
 mod library;
 mod markers;
+mod part;
 mod png;
+mod reconstruct;
 mod scan;
 pub mod seek;
 mod walk;
@@ -90,8 +94,10 @@ pub struct Decoded {
 /// The ways to the pixels of a region, cheapest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// Cut out of the compressed data by the seek record, and decoded.
-    Cut,
+    /// Entered in the middle by the seek record.
+    Indexed,
+    /// Read from the beginning up to the region's last row.
+    Sequential,
     /// Decoded by libjpeg-turbo's cropping.
     Cropped,
     /// Decoded whole.

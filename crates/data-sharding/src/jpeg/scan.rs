@@ -140,7 +140,7 @@ fn components<'a>(
     let of_frame = frame.components();
     let [count, rest @ ..] = header else { return None };
     let (list, parameters) = rest.split_at_checked(2 * of_frame.len())?;
-    if usize::from(*count) != of_frame.len() || parameters != [0, 63, 0] || of_frame.len() % 2 == 0 {
+    if usize::from(*count) != of_frame.len() || parameters != [0, 63, 0] || !matches!(of_frame.len(), 1 | 3) {
         return None;
     }
     let mut components = Few::new();
@@ -166,7 +166,7 @@ fn components<'a>(
 /// that byte is padding.
 pub(super) fn ends_image(data: &[u8], end: BitPosition) -> bool {
     let rest = match data.get(end.0 / 8..) {
-        Some([0xff, 0, rest @ ..] | [_, rest @ ..]) if end.0 % 8 > 0 => rest,
+        Some([0xff, 0, rest @ ..] | [_, rest @ ..]) if !end.0.is_multiple_of(8) => rest,
         Some(rest) => rest,
         None => return false,
     };

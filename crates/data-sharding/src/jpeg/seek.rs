@@ -26,8 +26,6 @@ const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 1 + 8 + 8;
 /// MCUs from one entry of a row to the next. Four would make cuts 3 % faster and records twice as large.
 pub(super) const STRIDE: u32 = 8;
-/// Bits of the look-up tables: the time to fill larger ones is won back over a whole image.
-const LOOKUP_BITS: u32 = 11;
 
 /// Where an MCU begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,16 +54,17 @@ pub fn build(bytes: &[u8]) -> Result<Option<Vec<u8>>, ImageError> {
 }
 
 fn record(bytes: &[u8], scan: &Scan) -> Option<Vec<u8>> {
-    let tables = Tables::<LOOKUP_BITS>::new(scan)?;
+    let mut tables = Tables::new();
+    tables.load(scan)?;
     let data = &bytes[scan.start..];
-    let mut walk = Walk::new(&tables, data, BitPosition(0), [0; 3]);
+    let mut walk = Walk::new(scan, &tables, data);
     let mut entries = Vec::new();
     for _ in 0..scan.mcus_down {
         for column in 0..scan.mcus_across {
             if column % STRIDE == 0 {
                 entries.push(Entry { position: walk.position(), predictors: walk.predictors });
             }
-            walk.pass_in_range()?;
+            walk.pass()?;
         }
     }
     let end = walk.position();

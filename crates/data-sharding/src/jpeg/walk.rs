@@ -1,29 +1,47 @@
-//! A walk over the MCUs of a scan that keeps the DC values and passes over everything else.
+//! A walk over the MCUs of a scan: decodes them, or keeps the DC values and passes over everything else.
 
 use super::bits::{BitPosition, BitReader};
-use super::huffman::{AcTable, DcTable, read_dc, skip_ac};
+use super::huffman::{AcTable, DcTable, ZIGZAG};
+use super::reconstruct::Block;
 use super::scan::Scan;
 
 /// The DC values that the next difference of each component adds to.
 pub(super) type Predictors = [i32; 3];
 
-/// Tables of a scan's components, for look-ups of `BITS` bits.
-pub(super) struct Tables<const BITS: u32> {
-    components: Vec<(u32, DcTable<BITS>, AcTable<BITS>)>,
+/// The tables of a scan. Made once: loading those of another image takes no memory, and no time where they are the
+/// same.
+pub(super) struct Tables {
+    dc: [DcTable; 4],
+    ac: [AcTable; 4],
 }
 
-impl<const BITS: u32> Tables<BITS> {
-    /// `None` where a table is none for eight-bit samples.
-    pub(super) fn new(scan: &Scan) -> Option<Self> {
-        let tables =
-            scan.components.iter().map(|c| Some((c.blocks, DcTable::new(c.dc)?, AcTable::new(c.ac))));
-        Some(Tables { components: tables.collect::<Option<_>>()? })
+impl Tables {
+    pub(super) fn new() -> Self {
+        Tables { dc: std::array::from_fn(|_| DcTable::new()), ac: std::array::from_fn(|_| AcTable::new()) }
+    }
+
+    /// Takes the tables of a scan. `None` where one is none for eight-bit samples.
+    pub(super) fn load(&mut self, scan: &Scan) -> Option<()> {
+        for component in scan.components.iter() {
+            self.dc.get_mut(usize::from(component.dc_number))?.load(component.dc)?;
+            self.ac.get_mut(usize::from(component.ac_number))?.load(component.ac);
+        }
+        Some(())
     }
 }
 
+/// A component's blocks in an MCU, and its tables.
+#[derive(Clone, Copy)]
+struct ComponentTables<'a> {
+    blocks: usize,
+    dc: &'a DcTable,
+    ac: &'a AcTable,
+}
+
 /// A place in a scan.
-pub(super) struct Walk<'a, const BITS: u32> {
-    tables: &'a Tables<BITS>,
+pub(super) struct Walk<'a> {
+    components: [Option<ComponentTables<'a>>; 3],
+    data: &'a [u8],
     reader: BitReader<'a>,
     pub(super) predictors: Predictors,
 }
@@ -39,61 +57,80 @@ pub(super) struct FirstBlock {
     pub(super) end: BitPosition,
 }
 
-impl<'a, const BITS: u32> Walk<'a, BITS> {
-    /// `data` is the file from the scan's first byte on.
-    pub(super) fn new(
-        tables: &'a Tables<BITS>,
-        data: &'a [u8],
-        from: BitPosition,
-        predictors: Predictors,
-    ) -> Self {
-        Walk { tables, reader: BitReader::new(data, from), predictors }
+impl<'a> Walk<'a> {
+    /// A walk that begins with the scan. `data` is the file from there on; `tables` are the scan's.
+    pub(super) fn new(scan: &Scan, tables: &'a Tables, data: &'a [u8]) -> Self {
+        let mut components = [None; 3];
+        for (tables_of, component) in components.iter_mut().zip(scan.components.iter()) {
+            *tables_of = Some(ComponentTables {
+                blocks: component.blocks as usize,
+                dc: &tables.dc[usize::from(component.dc_number)],
+                ac: &tables.ac[usize::from(component.ac_number)],
+            });
+        }
+        Walk { components, data, reader: BitReader::new(data, BitPosition(0)), predictors: [0; 3] }
+    }
+
+    /// Goes to another MCU, where the differences add to `predictors`.
+    pub(super) fn go(&mut self, position: BitPosition, predictors: Predictors) {
+        self.reader = BitReader::new(self.data, position);
+        self.predictors = predictors;
     }
 
     pub(super) fn position(&self) -> BitPosition {
         self.reader.position()
     }
 
-    /// Passes over one MCU. `None` where its bits make no sense or the data end.
+    /// Passes over one MCU. `None` where its bits make no sense or the data end, or where a DC value is none of
+    /// eight-bit samples.
     #[inline(always)]
     pub(super) fn pass(&mut self) -> Option<()> {
-        for ((blocks, dc, ac), predictor) in self.tables.components.iter().zip(&mut self.predictors) {
-            for _ in 0..*blocks {
-                *predictor += read_dc(&mut self.reader, dc)?;
-                skip_ac(&mut self.reader, ac)?;
-            }
-        }
-        (!self.reader.overrun()).then_some(())
-    }
-
-    /// Passes over one MCU, whose DC values must be in the range of eight-bit samples.
-    #[inline(always)]
-    pub(super) fn pass_in_range(&mut self) -> Option<()> {
-        for ((blocks, dc, ac), predictor) in self.tables.components.iter().zip(&mut self.predictors) {
-            for _ in 0..*blocks {
-                *predictor += read_dc(&mut self.reader, dc)?;
+        let mut reader = self.reader;
+        for (tables, predictor) in self.components.iter().flatten().zip(&mut self.predictors) {
+            for _ in 0..tables.blocks {
+                *predictor += tables.dc.read(&mut reader)?;
                 if !(-1024..1024).contains(predictor) {
                     return None;
                 }
-                skip_ac(&mut self.reader, ac)?;
+                tables.ac.read(&mut reader, |_, _| ())?;
             }
         }
-        (!self.reader.overrun()).then_some(())
+        self.reader = reader;
+        (!reader.overrun()).then_some(())
+    }
+
+    /// Decodes one MCU into `blocks`, which are zero. `None` where its bits make no sense or the data end.
+    #[inline(always)]
+    pub(super) fn read(&mut self, blocks: &mut [Block]) -> Option<()> {
+        let mut reader = self.reader;
+        let mut blocks = blocks.iter_mut();
+        for (tables, predictor) in self.components.iter().flatten().zip(&mut self.predictors) {
+            for block in blocks.by_ref().take(tables.blocks) {
+                *predictor += tables.dc.read(&mut reader)?;
+                tables.ac.read(&mut reader, |index, value| {
+                    block[usize::from(ZIGZAG[usize::from(index)] & 63)] = value
+                })?;
+                block[0] = *predictor as i16;
+            }
+        }
+        self.reader = reader;
+        (!reader.overrun()).then_some(())
     }
 
     /// Passes over one MCU and tells where the components' first blocks lie.
     pub(super) fn dissect(&mut self, first: &mut [FirstBlock; 3]) -> Option<()> {
-        let components = self.tables.components.iter().zip(&mut self.predictors);
-        for (((blocks, dc, ac), predictor), first) in components.zip(first) {
-            *predictor += read_dc(&mut self.reader, dc)?;
-            let (value, behind_dc) = (*predictor, self.reader.position());
-            skip_ac(&mut self.reader, ac)?;
-            for _ in 1..*blocks {
-                *predictor += read_dc(&mut self.reader, dc)?;
-                skip_ac(&mut self.reader, ac)?;
+        let reader = &mut self.reader;
+        let components = self.components.iter().flatten().zip(&mut self.predictors);
+        for ((tables, predictor), first) in components.zip(first) {
+            for block in 0..tables.blocks {
+                *predictor += tables.dc.read(reader)?;
+                if block == 0 {
+                    (first.dc, first.behind_dc) = (*predictor, reader.position());
+                }
+                tables.ac.read(reader, |_, _| ())?;
             }
-            *first = FirstBlock { dc: value, behind_dc, end: self.reader.position() };
+            first.end = reader.position();
         }
-        (!self.reader.overrun()).then_some(())
+        (!reader.overrun()).then_some(())
     }
 }

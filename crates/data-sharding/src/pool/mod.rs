@@ -13,7 +13,10 @@
 mod batch;
 mod dispatch;
 mod slab;
+#[cfg(test)]
+mod slab_tests;
 mod stages;
+mod sync;
 mod threads;
 mod worker;
 

@@ -87,6 +87,52 @@ pub(crate) fn encode(pixels: &[u8], channels: usize, width: u32, height: u32, co
     }
 }
 
+/// libjpeg-turbo's own decoder, as a reference.
+pub(crate) struct Reference(*mut std::ffi::c_void);
+
+impl Reference {
+    pub(crate) fn new() -> Self {
+        // SAFETY: takes a number.
+        let handle = unsafe { sys::tj3Init(sys::TJINIT_TJINIT_DECOMPRESS as c_int) };
+        assert!(!handle.is_null());
+        Reference(handle)
+    }
+
+    /// Decodes a JPEG that it has no complaint of to RGB, whole, or the part from a column (one of an MCU) and row on;
+    /// gives its width and height.
+    pub(crate) fn decode(&mut self, jpeg: &[u8], part: Option<Region>, rgb: &mut Vec<u8>) -> (u32, u32) {
+        let len = jpeg.len() as sys::size_t;
+        // SAFETY: the instance is live; the JPEG is a slice; the pixels have room for what the region, or without one
+        // the header, says.
+        unsafe {
+            assert_eq!(sys::tj3DecompressHeader(self.0, jpeg.as_ptr(), len), 0);
+            let [width, height] = [sys::TJPARAM_TJPARAM_JPEGWIDTH, sys::TJPARAM_TJPARAM_JPEGHEIGHT]
+                .map(|parameter| sys::tj3Get(self.0, parameter as c_int) as u32);
+            let region = part.unwrap_or(Region { left: 0, top: 0, width, height });
+            let [x, y, w, h] = match part {
+                Some(part) => [part.left, part.top, part.width, part.height].map(|n| n as c_int),
+                None => [0; 4],
+            };
+            assert_eq!(sys::tj3SetCroppingRegion(self.0, sys::tjregion { x, y, w, h }), 0);
+            let needed = 3 * region.width as usize * region.height as usize;
+            if rgb.len() < needed {
+                rgb.resize(needed, 0);
+            }
+            let status =
+                sys::tj3Decompress8(self.0, jpeg.as_ptr(), len, rgb.as_mut_ptr(), 0, sys::TJPF_TJPF_RGB);
+            assert_eq!(status, 0);
+            (region.width, region.height)
+        }
+    }
+}
+
+impl Drop for Reference {
+    fn drop(&mut self) {
+        // SAFETY: the instance is live and not used afterwards.
+        unsafe { sys::tj3Destroy(self.0) }
+    }
+}
+
 /// A picture with edges, gradients and noise in each channel, so that no two blocks are alike.
 pub(crate) fn picture(channels: usize, width: u32, height: u32, seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);

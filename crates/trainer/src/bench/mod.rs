@@ -1,8 +1,10 @@
 //! The standard measurements of `wrn-dist bench`, as tables and as JSON.
 
+mod data;
 mod model;
 mod step;
 
+pub use data::{DataBench, DataBenchOptions, DataBenchSource, DecoderTimes, bench_data};
 pub use model::{ModelBench, ModelBenchOptions, bench_model};
 pub use step::{BenchOptions, StepBench, bench_step};
 

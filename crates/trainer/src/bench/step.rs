@@ -79,7 +79,7 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         let alone = CommThread::start(|| Ok(Box::new(Solo::new()))).map_err(Error::from);
         let keeping = alone.and_then(|comm| Engine::new(&plan, compute, comm));
         let mut engines = [session.agree(exchanging)?, session.agree(keeping)?];
-        let mut pool = session.agree(training_pool(&plan, 0, decoder_threads(&plan, session)))?;
+        let mut pool = session.agree(training_pool(&plan, 0, decoder_threads(&plan, session, compute)))?;
         let mut outcomes: [Vec<StepOutcome>; 2] = [Vec::new(), Vec::new()];
         for step in 0..options.warmup + options.steps {
             for (engine, outcomes) in engines.iter_mut().zip(&mut outcomes) {

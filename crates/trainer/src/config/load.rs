@@ -178,7 +178,7 @@ impl Config {
     /// All values as dotted keys, but for those that may differ between the ranks of one run.
     #[must_use]
     pub fn common_to_ranks(&self) -> Vec<(String, String)> {
-        self.keys_without(&["data.path", "data.workers", "data.prefetch", "telemetry"])
+        self.keys_without(&["data.path", "data.read", "data.workers", "data.prefetch", "telemetry"])
     }
 
     /// The values that decide what a run computes, as dotted keys: two runs whose values agree are the same
@@ -187,6 +187,7 @@ impl Config {
     pub fn meaning(&self) -> Vec<(String, String)> {
         const NOT_MEANING: &[&str] = &[
             "data.path",
+            "data.read",
             "data.workers",
             "data.prefetch",
             "checkpoint",

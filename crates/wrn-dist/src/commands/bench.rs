@@ -1,12 +1,13 @@
 //! `wrn-dist bench`
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
 use std::process::{Command as Process, Stdio};
 use std::time::Duration;
 
 use model::Memory;
 use trainer::config::Dtype;
-use trainer::{EXIT_FAILURE, EXIT_USAGE, ModelBench};
+use trainer::{DataBenchOptions, DataBenchSource, EXIT_FAILURE, EXIT_USAGE, ModelBench};
 
 use super::ConfigArguments;
 
@@ -20,6 +21,8 @@ pub(crate) struct Arguments {
 enum Command {
     /// The parts of a training step, with the exchange of gradients and without
     Step(StepArguments),
+    /// Images a second of the decoder pool, as normalised fp32 batches, and where its threads spend their time
+    Data(DataArguments),
     /// Memory and time of a training step of a network on the CPU, in each memory mode
     Model(ModelArguments),
 }
@@ -38,6 +41,37 @@ struct StepArguments {
     /// hidden
     #[arg(long, default_value_t = 0.0)]
     delay_ms: f64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct DataArguments {
+    /// Folder of shards or of image files, with random resized crops and flips
+    #[arg(required_unless_present = "config", conflicts_with = "config")]
+    folder: Option<PathBuf>,
+    /// Instead of a folder, the training data of a configuration with its augmentation
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Replace a key of the configuration
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    overrides: Vec<String>,
+    /// Decoder threads
+    #[arg(long, default_value = "1")]
+    threads: NonZeroUsize,
+    /// Images a batch
+    #[arg(long, default_value = "64")]
+    batch: NonZeroUsize,
+    /// Batches of one round
+    #[arg(long, default_value = "20")]
+    batches: NonZeroUsize,
+    /// Measured rounds
+    #[arg(long, default_value = "3")]
+    rounds: NonZeroUsize,
+    /// Side of the crops of a folder's images
+    #[arg(long, default_value = "224", conflicts_with = "config")]
+    image_size: u32,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -87,8 +121,29 @@ fn dtype(text: &str) -> Result<Dtype, String> {
 pub(crate) fn run(arguments: Arguments) -> i32 {
     match arguments.command {
         Command::Step(step) => run_step(step),
+        Command::Data(data) => run_data(data),
         Command::Model(model) => run_model(&model),
     }
+}
+
+fn run_data(arguments: DataArguments) -> i32 {
+    let source = match (arguments.folder, arguments.config) {
+        (Some(path), _) => DataBenchSource::Folder { path, image_size: arguments.image_size },
+        (None, path) => {
+            DataBenchSource::Config { path: path.unwrap_or_default(), overrides: arguments.overrides }
+        }
+    };
+    let bench = trainer::bench_data(&DataBenchOptions {
+        source,
+        threads: arguments.threads.get(),
+        batch: arguments.batch.get(),
+        batches: arguments.batches.get(),
+        rounds: arguments.rounds.get(),
+    });
+    super::finish(bench.map(|bench| match arguments.json {
+        true => format!("{}\n", serde_json::json!(bench)),
+        false => bench.table(),
+    }))
 }
 
 fn run_model(arguments: &ModelArguments) -> i32 {

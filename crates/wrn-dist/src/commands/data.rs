@@ -27,6 +27,8 @@ enum Command {
     ///
     /// Interrupted at any moment, the same command goes on; the result has the same bytes.
     Prepare(PrepareArguments),
+    /// Draw training images as the network gets them: cropped, coloured, erased and mixed
+    Show(super::data_show::Arguments),
     /// Add what a data set lacks of its indices, also over WebDataset shards made elsewhere
     Index {
         /// Folder of the data set, or of one half of it
@@ -80,6 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
     let progress = Progress::visible();
     let result = match &arguments.command {
         Command::Prepare(arguments) => prepare(arguments, &progress).map(|()| 0),
+        Command::Show(arguments) => return super::data_show::run(arguments),
         Command::Fetch { kind, destination, from } => {
             data_sharding::fetch(*kind, destination, from.as_deref(), &progress).map(|()| 0)
         }
