@@ -128,6 +128,9 @@ fn check(bytes: &[u8], shard_bytes: &[u64], classes: usize) -> Result<u128, (Str
         let problem = format!("belongs to {} shards and {} classes", word(24), word(28));
         return Err((problem, format!("{} and {classes}, as in the manifest", shard_bytes.len())));
     }
+    if header[48..].iter().any(|&byte| byte != 0) {
+        return wrong("has a header of another version".into(), "zeros at its end");
+    }
     let checksum = xxh3_128(body);
     if checksum.to_le_bytes() != header[32..48] {
         return wrong("is damaged: its records do not have its checksum".into(), "an unchanged file");
