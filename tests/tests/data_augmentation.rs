@@ -23,7 +23,8 @@ fn write_images(folder: &Path, a_class: usize) {
             let mut rgb = Vec::new();
             for y in 0..height {
                 for x in 0..width {
-                    let stripe = if (x + y * (1 + sample as u32 % 3)) / 6 % 2 == 0 { 60 } else { 0 };
+                    let bright = ((x + y * (1 + sample as u32 % 3)) / 6).is_multiple_of(2);
+                    let stripe = if bright { 60 } else { 0 };
                     rgb.extend([0, 1, 2].map(|channel| if channel == class { 150 + stripe } else { stripe }));
                 }
             }
