@@ -23,7 +23,8 @@ fn write_images(folder: &Path, a_class: usize) {
             let mut rgb = Vec::new();
             for y in 0..height {
                 for x in 0..width {
-                    let stripe = if (x + y * (1 + sample as u32 % 3)) / 6 % 2 == 0 { 60 } else { 0 };
+                    let bright = ((x + y * (1 + sample as u32 % 3)) / 6).is_multiple_of(2);
+                    let stripe = if bright { 60 } else { 0 };
                     rgb.extend([0, 1, 2].map(|channel| if channel == class { 150 + stripe } else { stripe }));
                 }
             }
@@ -50,7 +51,8 @@ impl Shards {
 
     fn prepare(&self) {
         let (images, prepared) = (self.path("images"), self.path("shards"));
-        let arguments = ["data", "prepare", "imagefolder", images.to_str().unwrap(), prepared.to_str().unwrap()];
+        let arguments =
+            ["data", "prepare", "imagefolder", images.to_str().unwrap(), prepared.to_str().unwrap()];
         let _ = wrn_dist(1, &arguments).expect_code(0);
     }
 
@@ -113,7 +115,9 @@ fn everything_on_gives_the_same_bits_on_any_number_of_ranks_and_decoders() {
         let two = shards.train("two", 2, &[]);
         assert!(two == reference, "the number of ranks changes the run");
     }
-    for set in ["data.mixup=0", "data.erase=0", "data.lighting=0", "data.auto_augment=null", "data.order=block"] {
+    for set in
+        ["data.mixup=0", "data.erase=0", "data.lighting=0", "data.auto_augment=null", "data.order=block"]
+    {
         let other = shards.train(set, 1, &[set, "train.epochs=1"]);
         assert_ne!(other.0[0], reference.0[0], "{set} changes the first step");
     }
@@ -135,7 +139,8 @@ fn a_damaged_sample_ends_the_run_or_is_skipped_and_counted() {
     let sets = ["data.order=sequential"];
     let ended = shards.command(1, &["train", "--out", out.to_str().unwrap()], &sets).expect_code(1);
     assert!(ended.stderr.contains("sample 0 cannot be decoded"), "{}", ended.stderr);
-    let (metrics, _) = shards.train("goes on", 1, &["data.order=sequential", "data.on_bad_sample=skip-and-log"]);
+    let (metrics, _) =
+        shards.train("goes on", 1, &["data.order=sequential", "data.on_bad_sample=skip-and-log"]);
     let skipped: Vec<u64> = metrics.iter().filter_map(|line| line["skipped_samples"].as_u64()).collect();
     // Its two visits stand in the first step of each epoch.
     assert_eq!(skipped, [2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0]);
@@ -181,7 +186,8 @@ fn a_picture_and_a_measurement_of_the_data() {
     let _ = shown.expect_code(0);
     assert!(fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
     let folder = shards.path("shards/train");
-    let measure = ["--batch", "8", "--batches", "2", "--rounds", "1", "--threads", "2", "--image-size", "32", "--json"];
+    let measure =
+        ["--batch", "8", "--batches", "2", "--rounds", "1", "--threads", "2", "--image-size", "32", "--json"];
     for folder in [folder, shards.path("images/train")] {
         let arguments = [&["bench", "data", folder.to_str().unwrap()][..], &measure].concat();
         let bench: Value = serde_json::from_str(&wrn_dist(1, &arguments).expect_code(0).stdout).unwrap();
@@ -190,6 +196,7 @@ fn a_picture_and_a_measurement_of_the_data() {
         assert!(bench["decoder_milliseconds"]["decode"].as_f64().unwrap() > 0.0);
         assert!(bench["limit"].as_str().unwrap().len() > 20);
     }
-    let of_config = shards.command(1, &["bench", "data", "--batch", "8", "--batches", "1", "--rounds", "1"], &[]);
+    let of_config =
+        shards.command(1, &["bench", "data", "--batch", "8", "--batches", "1", "--rounds", "1"], &[]);
     assert!(of_config.expect_code(0).stdout.contains("images/s"));
 }

@@ -11,6 +11,7 @@ use data_sharding::jpeg::{
 use jpeg_support::{
     Coding, PLAIN, Random, Reference, SUBSAMPLINGS, encode, images_of_folder, picture, regions, skip,
 };
+use turbojpeg_sys as sys;
 
 /// The pixels of a decoded buffer's view, which must lie on whole pixels.
 fn pixels_of_view(rgb: &[u8], decoded: Decoded) -> Vec<u8> {
@@ -94,6 +95,24 @@ fn regions_of_every_subsampling_and_coding_have_the_pixels_of_a_full_decode() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn sampling_factors_of_a_grey_image_change_nothing() {
+    let (width, height) = (75, 60);
+    let pixels = picture(3, width, height, 8);
+    let mut random = Random::new(3);
+    let mut decoder = ImageDecoder::new().unwrap();
+    // A scan of one component has one block an MCU, whatever its factors are.
+    for factors in [0x11, 0x22, 0x21, 0x14] {
+        let mut jpeg =
+            encode(&pixels, 3, width, height, Coding { subsampling: sys::TJSAMP_TJSAMP_GRAY, ..PLAIN });
+        let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        jpeg[frame + 11] = factors;
+        let regions = regions(width, height, 40, &mut random);
+        let name = format!("factors {factors:02x}");
+        assert!(assert_regions_equal_full_decode(&mut decoder, &name, &jpeg, &regions), "{name}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 Reads jobs from standard input, one JSON object a line, and writes the resulting RGB bytes one after another to the
 file named as argument:
-  {"image": FILE, "width": W, "height": H, "operation": NAME, "magnitude": M}   as _apply_op of autoaugment.py
+  {"image": FILE of RGB bytes or JPEG, "width": W, "height": H, "operation": NAME, "magnitude": M}   as _apply_op of autoaugment.py
   {..., "operation": "crop", "box": [top, left, height, width], "size": S, "filter": "bilinear"}
   {..., "operation": "center", "shorter": R, "size": S, "filter": "bilinear"}
 and to standard output the table of magnitudes of both policies when a job's operation is "tables".
@@ -48,8 +48,11 @@ def main():
             if job["operation"] == "tables":
                 print(json.dumps(tables()))
                 continue
-            with open(job["image"], "rb") as file:
-                image = Image.frombytes("RGB", (job["width"], job["height"]), file.read())
+            if job["image"].lower().endswith((".jpg", ".jpeg")):
+                image = Image.open(job["image"]).convert("RGB")
+            else:
+                with open(job["image"], "rb") as file:
+                    image = Image.frombytes("RGB", (job["width"], job["height"]), file.read())
             output.write(result(image, job).tobytes())
 
 

@@ -2,13 +2,15 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use super::auto::{KINDS, Kind, NARROW, Operation, WIDE};
 use super::color::Enhance;
 use super::crop::{CENTER, Framing, whole};
 use super::resize::{Filter, Pixels, Resizer};
-use crate::jpeg::Region;
+use super::{RandomResizedCrop, SampleKey};
+use crate::jpeg::{ImageDecoder, ImageEncoder, Region};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/torchvision_operations.py");
 
@@ -30,22 +32,15 @@ fn image(width: usize, height: usize) -> Vec<u8> {
     bytes
 }
 
-/// Runs the jobs, each on the image; their results one after another and what was printed. `None` where there is no
-/// torchvision.
-fn torchvision(width: usize, height: usize, image: &[u8], jobs: &[String]) -> Option<(Vec<u8>, String)> {
+/// Runs the jobs; their results one after another and what was printed. `None` where there is no torchvision.
+fn run(jobs: &str) -> Option<(Vec<u8>, String)> {
     let found = Command::new("python3").args(["-c", "import torchvision, PIL"]).output();
     if !found.is_ok_and(|output| output.status.success()) {
         eprintln!("skipped: python3 has no torchvision and Pillow to compare with");
         return None;
     }
     let folder = tempfile::tempdir().unwrap();
-    let (input, output) = (folder.path().join("image.rgb"), folder.path().join("results.rgb"));
-    std::fs::write(&input, image).unwrap();
-    let mut lines = String::new();
-    for job in jobs {
-        let input = input.display();
-        writeln!(lines, r#"{{"image": "{input}", "width": {width}, "height": {height}, {job}}}"#).unwrap();
-    }
+    let output = folder.path().join("results.rgb");
     let mut python = Command::new("python3")
         .arg(SCRIPT)
         .arg(&output)
@@ -53,10 +48,23 @@ fn torchvision(width: usize, height: usize, image: &[u8], jobs: &[String]) -> Op
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    python.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    python.stdin.take().unwrap().write_all(jobs.as_bytes()).unwrap();
     let printed = python.wait_with_output().unwrap();
     assert!(printed.status.success(), "the oracle failed");
     Some((std::fs::read(&output).unwrap(), String::from_utf8(printed.stdout).unwrap()))
+}
+
+/// As [`run`], each job on the image.
+fn torchvision(width: usize, height: usize, image: &[u8], jobs: &[String]) -> Option<(Vec<u8>, String)> {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("image.rgb");
+    std::fs::write(&input, image).unwrap();
+    let mut lines = String::new();
+    for job in jobs {
+        let input = input.display();
+        writeln!(lines, r#"{{"image": "{input}", "width": {width}, "height": {height}, {job}}}"#).unwrap();
+    }
+    run(&lines)
 }
 
 /// torchvision's name.
@@ -177,10 +185,102 @@ fn scaled_crops_differ_from_torchvisions_by_rounding_only() {
         let pixels = Pixels { bytes: &image, width, height, channels: 3 };
         let region = whole(framing.region);
         resizer.resize(pixels, region, framing.view, framing.filter, framing.size, &mut found).unwrap();
-        let differences: Vec<u8> = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).collect();
-        let mean = differences.iter().map(|&d| f64::from(d)).sum::<f64>() / differences.len() as f64;
-        let largest = differences.iter().max().unwrap();
-        eprintln!("{job}: largest difference {largest}, mean {mean:.4}");
-        assert!(*largest <= 1 && mean < 0.3, "{job}: largest difference {largest}, mean {mean}");
+        let (mean, largest) = difference(&found, expected);
+        assert!(largest <= 1 && mean < 0.3, "{job}: largest difference {largest}, mean {mean}");
     }
+}
+
+/// Mean and largest difference a value.
+fn difference(a: &[u8], b: &[u8]) -> (f64, u8) {
+    let differences = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b));
+    let sum: u64 = differences.clone().map(u64::from).sum();
+    (sum as f64 / a.len() as f64, differences.max().unwrap_or(0))
+}
+
+/// Random crops of JPEGs, as the pool decodes and scales them, against Pillow and torchvision; without and with
+/// scaling during the inverse transform.
+fn compare_files(files: &[PathBuf], crops: u32, size: u32) {
+    let mut decoder = ImageDecoder::new().unwrap();
+    let crop = RandomResizedCrop::default();
+    let (mut jobs, mut found, mut names) = (String::new(), Vec::new(), Vec::new());
+    for file in files {
+        let bytes = std::fs::read(file).unwrap();
+        let header = decoder.header(&bytes).unwrap();
+        for sample in 0..crops {
+            let key = SampleKey { sample, epoch: 0, repetition: 0 };
+            let region = crop.draw(1, &key, header.width, header.height);
+            let Region { left, top, width, height } = region;
+            writeln!(
+                jobs,
+                r#"{{"image": "{}", "operation": "crop", "box": [{top}, {left}, {height}, {width}], "size": {size}, "filter": "bilinear"}}"#,
+                file.display()
+            )
+            .unwrap();
+            let framing = Framing::cut(region, size, Filter::Bilinear);
+            let scaled = |decoder: &mut ImageDecoder, target| {
+                let (mut rgb, mut output) = (Vec::new(), vec![0; (size * size * 3) as usize]);
+                let decoded = decoder.decode(&bytes, region, target, None, &mut rgb).unwrap();
+                let (width, height) = (decoded.width, decoded.height);
+                let used = (width * height * 3) as usize;
+                let pixels = Pixels { bytes: &rgb[..used], width, height, channels: 3 };
+                let view = framing.view_within(decoded.view);
+                let mut resizer = Resizer::default();
+                resizer.resize(pixels, decoded.view, view, framing.filter, size, &mut output).unwrap();
+                output
+            };
+            found.push([scaled(&mut decoder, None), scaled(&mut decoder, Some(framing.target()))]);
+            names.push(format!("{} {region:?}", file.display()));
+        }
+    }
+    let Some((expected, _)) = run(&jobs) else { return };
+    let (mut sums, mut largest) = ([0.0; 2], [0; 2]);
+    for ((found, name), expected) in
+        found.iter().zip(&names).zip(expected.chunks_exact((size * size * 3) as usize))
+    {
+        for (way, found) in found.iter().enumerate() {
+            let (mean, most) = difference(found, expected);
+            sums[way] += mean;
+            largest[way] = most.max(largest[way]);
+            assert!(mean <= [0.5, 4.0][way], "{name}: mean difference {mean}");
+        }
+    }
+    eprintln!(
+        "{} crops: mean difference {:.3} of 255, largest {}; with scaling in the decoder {:.3}, largest {}",
+        names.len(),
+        sums[0] / names.len() as f64,
+        largest[0],
+        sums[1] / names.len() as f64,
+        largest[1]
+    );
+}
+
+#[test]
+fn crops_of_jpegs_are_those_of_pillow_and_torchvision() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut encoder = ImageEncoder::new(90).unwrap();
+    let files: Vec<PathBuf> = [(203_u32, 151_u32), (500, 375), (64, 333)]
+        .into_iter()
+        .map(|(width, height)| {
+            let mut file = Vec::new();
+            encoder.encode(&image(width as usize, height as usize), width, height, &mut file).unwrap();
+            let path = folder.path().join(format!("{width}.jpg"));
+            std::fs::write(&path, file).unwrap();
+            path
+        })
+        .collect();
+    compare_files(&files, 6, 64);
+}
+
+#[test]
+#[ignore = "long"]
+fn crops_of_a_folder_of_jpegs_are_those_of_pillow_and_torchvision() {
+    let Some(folder) = std::env::var_os("WRN_DIST_IMAGES") else {
+        eprintln!("skipped: WRN_DIST_IMAGES names no folder of JPEGs");
+        return;
+    };
+    let files =
+        walkdir::WalkDir::new(folder).sort_by_file_name().into_iter().flatten().map(|e| e.into_path());
+    let is_jpeg =
+        |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jpeg") || e == "jpg");
+    compare_files(&files.filter(is_jpeg).collect::<Vec<_>>(), 3, 224);
 }

@@ -96,12 +96,6 @@ impl<'a> BitReader<'a> {
         self
     }
 
-    /// Bits that are there without [`refill`](Self::refill).
-    #[inline(always)]
-    pub(super) fn available(&self) -> u32 {
-        self.bits
-    }
-
     /// The next `count` bits, 1 to 32, which stay.
     #[inline(always)]
     pub(super) fn peek(&self, count: u32) -> u32 {
@@ -295,9 +289,7 @@ mod tests {
                 return bits;
             }
             bits.push((position, bit));
-            if reader.available() < 8 {
-                reader.refill();
-            }
+            reader.refill();
         }
     }
 

@@ -9,8 +9,8 @@ use super::{Decoded, ImageError, ImageHeader, Region, View, Way, color, png};
 
 /// Pixels above which an image is taken for a decompression bomb; Pillow's limit.
 const MAX_PIXELS: u64 = 178_956_970;
-/// Pixels that a byte of a JPEG can stand for at most. Every block of 64 costs at least the bit of its DC code, or
-/// far less with arithmetic coding, which nobody uses for photos.
+/// Pixels that a byte of a JPEG can stand for at most: Huffman codes take a bit for each block of 64. Arithmetic coding
+/// could do with less, and photos take a hundred times as much.
 const MAX_PIXELS_A_BYTE: u64 = 512;
 /// What libjpeg-turbo may allocate for one image, in MiB: all coefficients of the largest progressive image allowed.
 const MAX_MEMORY: u16 = 2048;

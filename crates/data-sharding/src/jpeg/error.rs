@@ -75,15 +75,4 @@ pub enum ImageError {
         /// The decoder's sentence.
         message: String,
     },
-
-    /// Entropy-coded data that does not parse.
-    #[error("JPEG scan: {problem} in MCU {mcu}; expected {mcus} whole MCUs")]
-    Scan {
-        /// What is wrong.
-        problem: &'static str,
-        /// Index of the MCU, from 0.
-        mcu: usize,
-        /// MCUs of the image.
-        mcus: usize,
-    },
 }

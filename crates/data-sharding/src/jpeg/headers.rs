@@ -4,8 +4,8 @@ use super::cover::Cover;
 use super::markers::{APP0, APP14, DHT, DQT, SOI, SOS};
 use super::scan::{Scan, ScanComponent};
 
-/// Replaces `out` by everything up to the first bit of the scan. `write_dc` tells what stands in the place of a
-/// component's DC table, in the parts of a table segment's body. `None` where a segment would be too long.
+/// Replaces `out` by everything up to the first bit of the scan. `dc_table` writes the DC table of a component, which
+/// it gets with its index. `None` where it cannot, or a segment would be too long.
 pub(super) fn write<'a>(
     scan: &Scan<'a>,
     cover: Cover,

@@ -1,5 +1,5 @@
-//! libjpeg-turbo behind a safe interface: one decompressor and one compressor. The only file of the crate that
-//! calls C. It knows nothing of regions of interest, seek indices or other formats.
+//! libjpeg-turbo behind a safe interface: one decompressor and one compressor, by its TurboJPEG functions. It knows
+//! nothing of seek records or other formats. Where the coefficients are ours, `reconstruct.rs` calls the library.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_int};

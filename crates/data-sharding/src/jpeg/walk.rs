@@ -1,5 +1,7 @@
 //! A walk over the MCUs of a scan: decodes them, or keeps the DC values and passes over everything else.
 
+use std::ops::Range;
+
 use super::bits::{BitPosition, BitReader};
 use super::huffman::{AcTable, DcTable, ZIGZAG};
 use super::reconstruct::Block;
@@ -7,6 +9,9 @@ use super::scan::Scan;
 
 /// The DC values that the next difference of each component adds to.
 pub(super) type Predictors = [i32; 3];
+
+/// DC values of eight-bit samples, undivided. Differences between them fit the categories that there are.
+pub(super) const DC_VALUES: Range<i32> = -1024..1024;
 
 /// The tables of a scan. Made once: loading those of another image takes no memory, and no time where they are the
 /// same.
@@ -89,7 +94,7 @@ impl<'a> Walk<'a> {
         for (tables, predictor) in self.components.iter().flatten().zip(&mut self.predictors) {
             for _ in 0..tables.blocks {
                 *predictor += tables.dc.read(&mut reader)?;
-                if !(-1024..1024).contains(predictor) {
+                if !DC_VALUES.contains(predictor) {
                     return None;
                 }
                 tables.ac.read(&mut reader, |_, _| ())?;
@@ -106,7 +111,7 @@ impl<'a> Walk<'a> {
         let mut blocks = blocks.iter_mut();
         for (tables, predictor) in self.components.iter().flatten().zip(&mut self.predictors) {
             for block in blocks.by_ref().take(tables.blocks) {
-                *predictor += tables.dc.read(&mut reader)?;
+                *predictor = predictor.wrapping_add(tables.dc.read(&mut reader)?);
                 tables.ac.read(&mut reader, |index, value| {
                     block[usize::from(ZIGZAG[usize::from(index)] & 63)] = value
                 })?;

@@ -2,7 +2,6 @@
 
 use super::slab::Slab;
 
-
 #[test]
 fn parts_filled_by_threads_come_back_as_one_slab() {
     let mut slab = Slab::new(7, 3).unwrap();

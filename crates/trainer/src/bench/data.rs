@@ -111,6 +111,8 @@ struct Subject {
 /// # Errors
 /// What is wrong with the configuration or the data.
 pub fn bench_data(options: &DataBenchOptions) -> Result<DataBench, Error> {
+    // As training does; otherwise the system clears the memory of every batch anew.
+    let _ = torch_ext::runtime::keep_freed_memory();
     let subject = match &options.source {
         DataBenchSource::Config { path, overrides } => of_config(path, overrides)?,
         DataBenchSource::Folder { path, image_size } => of_folder(path, *image_size)?,

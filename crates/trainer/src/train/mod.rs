@@ -91,9 +91,6 @@ const KEYS_OF_EVALUATION: &[&str] = &[
     "data.pad_to",
     "data.channels",
     "data.normalize",
-    "data.test_resize",
-    "data.test_size",
-    "data.filter",
 ];
 
 /// Evaluates a checkpoint on the test set; collective over all ranks. The counts are rank 0's to report,
