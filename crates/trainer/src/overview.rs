@@ -54,11 +54,11 @@ pub fn describe_plan(
         format!(
             "{}: {} training and {} test images of {}x{}x{}, {} classes",
             plan.config.data.kind,
-            plan.train.len(),
-            plan.test.len(),
-            plan.train.image().height,
-            plan.train.image().width,
-            plan.train.image().channels,
+            plan.data.train.len(),
+            plan.data.test.len(),
+            plan.data.image.height,
+            plan.data.image.width,
+            plan.data.image.channels,
             plan.network.classes()
         ),
     );
@@ -72,7 +72,8 @@ pub fn describe_plan(
             plan.batches.local_micro_batches().len()
         ),
     );
-    let left_out = plan.train.len() as u64 - plan.steps_per_epoch * plan.config.train.global_batch as u64;
+    let left_out =
+        plan.data.sampler.len() as u64 - plan.steps_per_epoch * plan.config.train.global_batch as u64;
     line(
         "steps",
         format!(

@@ -178,7 +178,7 @@ impl Config {
     /// All values as dotted keys, but for those that may differ between the ranks of one run.
     #[must_use]
     pub fn common_to_ranks(&self) -> Vec<(String, String)> {
-        self.keys_without(&["data.path", "data.workers", "data.prefetch", "telemetry"])
+        self.keys_without(&["data.path", "data.read", "data.workers", "data.prefetch", "telemetry"])
     }
 
     /// The values that decide what a run computes, as dotted keys: two runs whose values agree are the same
@@ -188,6 +188,7 @@ impl Config {
         const NOT_MEANING: &[&str] = &[
             "model.weights",
             "data.path",
+            "data.read",
             "data.workers",
             "data.prefetch",
             "checkpoint",

@@ -1,8 +1,9 @@
 //! One module a subcommand, and the arguments that several share.
 
 pub(crate) mod bench;
-pub(crate) mod bench_model;
 pub(crate) mod config;
+pub(crate) mod data;
+pub(crate) mod data_show;
 pub(crate) mod eval;
 pub(crate) mod model;
 pub(crate) mod plan;

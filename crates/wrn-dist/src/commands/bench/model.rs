@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use trainer::config::{Dtype, Memory};
 use trainer::{EXIT_FAILURE, ModelBench};
 
+use super::super::{complain, show};
+
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Architecture, for example wrn-28-10
@@ -54,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
     };
     match rows {
         Ok(rows) => {
-            super::show(&if arguments.json {
+            show(&if arguments.json {
                 format!("{}\n", serde_json::json!(rows))
             } else {
                 ModelBench::table(&rows)
@@ -78,7 +80,7 @@ fn measure(arguments: &Arguments, memory: Memory) -> Result<ModelBench, i32> {
         warmup: arguments.warmup as usize,
     };
     trainer::bench_model(&options).map_err(|error| {
-        super::complain(&error.to_string());
+        complain(&error.to_string());
         error.exit_code()
     })
 }
@@ -86,7 +88,7 @@ fn measure(arguments: &Arguments, memory: Memory) -> Result<ModelBench, i32> {
 /// The same command for one mode, in a process whose memory no other mode has touched. It complains itself.
 fn measure_apart(memory: Memory) -> Result<ModelBench, i32> {
     let failure = |sentence: String| {
-        super::complain(&sentence);
+        complain(&sentence);
         EXIT_FAILURE
     };
     let program =

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, Tensor};
 use torch_ext::{autocast, layout, memory, runtime};
 
-use crate::bench::median;
+use super::median;
 use crate::config::{Dtype, OptimizerConfig};
 use crate::device::usable_cores;
 use crate::error::Error;

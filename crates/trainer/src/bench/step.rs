@@ -9,6 +9,7 @@ use std::time::Duration;
 use allreduce::{CommThread, Solo};
 use serde::Serialize;
 
+use super::median;
 use crate::config;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
@@ -78,7 +79,7 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         let alone = CommThread::start(|| Ok(Box::new(Solo::new()))).map_err(Error::from);
         let keeping = alone.and_then(|comm| Engine::new(&plan, compute, comm));
         let mut engines = [session.agree(exchanging)?, session.agree(keeping)?];
-        let mut pool = session.agree(training_pool(&plan, 0, decoder_threads(&plan, session)))?;
+        let mut pool = session.agree(training_pool(&plan, 0, decoder_threads(&plan, session, compute)))?;
         let mut outcomes: [Vec<StepOutcome>; 2] = [Vec::new(), Vec::new()];
         for step in 0..options.warmup + options.steps {
             for (engine, outcomes) in engines.iter_mut().zip(&mut outcomes) {
@@ -138,16 +139,6 @@ fn medians(global_batch: usize, outcomes: &[StepOutcome]) -> StepMedians {
         seconds,
         first_exchange_at_share_of_backward: median(outcomes.iter().map(first_started)),
         buckets: outcomes.first().map_or(0, |outcome| outcome.exchange.buckets.len()),
-    }
-}
-
-pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        len if len % 2 == 1 => values[len / 2],
-        len => 0.5 * (values[len / 2 - 1] + values[len / 2]),
     }
 }
 
