@@ -95,7 +95,7 @@ fn a_data_set_of_imagenets_size_is_prepared_opened_and_ordered() {
     let begin = Instant::now();
     let mut labels = vec![0_u32; CLASSES];
     let mut read = 0;
-    for &sample in order.iter() {
+    for &sample in order.samples() {
         labels[set.label(sample as usize) as usize] += 1;
         read += set.bytes(sample as usize, &mut buffer).unwrap().len();
         assert!(set.seek_record(sample as usize).is_some());
