@@ -193,6 +193,14 @@ fn limit(decoder: &DecoderTimes, busy: f64, waited: f64) -> String {
             100.0 * busy
         );
     }
+    if busy < 0.5 {
+        return format!(
+            "neither side: decoder threads are {:.0} % busy while the consumer waits {:.0} % of the time; other programs \
+             have the processors, or batches are too small to be worth handing over",
+            100.0 * busy,
+            100.0 * waited
+        );
+    }
     let parts = [
         ("reading", decoder.read),
         ("decoding", decoder.decode),

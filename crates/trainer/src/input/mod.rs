@@ -3,6 +3,8 @@
 
 mod channels;
 mod targets;
+#[cfg(test)]
+mod tests;
 mod whitening;
 
 use data_sharding::{Augmentation, Batch, Crop, DeviceParameters, MixDraw, PaddingMode, PasteBox};
