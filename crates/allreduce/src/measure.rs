@@ -63,7 +63,7 @@ mod tests {
         for wire in [Wire::Fp32, Wire::Bf16, Wire::Fp16] {
             for world_size in [1, 2, 3, 8, 100] {
                 let measured =
-                    on_each_comm_thread(world_size, |comm| measure_all_reduce(&comm, 1000, wire, 1, 3));
+                    on_each_comm_thread(world_size, |comm| measure_all_reduce(comm, 1000, wire, 1, 3));
                 for measurement in measured {
                     let Measurement { durations, wrong } = measurement.unwrap();
                     assert_eq!((durations.len(), wrong), (3, 0), "{wire:?}, {world_size} ranks");
