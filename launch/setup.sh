@@ -22,6 +22,7 @@ TORCH_REQUIREMENTS=(
     nvidia-cuda-crt==13.0.88  # headers that the CUDA headers beside torch include; of the same CUDA release
     numpy                     # numpy and safetensors serve the tests that compare with PyTorch
     safetensors
+    pillow                    # the decoder that ours is compared with
 )
 
 DEBIAN_PACKAGES=(

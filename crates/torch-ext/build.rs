@@ -4,7 +4,16 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-const SOURCES: &[&str] = &["autocast.cpp", "autograd.cpp", "cuda.cpp", "math.cpp", "runtime.cpp"];
+const SOURCES: &[&str] = &[
+    "autocast.cpp",
+    "autograd.cpp",
+    "checkpoint.cpp",
+    "cuda.cpp",
+    "math.cpp",
+    "memory.cpp",
+    "recompute.cpp",
+    "runtime.cpp",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=src/shim");
@@ -22,6 +31,8 @@ fn main() {
         .pic(true)
         // libtorch's headers are not free of warnings.
         .warnings(false)
+        // Nor is their debug information small: it would take half the time of compiling.
+        .debug(false)
         .flag("-std=c++20")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(&include)

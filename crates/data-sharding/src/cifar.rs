@@ -1,6 +1,6 @@
 //! The binary version of CIFAR-10 and CIFAR-100: records of one or two label bytes and 3072 pixels, planes R,
-//! G, B, each row by row. Does not read the Python and Matlab versions. Format:
-//! <https://www.cs.toronto.edu/~kriz/cifar.html>.
+//! G, B, each row by row; and SVHN, which `prepare` brings into the form of CIFAR-10. Does not read the Python and
+//! Matlab versions. Format: <https://www.cs.toronto.edu/~kriz/cifar.html>.
 
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -11,41 +11,59 @@ use crate::kind::{SourceKind, Split};
 use crate::source::Stored;
 
 /// How the archive of a data set is laid out.
-struct Archive {
+pub(crate) struct Archive {
     /// Folder in the archive.
-    folder: &'static str,
-    train: &'static [&'static str],
-    test: &'static [&'static str],
+    pub(crate) folder: &'static str,
+    /// Names, and records of a complete file for messages.
+    pub(crate) train: &'static [(&'static str, u64)],
+    pub(crate) test: &'static [(&'static str, u64)],
     /// Name and number of classes of each label byte; the last is the one used.
     labels: &'static [(&'static str, usize)],
-    class_names: &'static str,
-    /// Records of a complete file, for messages: training, test.
-    records: [u64; 2],
+    pub(crate) class_names: &'static str,
 }
 
 static CIFAR10: Archive = Archive {
     folder: "cifar-10-batches-bin",
     train: &[
-        "data_batch_1.bin",
-        "data_batch_2.bin",
-        "data_batch_3.bin",
-        "data_batch_4.bin",
-        "data_batch_5.bin",
+        ("data_batch_1.bin", 10_000),
+        ("data_batch_2.bin", 10_000),
+        ("data_batch_3.bin", 10_000),
+        ("data_batch_4.bin", 10_000),
+        ("data_batch_5.bin", 10_000),
     ],
-    test: &["test_batch.bin"],
+    test: &[("test_batch.bin", 10_000)],
     labels: &[("label", 10)],
     class_names: "batches.meta.txt",
-    records: [10_000, 10_000],
 };
 
 static CIFAR100: Archive = Archive {
     folder: "cifar-100-binary",
-    train: &["train.bin"],
-    test: &["test.bin"],
+    train: &[("train.bin", 50_000)],
+    test: &[("test.bin", 10_000)],
     labels: &[("coarse label", 20), ("fine label", 100)],
     class_names: "fine_label_names.txt",
-    records: [50_000, 10_000],
 };
+
+static SVHN: Archive = Archive {
+    folder: "svhn-binary",
+    train: &[("train.bin", 73_257), ("extra.bin", 531_131)],
+    test: &[("test.bin", 26_032)],
+    labels: &[("label", 10)],
+    class_names: "class_names.txt",
+};
+
+static SVHN_WITHOUT_EXTRA: Archive = Archive { train: &[("train.bin", 73_257)], ..SVHN };
+
+/// How the files of a data set are laid out; none for those in other formats.
+pub(crate) fn archive(kind: SourceKind) -> Option<&'static Archive> {
+    match kind {
+        SourceKind::Cifar10 => Some(&CIFAR10),
+        SourceKind::Cifar100 => Some(&CIFAR100),
+        SourceKind::Svhn => Some(&SVHN),
+        SourceKind::SvhnWithoutExtra => Some(&SVHN_WITHOUT_EXTRA),
+        SourceKind::FashionMnist => None,
+    }
+}
 
 /// Side of an image and pixels of one colour plane.
 const SIDE: usize = 32;
@@ -56,15 +74,19 @@ const CHANNELS: usize = 3;
 const CLASS_NAMES_LIMIT: u64 = 1 << 16;
 
 /// Opens the files of a split, in `root` or in the archive's folder inside `root`.
-pub(crate) fn open(kind: SourceKind, root: &Path, split: Split) -> Result<Stored, DataError> {
-    let archive = if kind == SourceKind::Cifar100 { &CIFAR100 } else { &CIFAR10 };
-    let (names, complete) = match split {
-        Split::Train => (archive.train, archive.records[0]),
-        Split::Test => (archive.test, archive.records[1]),
+pub(crate) fn open(
+    kind: SourceKind,
+    archive: &Archive,
+    root: &Path,
+    split: Split,
+) -> Result<Stored, DataError> {
+    let files = match split {
+        Split::Train => archive.train,
+        Split::Test => archive.test,
     };
-    let folder = locate(root, archive.folder, names);
+    let folder = locate(root, archive.folder, files);
     let mut stored = Stored { pixels: Vec::new(), labels: Vec::new(), classes: Vec::new() };
-    for &name in names {
+    for &(name, complete) in files {
         let missing = || DataError::MissingFile {
             folder: folder.clone(),
             content: format!("{kind} {split} images"),
@@ -83,8 +105,8 @@ pub(crate) fn open(kind: SourceKind, root: &Path, split: Split) -> Result<Stored
 }
 
 /// The folder with the files: `root`, unless only the archive's folder inside it has any of them.
-fn locate(root: &Path, archive_folder: &str, names: &[&str]) -> PathBuf {
-    let names: Vec<String> = names.iter().map(|&name| name.into()).collect();
+fn locate(root: &Path, archive_folder: &str, files: &[(&str, u64)]) -> PathBuf {
+    let names: Vec<String> = files.iter().map(|&(name, _)| name.into()).collect();
     let inner = root.join(archive_folder);
     if file::first_existing(root, &names).is_none() && file::first_existing(&inner, &names).is_some() {
         inner

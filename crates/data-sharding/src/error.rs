@@ -16,6 +16,15 @@ pub enum DataError {
         name: String,
     },
 
+    /// A name that is no [`PrepareKind`](crate::PrepareKind) or can not be fetched.
+    #[error("`{name}` is no known source; expected one of {known}")]
+    UnknownSource {
+        /// The name as given.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+
     /// None of the accepted files is there.
     #[error("{}: no file with the {content} found; expected {expected} ({origin})", folder.display())]
     MissingFile {
@@ -36,6 +45,42 @@ pub enum DataError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+
+    /// The operating system refuses to write a file.
+    #[error("{}: cannot be written: {source}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+
+    /// A file that does not hold what it should.
+    #[error("{}: {problem}; expected {expected}", path.display())]
+    Invalid {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+        /// What would be right.
+        expected: String,
+    },
+
+    /// A decoder that cannot be made.
+    #[error("no image decoder can be made: {reason}")]
+    Decoder {
+        /// What the library says.
+        reason: String,
+    },
+
+    /// A file that cannot be downloaded.
+    #[error("{url}: {problem}")]
+    Fetch {
+        /// Its address.
+        url: String,
+        /// What went wrong.
+        problem: String,
     },
 
     /// A gzip file whose stream does not decode.
@@ -249,5 +294,16 @@ pub enum DataError {
         sample: usize,
         /// The decoder's error, or the message of its panic.
         reason: String,
+    },
+
+    /// An augmentation that does not fit the images.
+    #[error("augmentation: {0}")]
+    Augmentation(&'static str),
+
+    /// A request whose images have different sizes.
+    #[error("request {request} mixes epochs whose images have different sizes; expected one size a batch")]
+    MixedSizes {
+        /// Index of the request, from 0.
+        request: u64,
     },
 }

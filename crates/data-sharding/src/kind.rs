@@ -15,6 +15,11 @@ pub enum SourceKind {
     Cifar10,
     /// CIFAR-100, the binary version, with its 100 fine labels.
     Cifar100,
+    /// SVHN, cropped digits, as `prepare` brings it into the form of CIFAR-10; trained on `train` and `extra`, as the
+    /// paper does.
+    Svhn,
+    /// SVHN trained on `train` alone.
+    SvhnWithoutExtra,
 }
 
 /// One of the two halves that every data set comes in.
@@ -36,7 +41,7 @@ pub struct SourceFacts {
     /// Names of the classes where the files bring none, by label.
     pub classes: &'static [&'static str],
     /// Default mean a channel, on 0 to 255. For both CIFARs those of CIFAR-10, as the Wide ResNet code has
-    /// it.
+    /// it; for SVHN none, as in the paper, which divides by 255 only.
     pub mean: &'static [f64],
     /// Default standard deviation a channel, on 0 to 255.
     pub std: &'static [f64],
@@ -94,8 +99,25 @@ static CIFAR100: SourceFacts = SourceFacts {
     origin: "from cifar-100-binary.tar.gz",
 };
 
+static SVHN: SourceFacts = SourceFacts {
+    name: "svhn",
+    image: ImageShape { height: 32, width: 32, channels: 3 },
+    classes: &["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+    mean: &[0.0, 0.0, 0.0],
+    std: &[255.0, 255.0, 255.0],
+    origin: "made by `wrn-dist data prepare svhn` from train_32x32.mat, extra_32x32.mat and test_32x32.mat",
+};
+
+static SVHN_WITHOUT_EXTRA: SourceFacts = SourceFacts { name: "svhn-without-extra", ..SVHN };
+
 impl SourceKind {
-    const ALL: [SourceKind; 3] = [SourceKind::FashionMnist, SourceKind::Cifar10, SourceKind::Cifar100];
+    const ALL: [SourceKind; 5] = [
+        SourceKind::FashionMnist,
+        SourceKind::Cifar10,
+        SourceKind::Cifar100,
+        SourceKind::Svhn,
+        SourceKind::SvhnWithoutExtra,
+    ];
 
     /// What is known of this data set.
     #[must_use]
@@ -104,6 +126,8 @@ impl SourceKind {
             SourceKind::FashionMnist => &FASHION_MNIST,
             SourceKind::Cifar10 => &CIFAR10,
             SourceKind::Cifar100 => &CIFAR100,
+            SourceKind::Svhn => &SVHN,
+            SourceKind::SvhnWithoutExtra => &SVHN_WITHOUT_EXTRA,
         }
     }
 
@@ -149,12 +173,15 @@ mod tests {
             assert_eq!(kind.to_string().parse::<SourceKind>().unwrap(), kind);
         }
         let error = "Cifar10".parse::<SourceKind>().unwrap_err().to_string();
-        assert_eq!(error, "`Cifar10` is no known data set; expected one of fashion-mnist, cifar10, cifar100");
+        assert_eq!(
+            error,
+            "`Cifar10` is no known data set; expected one of fashion-mnist, cifar10, cifar100, svhn, svhn-without-extra"
+        );
     }
 
     #[test]
     fn tables_have_one_constant_a_channel_and_distinct_classes() {
-        for (kind, classes) in SourceKind::ALL.into_iter().zip([10, 10, 100]) {
+        for (kind, classes) in SourceKind::ALL.into_iter().zip([10, 10, 100, 10, 10]) {
             let facts = kind.facts();
             assert_eq!(facts.mean.len(), facts.image.channels as usize);
             assert_eq!(facts.std.len(), facts.image.channels as usize);

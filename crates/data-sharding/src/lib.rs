@@ -3,33 +3,52 @@
 //! device.
 //!
 //! The way through the crate:
-//! 1. [`open`] reads and validates a whole data set and gives a [`Source`];
+//! 1. [`open`] reads and validates a whole data set and gives a [`Source`], part of a [`DataSet`];
 //! 2. [`Sampler::epoch`] gives the one global order of an epoch, [`BatchLayout`] the part of it that a rank
 //!    decodes;
-//! 3. [`Pool::start`] decodes and augments ([`Transform`]) what it is asked for on worker threads and hands
-//!    out each
-//!    [`Batch`] in the order of the requests.
+//! 3. [`Pool::start`] decodes and augments ([`Augmentation`]) what it is asked for on worker threads and hands
+//!    out each [`Batch`] in the order of the requests.
 //!
 //! All randomness is a pure function of what is drawn (seed, epoch, sample, repetition), never of who draws
 //! it, so batches are the same bytes for any number of ranks and workers.
 
+mod atomic;
+mod augment;
 mod cifar;
 mod error;
+mod fetch;
 mod file;
+mod files;
 mod idx;
+mod image_size;
+pub mod jpeg;
 mod kind;
 mod layout;
+mod mat;
+mod parallel;
 mod pool;
+mod prepare;
+mod progress;
+mod published;
 mod random;
 mod sampler;
-mod slab;
+mod shards;
 mod source;
-mod transform;
+mod verify;
 
+pub use augment::{
+    Augmentation, AutoAugment, ColorJitter, Crop, CropVariant, DeviceParameters, Filter, ImageSize, Mix,
+    MixDraw, PaddingMode, PasteBox, RandomErasing, RandomResizedCrop, SampleKey,
+};
 pub use error::DataError;
+pub use fetch::{FetchKind, fetch};
+pub use files::ImageFiles;
 pub use kind::{SourceFacts, SourceKind, Split};
 pub use layout::{BatchLayout, EvaluationBatch, evaluation_batches};
-pub use pool::{Batch, Pool, PoolOptions, default_workers};
-pub use sampler::{Order, Sampler};
-pub use source::{Adapt, ImageShape, Source, open};
-pub use transform::{PaddingMode, SampleKey, Transform};
+pub use pool::{Batch, OnBadSample, Pool, PoolOptions, StageTimes, default_workers};
+pub use prepare::{Cap, PrepareKind, PrepareOptions, Side, prepare};
+pub use progress::Progress;
+pub use sampler::{EpochOrder, Order, Sampler, class_balanced_subset};
+pub use shards::{ReadMode, ShardSet, index};
+pub use source::{Adapt, DataSet, EncodedSource, ImageShape, Labelled, Source, open};
+pub use verify::verify;

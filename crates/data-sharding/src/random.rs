@@ -2,6 +2,7 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use rand_distr::{Distribution, StandardNormal};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The stream of numbers that belongs to an identity of four integers: ChaCha with 8 rounds, counter and
@@ -27,6 +28,29 @@ impl Draws {
             if product as u64 >= refused {
                 return (product >> 64) as u64;
             }
+        }
+    }
+
+    /// Uniform in `low..high`: the upper 53 of the next 64 bits, as a fraction of 2^53, scaled.
+    pub(crate) fn uniform(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * ((self.0.next_u64() >> 11) as f64 / (1_u64 << 53) as f64)
+    }
+
+    /// Normal with mean 0 and standard deviation 1.
+    pub(crate) fn normal(&mut self) -> f64 {
+        StandardNormal.sample(&mut self.0)
+    }
+
+    /// From any distribution of `rand_distr`.
+    pub(crate) fn sample(&mut self, distribution: &impl Distribution<f64>) -> f64 {
+        distribution.sample(&mut self.0)
+    }
+
+    /// Brings `items` into an order in which every permutation is equally likely: for i from the last down to
+    /// 1 the items i and `below(i + 1)` are swapped.
+    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last as u64 + 1) as usize);
         }
     }
 }

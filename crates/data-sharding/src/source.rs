@@ -1,6 +1,7 @@
-//! A validated data set that gives any of its samples as bytes. Formats are in `idx` and `cifar`; order,
-//! augmentation and batching are elsewhere.
+//! What a data set is to the rest of the crate, and the one that lies in memory. Formats are in `idx` and `cifar`;
+//! order, augmentation and batching are elsewhere.
 
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::error::DataError;
 use crate::kind::{SourceKind, Split};
+use crate::shards::ShardSet;
 use crate::{cifar, idx};
 
 /// Size of every image of a source, stored as `[height, width, channels]`, one byte a value.
@@ -33,8 +35,8 @@ impl ImageShape {
     }
 }
 
-/// A data set with random access to its samples, shared by all decoder threads.
-pub trait Source: Send + Sync {
+/// What every data set knows of its samples, shared by all decoder threads.
+pub trait Labelled: Send + Sync {
     /// What the data set is and where it lies, for messages.
     fn name(&self) -> &str;
 
@@ -46,13 +48,10 @@ pub trait Source: Send + Sync {
         self.len() == 0
     }
 
-    /// Size of every decoded image.
-    fn image(&self) -> ImageShape;
-
     /// Names of the classes, by label.
     fn classes(&self) -> &[String];
 
-    /// Hash in hexadecimal of what is stored (shape, pixels, labels), whatever form images are given out in.
+    /// Hash in hexadecimal of what is stored (pixels or files, labels), whatever form images are given out in.
     fn fingerprint(&self) -> &str;
 
     /// The class of a sample, below `classes().len()`.
@@ -60,12 +59,112 @@ pub trait Source: Send + Sync {
     /// # Panics
     /// If there is no such sample.
     fn label(&self, sample: usize) -> u32;
+}
+
+/// A data set of plain pixels, all images of one size, with random access.
+pub trait Source: Labelled {
+    /// Size of every decoded image.
+    fn image(&self) -> ImageShape;
 
     /// Writes the image of a sample as `[height, width, channels]` into all of `pixels`.
     ///
     /// # Errors
     /// If there is no such sample, it is damaged, or `pixels` is not as long as an image.
     fn decode(&self, sample: usize, pixels: &mut [u8]) -> Result<(), DataError>;
+}
+
+/// A data set of JPEG and PNG files of any size, with random access. Images are given out as RGB.
+pub trait EncodedSource: Labelled {
+    /// The file of a sample, in `buffer` or where it lies.
+    ///
+    /// # Errors
+    /// If there is no such sample, or the system cannot read it.
+    fn read<'a>(&'a self, sample: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], DataError>;
+
+    /// What lets a decoder find its way within the file, if there is such a record.
+    fn seek_record(&self, sample: usize) -> Option<&[u8]>;
+
+    /// Where a sample lies, for messages.
+    fn describe(&self, sample: usize) -> String;
+}
+
+/// Either kind of data set.
+#[derive(Clone)]
+pub enum DataSet {
+    /// Pixels of one size.
+    Pixels(Arc<dyn Source>),
+    /// Files of any size.
+    Encoded(Arc<dyn EncodedSource>),
+}
+
+impl DataSet {
+    /// The one size of all images, if they have one.
+    #[must_use]
+    pub fn image(&self) -> Option<ImageShape> {
+        match self {
+            DataSet::Pixels(source) => Some(source.image()),
+            DataSet::Encoded(_) => None,
+        }
+    }
+}
+
+impl Deref for DataSet {
+    type Target = dyn Labelled;
+
+    fn deref(&self) -> &(dyn Labelled + 'static) {
+        match self {
+            DataSet::Pixels(source) => &**source,
+            DataSet::Encoded(source) => &**source,
+        }
+    }
+}
+
+impl From<Arc<dyn Source>> for DataSet {
+    fn from(source: Arc<dyn Source>) -> Self {
+        DataSet::Pixels(source)
+    }
+}
+
+impl From<Arc<dyn EncodedSource>> for DataSet {
+    fn from(source: Arc<dyn EncodedSource>) -> Self {
+        DataSet::Encoded(source)
+    }
+}
+
+impl Labelled for ShardSet {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn classes(&self) -> &[String] {
+        self.classes()
+    }
+
+    fn fingerprint(&self) -> &str {
+        self.fingerprint()
+    }
+
+    fn label(&self, sample: usize) -> u32 {
+        self.label(sample)
+    }
+}
+
+impl EncodedSource for ShardSet {
+    fn read<'a>(&'a self, sample: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], DataError> {
+        self.bytes(sample, buffer)
+    }
+
+    fn seek_record(&self, sample: usize) -> Option<&[u8]> {
+        self.seek_record(sample)
+    }
+
+    fn describe(&self, sample: usize) -> String {
+        self.describe(sample).into_owned()
+    }
 }
 
 /// In which form images are given out.
@@ -86,9 +185,9 @@ pub struct Adapt {
 pub fn open(kind: SourceKind, root: &Path, split: Split, adapt: Adapt) -> Result<Arc<dyn Source>, DataError> {
     let margin = margin(kind, &adapt)?;
     let channels = channels(kind, &adapt)?;
-    let stored = match kind {
-        SourceKind::FashionMnist => idx::open(kind, root, split)?,
-        SourceKind::Cifar10 | SourceKind::Cifar100 => cifar::open(kind, root, split)?,
+    let stored = match cifar::archive(kind) {
+        Some(archive) => cifar::open(kind, archive, root, split)?,
+        None => idx::open(kind, root, split)?,
     };
     let shape = kind.facts().image;
     Ok(Arc::new(InMemory {
@@ -120,17 +219,13 @@ struct InMemory {
     stored: Stored,
 }
 
-impl Source for InMemory {
+impl Labelled for InMemory {
     fn name(&self) -> &str {
         &self.name
     }
 
     fn len(&self) -> usize {
         self.stored.labels.len()
-    }
-
-    fn image(&self) -> ImageShape {
-        self.image
     }
 
     fn classes(&self) -> &[String] {
@@ -143,6 +238,12 @@ impl Source for InMemory {
 
     fn label(&self, sample: usize) -> u32 {
         self.stored.labels[sample].into()
+    }
+}
+
+impl Source for InMemory {
+    fn image(&self) -> ImageShape {
+        self.image
     }
 
     fn decode(&self, sample: usize, pixels: &mut [u8]) -> Result<(), DataError> {

@@ -1,11 +1,18 @@
 //! The interpreter: runs a network's tree on tensors. Knows nodes, not architectures.
 
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+
 use rand::{Rng, RngExt};
 use tch::{Kind, Tensor};
 use torch_ext::random;
+use torch_ext::recompute::{NormArguments, Recomputed, norm_relu};
 
+use crate::checkpoint::{Lasting, run_block};
 use crate::error::ModelError;
 use crate::init::keyed;
+use crate::memory::Memory;
 use crate::network::Network;
 use crate::options::ShortcutInput;
 use crate::spec::{Node, Residual, Shortcut, Survival};
@@ -58,6 +65,8 @@ pub struct Pass<'a> {
     pub norm: Norm<'a>,
     /// For training. Without it dropout does nothing, and with stochastic depth every block is there, scaled.
     pub draws: Option<DrawKey>,
+    /// What is kept for backward. Changes no bit of outputs, statistics and gradients.
+    pub memory: Memory,
 }
 
 impl Network {
@@ -70,7 +79,17 @@ impl Network {
     /// # Panics
     /// When the pass holds fewer parameters or statistics than the network declares.
     pub fn forward(&self, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
-        run(&self.root, input, pass)
+        let context = Context {
+            parameters: pass.parameters,
+            statistics: match pass.norm {
+                Norm::Batch { batch, running } => UsedStatistics::Batch(Some(Written { batch, running })),
+                Norm::Running(statistics) => UsedStatistics::Running(statistics),
+            },
+            draws: pass.draws,
+            recompute: pass.memory == Memory::Recompute,
+            lasting: (pass.memory == Memory::Checkpoint).then(|| Lasting::new(pass)),
+        };
+        Ok(run(&self.root, &Value::kept(input.shallow_clone()), &context)?.tensor)
     }
 
     /// Parameters of the blocks that stochastic depth leaves out of the training pass with this key: it gives
@@ -95,38 +114,85 @@ impl Survival {
     }
 }
 
-fn run(node: &Node, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
-    Ok(match node {
-        Node::Sequence(nodes) => {
-            let mut value = input.shallow_clone();
-            for node in nodes {
-                value = run(node, &value, pass)?;
+/// What batch norm does with its statistics.
+#[derive(Clone, Copy)]
+pub(crate) enum UsedStatistics<'a> {
+    /// Normalises by the batch's own, and writes them down if told where.
+    Batch(Option<Written<'a>>),
+    /// Normalises by these.
+    Running(&'a [Statistics]),
+}
+
+/// As [`Norm::Batch`].
+#[derive(Clone, Copy)]
+pub(crate) struct Written<'a> {
+    batch: &'a [Statistics],
+    running: &'a [Statistics],
+}
+
+/// Everything that nodes need beside their input.
+pub(crate) struct Context<'a> {
+    pub(crate) parameters: &'a [Tensor],
+    pub(crate) statistics: UsedStatistics<'a>,
+    pub(crate) draws: Option<DrawKey>,
+    /// Whether batch norm with ReLU gives its output up ([`torch_ext::recompute`]).
+    pub(crate) recompute: bool,
+    /// Set when blocks are checkpointed: what they need in backward.
+    pub(crate) lasting: Option<Arc<Lasting>>,
+}
+
+/// A node's output; used as the tensor it is.
+pub(crate) struct Value {
+    pub(crate) tensor: Tensor,
+    /// Set when a convolution that reads it need not keep it.
+    recomputed: Option<Rc<Recomputed>>,
+}
+
+impl Value {
+    pub(crate) fn kept(tensor: Tensor) -> Self {
+        Value { tensor, recomputed: None }
+    }
+}
+
+impl Deref for Value {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        &self.tensor
+    }
+}
+
+pub(crate) fn run(node: &Node, input: &Value, context: &Context) -> Result<Value, ModelError> {
+    Ok(Value::kept(match node {
+        Node::Sequence(nodes) => return run_sequence(nodes, input, context),
+        Node::Block(block) => match &context.lasting {
+            Some(lasting) => run_block(block, input, context, lasting)?,
+            None => return run(block, input, context),
+        },
+        Node::Conv { weight, bias, stride, padding, groups } => {
+            let output = input.f_conv2d(
+                &context.parameters[*weight],
+                bias.map(|bias| &context.parameters[bias]),
+                [*stride, *stride],
+                [*padding, *padding],
+                [1, 1],
+                *groups,
+            )?;
+            if let Some(recomputed) = &input.recomputed {
+                recomputed.feeds(&output)?;
             }
-            value
+            output
         }
-        Node::Conv { weight, bias, stride, padding, groups } => input.f_conv2d(
-            &pass.parameters[*weight],
-            bias.map(|bias| &pass.parameters[bias]),
-            [*stride, *stride],
-            [*padding, *padding],
-            [1, 1],
-            *groups,
-        )?,
         Node::Norm { gain, bias, layer, epsilon } => {
-            // Momentum 1 makes "running" statistics of this batch alone; the caller averages over micro
-            // batches and ranks.
-            let (statistics, by_batch, momentum) = match pass.norm {
-                Norm::Batch { batch, .. } => (&batch[*layer], true, 1.0),
-                Norm::Running(statistics) => (&statistics[*layer], false, 0.0),
-            };
+            let norm = norm_arguments(*gain, *bias, *layer, *epsilon, context);
             input.f_batch_norm(
-                Some(&pass.parameters[*gain]),
-                Some(&pass.parameters[*bias]),
-                Some(&statistics.mean),
-                Some(&statistics.variance),
-                by_batch,
-                momentum,
-                *epsilon,
+                Some(norm.gain),
+                Some(norm.bias),
+                norm.statistics.map(|(mean, _)| mean),
+                norm.statistics.map(|(_, variance)| variance),
+                norm.by_batch,
+                norm.momentum,
+                norm.epsilon,
                 true,
             )?
         }
@@ -135,55 +201,107 @@ fn run(node: &Node, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
             input.f_max_pool2d([*kernel, *kernel], [*stride, *stride], [*padding, *padding], [1, 1], false)?
         }
         Node::AveragePool => input.f_avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>)?,
-        Node::Dropout { probability, layer } => match pass.draws {
-            Some(DrawKey { seed, step, micro_batch }) => {
-                let mut generator = keyed(&[seed, step, micro_batch, DROPOUT_DOMAIN.wrapping_add(*layer)]);
-                random::dropout(input, *probability, generator.next_u64())?
-            }
+        Node::Dropout { probability, layer } => match dropout_key(*layer, context) {
+            Some(key) => random::dropout(input, *probability, key)?,
             None => input.shallow_clone(),
         },
         Node::GlobalAveragePool => input.f_mean_dim([2, 3].as_slice(), false, None::<Kind>)?,
         Node::Linear { weight, bias } => {
-            input.f_linear(&pass.parameters[*weight], Some(&pass.parameters[*bias]))?
+            input.f_linear(&context.parameters[*weight], Some(&context.parameters[*bias]))?
         }
         Node::SqueezeExcite { excite } => {
             let means = input.f_mean_dim([2, 3].as_slice(), true, None::<Kind>)?;
-            input.f_mul(&run(excite, &means, pass)?.f_sigmoid()?)?
+            input.f_mul(&run(excite, &Value::kept(means), context)?.f_sigmoid()?)?
         }
-        Node::Append(branch) => Tensor::f_cat(&[input, &run(branch, input, pass)?], 1)?,
+        Node::Append(branch) => Tensor::f_cat(&[&input.tensor, &run(branch, input, context)?.tensor], 1)?,
         Node::DualPath { path, branch, residual } => {
-            dual_path(path.as_deref(), branch, *residual, input, pass)?
+            dual_path(path.as_deref(), branch, *residual, input, context)?
         }
-        Node::Residual(block) => residual(block, input, pass)?,
-    })
+        Node::Residual(block) => residual(block, input, context)?,
+    }))
 }
 
-fn residual(block: &Residual, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
+fn run_sequence(mut nodes: &[Node], input: &Value, context: &Context) -> Result<Value, ModelError> {
+    let mut value = None;
+    while let [node, rest @ ..] = nodes {
+        let current = value.as_ref().unwrap_or(input);
+        let (next, after) = match nodes {
+            [Node::Norm { gain, bias, layer, epsilon }, Node::Relu, after @ ..] if context.recompute => {
+                let (dropout, after) = match after {
+                    [Node::Dropout { probability, layer }, after @ ..] => {
+                        (dropout_key(*layer, context).map(|key| (*probability, key)), after)
+                    }
+                    after => (None, after),
+                };
+                let norm = norm_arguments(*gain, *bias, *layer, *epsilon, context);
+                let (tensor, recomputed) = norm_relu(current, norm, dropout)?;
+                (Value { tensor, recomputed: recomputed.map(Rc::new) }, after)
+            }
+            _ => (run(node, current, context)?, rest),
+        };
+        (value, nodes) = (Some(next), after);
+    }
+    Ok(value.unwrap_or_else(|| Value { tensor: input.shallow_clone(), recomputed: input.recomputed.clone() }))
+}
+
+fn norm_arguments<'a>(
+    gain: usize,
+    bias: usize,
+    layer: usize,
+    epsilon: f64,
+    context: &Context<'a>,
+) -> NormArguments<'a> {
+    // Momentum 1 makes "running" statistics of this batch alone; the caller averages over micro batches and
+    // ranks.
+    let (statistics, by_batch, momentum) = match context.statistics {
+        UsedStatistics::Batch(written) => (written.map(|written| &written.batch[layer]), true, 1.0),
+        UsedStatistics::Running(statistics) => (Some(&statistics[layer]), false, 0.0),
+    };
+    NormArguments {
+        gain: &context.parameters[gain],
+        bias: &context.parameters[bias],
+        statistics: statistics.map(|statistics| (&statistics.mean, &statistics.variance)),
+        by_batch,
+        momentum,
+        epsilon,
+    }
+}
+
+/// Key of the mask of a dropout layer, if there is to be one.
+fn dropout_key(layer: u64, context: &Context) -> Option<u64> {
+    let DrawKey { seed, step, micro_batch } = context.draws?;
+    Some(keyed(&[seed, step, micro_batch, DROPOUT_DOMAIN.wrapping_add(layer)]).next_u64())
+}
+
+fn residual(block: &Residual, input: &Value, context: &Context) -> Result<Tensor, ModelError> {
     // Weight of the branch; none when it is left out.
-    let weight = match (block.survival, pass.draws) {
+    let weight = match (block.survival, context.draws) {
         (None, _) => Some(1.0),
         (Some(survival), Some(key)) => survival.survives(key).then_some(1.0),
         (Some(survival), None) => Some(survival.probability),
     };
     if weight.is_none() {
-        block.optional_parts().try_for_each(|part| keep_statistics(part, pass))?;
+        block.optional_parts().try_for_each(|part| keep_statistics(part, context))?;
     }
     let shared = match weight.is_some() || block.shortcut_reads_shared() {
-        true => run(&block.shared, input, pass)?,
-        false => input.shallow_clone(),
+        true => run(&block.shared, input, context)?,
+        false => Value::kept(input.shallow_clone()),
     };
-    let branch = weight.map(|weight| scaled(run(&block.branch, &shared, pass)?, weight)).transpose()?;
+    let branch =
+        weight.map(|weight| scaled(run(&block.branch, &shared, context)?.tensor, weight)).transpose()?;
     let mut other = match &block.shortcut {
         Shortcut::Identity => input.shallow_clone(),
-        Shortcut::Projection { path, input: ShortcutInput::Preactivated } => run(path, &shared, pass)?,
-        Shortcut::Projection { path, input: ShortcutInput::Raw } => run(path, input, pass)?,
+        Shortcut::Projection { path, input: ShortcutInput::Preactivated } => {
+            run(path, &shared, context)?.tensor
+        }
+        Shortcut::Projection { path, input: ShortcutInput::Raw } => run(path, input, context)?.tensor,
         // A pool of single pixels instead of an index, whose gradient would lose the channels_last order.
         Shortcut::ZeroPad { stride, channels } => input
             .f_avg_pool2d([1, 1], [*stride, *stride], [0, 0], false, false, None::<i64>)?
             .f_constant_pad_nd([0, 0, 0, 0, 0, *channels])?,
     };
     if let Some(dropout) = &block.shortcut_dropout {
-        other = run(dropout, &other, pass)?;
+        other = run(dropout, &Value::kept(other), context)?.tensor;
     }
     match branch {
         // In place: the backward of what a branch ends in does not need its output.
@@ -198,8 +316,8 @@ fn scaled(branch: Tensor, weight: f64) -> Result<Tensor, ModelError> {
 }
 
 /// Stands for the statistics that the norm layers of a part would have written, had it run.
-fn keep_statistics(part: &Node, pass: &Pass) -> Result<(), ModelError> {
-    let Norm::Batch { batch, running } = pass.norm else { return Ok(()) };
+fn keep_statistics(part: &Node, context: &Context) -> Result<(), ModelError> {
+    let UsedStatistics::Batch(Some(Written { batch, running })) = context.statistics else { return Ok(()) };
     let _no_grad = tch::no_grad_guard();
     for layer in part.norm_layers() {
         // Below autograd's version check: batch norm keeps these tensors, and with them whatever shares their
@@ -214,14 +332,14 @@ fn dual_path(
     path: Option<&Node>,
     branch: &Node,
     residual: i64,
-    input: &Tensor,
-    pass: &Pass,
+    input: &Value,
+    context: &Context,
 ) -> Result<Tensor, ModelError> {
     let carried = match path {
-        Some(path) => run(path, input, pass)?,
+        Some(path) => run(path, input, context)?.tensor,
         None => input.shallow_clone(),
     };
-    let branch = run(branch, input, pass)?;
+    let branch = run(branch, input, context)?.tensor;
     let rest = |tensor: &Tensor| tensor.f_narrow(1, residual, tensor.size()[1] - residual);
     let sum = carried.f_narrow(1, 0, residual)?.f_add(&branch.f_narrow(1, 0, residual)?)?;
     Ok(Tensor::f_cat(&[sum, rest(&carried)?, rest(&branch)?], 1)?)

@@ -2,8 +2,9 @@
 //! which names, counts, initial weights and the forward pass all follow.
 //!
 //! Reading order: `architecture` (the string) → `plan` (its numbers) → `tree` (its nodes and names) → `spec`
-//! (what nodes there are) → `forward` (their interpreter); `names` is what other programs call the tensors.
-//! Holds no weights: the caller owns the tensors and passes them to [`Network::forward`].
+//! (what nodes there are) → `forward` (their interpreter; `checkpoint` runs blocks again for it, `footprint`
+//! counts what it keeps). `names` is what other programs call the tensors. Holds no weights: the caller owns the
+//! tensors and passes them to [`Network::forward`].
 //!
 //! | string | network |
 //! |---|---|
@@ -20,16 +21,20 @@
 //! | `dpn-92` | Chen et al. 2017 for ImageNet |
 //!
 //! Stochastic depth (Huang et al. 2016) is an option of every residual network. Not there of the networks that
-//! the paper compares with or cites: VGG, NIN, Highway networks, FitNets, Inception-ResNet-v2.
+//! the paper compares with or cites: VGG, NIN, DSN, Highway networks, FitNets, ELU
+//! networks, Inception-ResNet-v2, pre-ResNet-200.
 //!
 //! Source of the architecture: Zagoruyko & Komodakis, *Wide Residual Networks*, 2016 (arXiv 1605.07146), and
 //! the authors' code, szagoruyko/wide-residual-networks.
 
 mod architecture;
 mod builder;
+mod checkpoint;
 mod error;
+mod footprint;
 mod forward;
 mod init;
+mod memory;
 mod names;
 mod network;
 mod options;
@@ -40,6 +45,7 @@ mod tree;
 pub use architecture::Architecture;
 pub use error::ModelError;
 pub use forward::{DrawKey, Norm, Pass, Statistics};
+pub use memory::Memory;
 pub use names::{Content, NamedTensor, Naming, current_name};
 pub use network::Network;
 pub use options::{ConvInit, GammaInit, Options, Projection, ShortcutInput};

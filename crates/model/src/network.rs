@@ -16,6 +16,7 @@ pub struct Network {
     stages: Vec<Stage>,
     convolutions: u32,
     classes: u32,
+    image_shape: (u32, u32),
 }
 
 impl Network {
@@ -35,7 +36,7 @@ impl Network {
         for (name, value, range) in [
             ("classes", options.classes, 1..=1 << 20),
             ("in_channels", options.in_channels, 1..=1 << 10),
-            ("image_size", options.image_size, 4..=1 << 14),
+            ("image_size", options.image_size, 4..=1 << 11),
         ] {
             if !range.contains(&value) {
                 return refuse(format!("{name} is {value}, expected {} to {}", range.start(), range.end()));
@@ -44,7 +45,8 @@ impl Network {
         let mut builder = Builder::new(options);
         let root = tree::build(&architecture.plan, options, &mut builder)?;
         let Builder { parameters, norms, stages, convolutions, .. } = builder;
-        Ok(Network { root, parameters, norms, stages, convolutions, classes: options.classes })
+        let image_shape = (options.in_channels, options.image_size);
+        Ok(Network { root, parameters, norms, stages, convolutions, classes: options.classes, image_shape })
     }
 
     /// The trainable tensors, in forward order.
@@ -106,6 +108,12 @@ impl Network {
     #[must_use]
     pub fn classes(&self) -> u32 {
         self.classes
+    }
+
+    /// Channels of the images that it takes, and their side in pixels.
+    #[must_use]
+    pub fn image_shape(&self) -> (u32, u32) {
+        self.image_shape
     }
 
     /// The paper's table 1 for this network.

@@ -1,5 +1,7 @@
 //! The nodes of which a network's tree is made, and what it declares of itself. Pure data.
 
+use std::sync::Arc;
+
 use crate::init::Init;
 use crate::options::ShortcutInput;
 
@@ -87,6 +89,9 @@ pub(crate) enum Node {
     GlobalAveragePool,
     /// Classifier.
     Linear { weight: usize, bias: usize },
+    /// What `Memory::Checkpoint` computes again as a whole: it leaves its input as it is, and its output is a
+    /// tensor of its own.
+    Block(Arc<Node>),
     /// Channels scaled by what `excite` makes of their means.
     SqueezeExcite { excite: Box<Node> },
     /// `branch(shared(x)) + shortcut`.
@@ -145,11 +150,17 @@ impl Residual {
 }
 
 impl Node {
+    /// This, to be computed again as a whole where blocks are.
+    pub(crate) fn into_block(self) -> Node {
+        Node::Block(Arc::new(self))
+    }
+
     /// Calls `visit` with this node and every node below it, in the order in which they run.
     pub(crate) fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Node)) {
         visit(self);
         match self {
             Node::Sequence(nodes) => nodes.iter().for_each(|node| node.visit(visit)),
+            Node::Block(block) => block.visit(visit),
             Node::SqueezeExcite { excite } => excite.visit(visit),
             Node::Append(branch) => branch.visit(visit),
             Node::DualPath { path, branch, .. } => {

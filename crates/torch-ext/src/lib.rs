@@ -9,19 +9,25 @@
 //! | [`hooks`] | a call when a parameter's gradient is complete |
 //! | [`layout`] | channels_last |
 //! | [`autocast`] | mixed precision with a dtype, on CPU and CUDA |
+//! | [`recompute`] | batch norm and ReLU whose outputs are not kept for backward |
+//! | [`checkpoint`] | a part of a network that backward runs again |
+//! | [`memory`] | how much host memory tensors take |
 //! | [`optimizer`] | SGD in one fused call |
 //! | [`random`] | dropout whose mask is a function of a key |
 //! | [`runtime`] | threads, determinism, versions |
 //! | [`cuda`] | streams and events |
 
 pub mod autocast;
+pub mod checkpoint;
 pub mod cuda;
 mod error;
 pub mod flat;
 pub mod hooks;
 pub mod layout;
+pub mod memory;
 pub mod optimizer;
 pub mod random;
+pub mod recompute;
 pub mod runtime;
 mod sys;
 

@@ -13,15 +13,18 @@ use crate::sys;
 /// # Errors
 /// When `probability` is not in 0 to 1, 1 excluded.
 pub fn dropout(input: &Tensor, probability: f64, key: u64) -> Result<Tensor, Error> {
-    if !(0.0..1.0).contains(&probability) {
-        return Err(Error::Argument(format!(
-            "a dropout probability of {probability} is outside 0 to 1 (1 excluded)"
-        )));
-    }
+    check_probability(probability)?;
     let mut output = std::ptr::null_mut();
     // SAFETY: `input` is alive; on success `output` holds a new tensor that is ours.
     unsafe {
         check(sys::torch_ext_dropout(input.as_ptr(), probability, key, &mut output))?;
         Ok(Tensor::from_ptr(output))
     }
+}
+
+pub(crate) fn check_probability(probability: f64) -> Result<(), Error> {
+    if (0.0..1.0).contains(&probability) {
+        return Ok(());
+    }
+    Err(Error::Argument(format!("a dropout probability of {probability} is outside 0 to 1 (1 excluded)")))
 }

@@ -7,13 +7,51 @@ pub(crate) use torch_sys::C_tensor;
 
 pub(crate) type Text = *mut c_char;
 
+/// The shim's `TorchExtRecomputed`.
+#[repr(C)]
+pub(crate) struct Recomputed {
+    _opaque: [u8; 0],
+}
+
 unsafe extern "C" {
     pub(crate) fn torch_ext_free(error: Text);
+    pub(crate) fn torch_ext_copy_text(text: *const c_char) -> Text;
 
     pub(crate) fn torch_ext_bind_gradient(parameter: *const C_tensor, gradient: *const C_tensor) -> Text;
     pub(crate) fn torch_ext_on_gradient_ready(
         parameter: *const C_tensor,
         call: extern "C" fn(*mut c_void),
+        drop: extern "C" fn(*mut c_void),
+        context: *mut c_void,
+    ) -> Text;
+
+    pub(crate) fn torch_ext_norm_relu(
+        input: *const C_tensor,
+        gain: *const C_tensor,
+        bias: *const C_tensor,
+        mean: *const C_tensor,
+        variance: *const C_tensor,
+        by_batch: bool,
+        momentum: f64,
+        epsilon: f64,
+        probability: f64,
+        key: u64,
+        output: *mut *mut C_tensor,
+        recomputed: *mut *mut Recomputed,
+    ) -> Text;
+    pub(crate) fn torch_ext_recomputed_feeds(
+        recomputed: *const Recomputed,
+        convolved: *const C_tensor,
+    ) -> Text;
+    pub(crate) fn torch_ext_recomputed_free(recomputed: *mut Recomputed);
+
+    pub(crate) fn torch_ext_grad_enabled() -> bool;
+    pub(crate) fn torch_ext_without_autocast_cache(cached: *mut bool) -> Text;
+    pub(crate) fn torch_ext_set_autocast_cache(cached: bool);
+    pub(crate) fn torch_ext_checkpoint(
+        input: *const C_tensor,
+        output: *const C_tensor,
+        call: extern "C" fn(*mut c_void, *const C_tensor, *mut *mut C_tensor) -> Text,
         drop: extern "C" fn(*mut c_void),
         context: *mut c_void,
     ) -> Text;
@@ -48,6 +86,10 @@ unsafe extern "C" {
         key: u64,
         output: *mut *mut C_tensor,
     ) -> Text;
+
+    pub(crate) fn torch_ext_count_host_memory() -> Text;
+    pub(crate) fn torch_ext_host_bytes() -> i64;
+    pub(crate) fn torch_ext_take_host_peak_bytes() -> i64;
 
     pub(crate) fn torch_ext_set_threads(intra_op: c_int, inter_op: c_int) -> Text;
     pub(crate) fn torch_ext_keep_freed_memory() -> bool;

@@ -16,6 +16,9 @@ pub(crate) struct Compute {
     pub(crate) threads: usize,
 }
 
+/// libtorch's threads on the host where a GPU computes.
+const THREADS_BESIDE_A_GPU: usize = 2;
+
 impl Compute {
     /// Chooses the device from the local rank and sets libtorch's switches.
     pub(crate) fn set_up(loaded: &LoadedConfig, topology: &Topology) -> Result<Self, Error> {
@@ -49,6 +52,8 @@ impl Compute {
                 return Err(loaded.error("train.threads", message).into());
             }
             AutoOr::Exactly(threads) => threads.get(),
+            // The work is the device's; the cores are for decoding.
+            AutoOr::Auto if device.is_cuda() => THREADS_BESIDE_A_GPU.min(usable_cores()),
             AutoOr::Auto => (usable_cores() / topology.local_size).max(1),
         };
         torch_ext::runtime::set_threads(threads, 1)?;
@@ -65,7 +70,7 @@ impl Compute {
         }
         let autocast = match config.precision.dtype {
             Dtype::Fp32 => None,
-            Dtype::Bf16 => Some(Kind::BFloat16),
+            dtype @ Dtype::Bf16 => Some(dtype.kind()),
         };
         Ok(Compute { device, autocast, threads })
     }

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange};
 use data_sharding::Batch;
-use model::{DrawKey, Norm, Pass};
-use tch::{Kind, Reduction, Tensor};
+use model::{DrawKey, Memory, Norm, Pass};
+use tch::{Kind, Tensor};
 use torch_ext::{autocast, hooks};
 
 use crate::config::Determinism;
 use crate::device::Compute;
 use crate::error::Error;
 use crate::flat::Tail;
-use crate::input::Input;
+use crate::input::{Input, Targets};
 use crate::memory::region_of;
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
@@ -43,6 +43,8 @@ pub(crate) struct StepOutcome {
     pub(crate) correct: u64,
     /// Some rank was asked to stop.
     pub(crate) stop: bool,
+    /// Samples of the global batch that could not be decoded and were skipped.
+    pub(crate) skipped: u64,
     pub(crate) phases: Phases,
     pub(crate) exchange: StepExchange,
 }
@@ -106,15 +108,14 @@ impl<'plan> Engine<'plan> {
                 })?;
             }
         }
-        let normalize = plan
-            .config
-            .data
-            .normalize
-            .as_ref()
-            .ok_or(Error::Other("normalisation is not resolved".into()))?;
         Ok(Engine {
             optimizer: Optimizer::new(&plan.config.optimizer, &state)?,
-            input: Input::new(normalize, compute.device)?,
+            input: Input::new(
+                plan.config.data.normalize.as_ref(),
+                plan.whitening.as_ref(),
+                plan.data.train_augmentation.clone(),
+                compute.device,
+            )?,
             plan,
             compute,
             state,
@@ -170,6 +171,7 @@ impl<'plan> Engine<'plan> {
             loss: tail[Tail::Loss as usize],
             correct: (tail[Tail::Correct as usize] * micro_batches).round() as u64,
             stop: tail[Tail::Stop as usize] > 0.0,
+            skipped: (tail[Tail::Skipped as usize] * micro_batches).round() as u64,
             phases,
             exchange,
         })
@@ -194,12 +196,15 @@ impl<'plan> Engine<'plan> {
             phases.data_wait += clock.elapsed();
 
             let clock = Instant::now();
-            let (images, labels) = self.input.load(&batch)?;
+            let [len, height, width, _] = batch.shape();
+            let size = (width as u32, height as u32);
+            let mix = self.plan.data.mix.draw(self.plan.config.seed, step, micro_batch, len, size);
+            let (images, targets) = self.input.load(&batch, mix.as_ref())?;
             drop(batch);
             phases.input += clock.elapsed();
 
             let clock = Instant::now();
-            let loss = self.forward(&images, &labels, step, micro_batch)?;
+            let loss = self.forward(&images, &targets, step, micro_batch)?;
             phases.forward += clock.elapsed();
 
             let clock = Instant::now();
@@ -223,7 +228,7 @@ impl<'plan> Engine<'plan> {
     fn forward(
         &mut self,
         images: &Tensor,
-        labels: &Tensor,
+        targets: &Targets,
         step: u64,
         micro_batch: usize,
     ) -> Result<Tensor, Error> {
@@ -234,16 +239,18 @@ impl<'plan> Engine<'plan> {
             Norm::Batch { batch: &self.state.batch_views, running: &self.state.running_views }
         };
         let draws = Some(self.draw_key(step, micro_batch));
-        let pass = Pass { parameters: &self.state.parameters, norm, draws };
+        let pass = Pass { parameters: &self.state.parameters, norm, draws, memory: config.train.memory };
         let logits = self.logits(images, &pass)?;
-        let loss = logits.f_cross_entropy_loss::<&Tensor>(labels, None, Reduction::Mean, -100, 0.0)?;
+        let loss = targets.loss(&logits)?;
         let _no_grad = tch::no_grad_guard();
         if !config.model.frozen_norm {
             let _ = self.state.summed_statistics()?.f_add_(&self.state.batch_statistics)?;
         }
         let _ = self.state.tail(Tail::Loss)?.f_add_(&loss.f_detach()?)?;
-        let correct = logits.f_argmax(1, false)?.f_eq_tensor(labels)?.f_sum(Kind::Float)?;
-        let _ = self.state.tail(Tail::Correct)?.f_add_(&correct)?;
+        let _ = self.state.tail(Tail::Correct)?.f_add_(&targets.correct(&logits)?)?;
+        if targets.skipped > 0 {
+            let _ = self.state.tail(Tail::Skipped)?.f_add_scalar_(targets.skipped as f64)?;
+        }
         Ok(loss)
     }
 
@@ -275,11 +282,12 @@ impl<'plan> Engine<'plan> {
     /// Logits `[N, classes]` and labels `[N]` with running statistics and without dropout or gradients.
     pub(crate) fn evaluate(&self, batch: &Batch) -> Result<(Tensor, Tensor), Error> {
         let _no_grad = tch::no_grad_guard();
-        let (images, labels) = self.input.load(batch)?;
+        let (images, labels) = self.input.load_test(batch)?;
         let pass = Pass {
             parameters: &self.state.parameters,
             norm: Norm::Running(&self.state.running_views),
             draws: None,
+            memory: Memory::Plain,
         };
         Ok((self.logits(&images, &pass)?, labels))
     }

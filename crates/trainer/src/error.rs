@@ -53,6 +53,12 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Ten crops of images that are not scaled.
+    #[error(
+        "--ten-crop looks at corners of scaled test images, but these are not scaled; expected data.crop: random-resized, \
+         random-sized or center, and data.test_resize above data.test_size"
+    )]
+    NoMargins,
     /// A sentence that belongs to no other kind.
     #[error("{0}")]
     Other(String),
@@ -73,6 +79,7 @@ impl Error {
     pub fn exit_code(&self) -> i32 {
         match self {
             Error::Config(_)
+            | Error::NoMargins
             | Error::Model(ModelError::Architecture { .. } | ModelError::Option(_))
             | Error::Weights(WeightsError::Naming { .. }) => EXIT_USAGE,
             Error::Agreed(agreed) => agreed.failure.exit_code,

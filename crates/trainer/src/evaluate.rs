@@ -1,15 +1,27 @@
 //! Exact evaluation: every test image once, whatever the number of ranks, and the same bits on each of them.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use data_sharding::{Pool, PoolOptions, SampleKey, Transform, evaluation_batches};
+use data_sharding::{Pool, SampleKey, evaluation_batches};
 use tch::{Kind, Reduction};
 
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::session::Session;
+use crate::train::next_batch;
+
+/// How many parts of each test image are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Views {
+    /// The image as configured.
+    #[default]
+    One,
+    /// Corners and middle, and the same mirrored, their logits summed before the softmax (fb.resnet.torch).
+    Ten,
+}
+
+const TEN: usize = 10;
 
 /// Counts over the whole test set.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -84,16 +96,17 @@ impl BatchCounts {
     }
 }
 
-/// Collective: evaluates the network on the test set. Batches have the micro batch's size, so that they, and
+/// Collective: evaluates the network on the test set; an image that is skipped counts as wrong. Batches have the micro batch's size, so that they, and
 /// with them all roundings, do not depend on the number of ranks.
 pub(crate) fn evaluate(
     session: &Session,
     plan: &Plan,
     engine: &Engine,
     workers: usize,
+    views: Views,
 ) -> Result<Evaluation, Error> {
     let begin = Instant::now();
-    let counts = session.agree(count_local_batches(session, plan, engine, workers))?;
+    let counts = session.agree(count_local_batches(session, plan, engine, workers, views))?;
     let bytes = counts.into_iter().flat_map(BatchCounts::to_bytes).collect();
     let gathered = session.comm().all_gather(bytes)?;
     let mut all: Vec<BatchCounts> = gathered
@@ -108,11 +121,13 @@ pub(crate) fn evaluate(
         total.top5_correct += counts.top5_correct;
         total.loss_sum += counts.loss_sum;
     }
-    let complete = match total.samples == plan.test.len() as u64 {
+    let complete = match total.samples == plan.data.test.len() as u64 {
         true => Ok(()),
-        false => {
-            Err(Error::Other(format!("evaluation saw {} of {} test images", total.samples, plan.test.len())))
-        }
+        false => Err(Error::Other(format!(
+            "evaluation saw {} of {} test images",
+            total.samples,
+            plan.data.test.len()
+        ))),
     };
     session.agree(complete)?;
     total.duration = begin.elapsed();
@@ -124,21 +139,38 @@ fn count_local_batches(
     plan: &Plan,
     engine: &Engine,
     workers: usize,
+    views: Views,
 ) -> Result<Vec<BatchCounts>, Error> {
     let topology = session.topology();
-    let batches = evaluation_batches(plan.test.len(), plan.micro_batch(), topology.rank, topology.world_size);
+    let (augmentation, views) = match views {
+        Views::One => (plan.data.test_augmentation.clone(), 1),
+        Views::Ten => (plan.data.ten_crop().ok_or(Error::NoMargins)?, TEN),
+    };
+    let batch_size = (plan.micro_batch() / views).max(1);
+    let batches = evaluation_batches(plan.data.test.len(), batch_size, topology.rank, topology.world_size);
     let indices: Vec<u64> = batches.iter().map(|batch| batch.index as u64).collect();
-    let requests = batches.into_iter().map(|batch| {
-        batch.samples.map(|sample| SampleKey { sample: sample as u32, epoch: 0, repetition: 0 }).collect()
+    let requests = batches.into_iter().map(move |batch| {
+        let key = |sample, repetition| SampleKey { sample, epoch: 0, repetition };
+        batch.samples.flat_map(|sample| (0..views as u32).map(move |view| key(sample as u32, view))).collect()
     });
-    let options =
-        PoolOptions { workers, batch_size: plan.micro_batch(), prefetch: plan.config.data.prefetch };
-    let mut pool = Pool::start(Arc::clone(&plan.test), Transform::none(), Box::new(requests), options)?;
+    let options = plan.data.pool_options(workers, batch_size * views, plan.config.data.prefetch);
+    let mut pool = Pool::start(plan.data.test.clone(), augmentation, Box::new(requests), options)?;
     let mut counts = Vec::with_capacity(indices.len());
     for batch in indices {
-        let images = pool.next().ok_or_else(|| Error::Other("the decoder pool ended early".into()))??;
+        let images = next_batch(&mut pool)?;
+        let samples = images.len() / views;
         let (logits, labels) = engine.evaluate(&images)?;
         let _no_grad = tch::no_grad_guard();
+        let (logits, labels) = match views {
+            1 => (logits, labels),
+            // The order of the classes is that of the sums, on the scale of one view.
+            _ => {
+                let classes = logits.size()[1];
+                let grouped = logits.f_reshape([samples as i64, views as i64, classes])?;
+                let mean = grouped.f_mean_dim([1_i64].as_slice(), false, Kind::Float)?;
+                (mean, labels.f_slice(0, 0, labels.size()[0], views as i64)?)
+            }
+        };
         let top = logits.size()[1].min(5);
         let (_, classes) = logits.f_topk(top, 1, true, true)?;
         let hits = classes.f_eq_tensor(&labels.f_unsqueeze(1)?)?;
@@ -148,7 +180,7 @@ fn count_local_batches(
         let loss = logits.f_cross_entropy_loss::<&tch::Tensor>(&labels, None, Reduction::Sum, -100, 0.0)?;
         counts.push(BatchCounts {
             batch,
-            samples: images.len() as u64,
+            samples: samples as u64,
             top1_correct: count(1)?,
             top5_correct: count(top)?,
             loss_sum: loss.f_double_value(&[])?,

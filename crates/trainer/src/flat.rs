@@ -29,10 +29,12 @@ pub(crate) enum Tail {
     Stop,
     /// Ranks that failed within this step.
     Failed,
+    /// Samples of each micro batch that were skipped.
+    Skipped,
 }
 
 impl Tail {
-    pub(crate) const LEN: usize = 4;
+    pub(crate) const LEN: usize = 5;
 }
 
 /// One parameter's place.

@@ -7,9 +7,9 @@
 //! programs.
 
 mod bench;
-mod bench_all_reduce;
 mod checkpoint;
 pub mod config;
+mod data;
 mod delayed;
 mod device;
 mod doctor;
@@ -27,6 +27,7 @@ mod run_dir;
 mod scaling;
 mod schedule;
 mod session;
+mod show;
 mod state;
 mod telemetry;
 mod train;
@@ -35,14 +36,18 @@ mod weights;
 
 pub use model::Naming;
 
-pub use bench::{BenchOptions, StepBench, bench_step};
-pub use bench_all_reduce::{AllReduceBench, AllReduceOptions, bench_all_reduce};
+pub use bench::{
+    AllReduceBench, AllReduceOptions, BenchOptions, DataBench, DataBenchOptions, DataBenchSource,
+    DecoderTimes, ModelBench, ModelBenchOptions, StepBench, bench_all_reduce, bench_data, bench_model,
+    bench_step,
+};
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};
-pub use evaluate::Evaluation;
+pub use evaluate::{Evaluation, Views};
 pub use network_overview::{Format, describe_network};
 pub use overview::describe_plan;
 pub use scaling::{Algorithm, Cluster, Link};
+pub use show::{ShowOptions, show_samples};
 pub use train::{Finish, Resume, StopAfter, TrainOptions, evaluate_checkpoint, train};
 pub use weights::{ExportOptions, ImportOptions, NumberFormat, WeightsError, export_weights, import_weights};

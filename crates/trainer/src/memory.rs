@@ -1,7 +1,8 @@
-//! Lends the memory of a libtorch tensor to the communication thread: the one place of this crate with
-//! `unsafe`. Does not decide when either side may touch it; [`allreduce::Reducer`] does.
+//! The memory of libtorch's tensors: lent to the communication thread, or filled by a function. The one place of this
+//! crate with `unsafe`. Does not decide when either side of an exchange may touch it; [`allreduce::Reducer`] does.
 #![allow(unsafe_code)]
 
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
@@ -9,6 +10,18 @@ use allreduce::Region;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
+
+/// A new fp32 tensor on the host, every element of which `fill` sets.
+pub(crate) fn filled(shape: &[i64], fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Result<Tensor, Error> {
+    let tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+    let pointer = tensor.data_ptr().cast::<MaybeUninit<f32>>();
+    if !pointer.is_null() {
+        // SAFETY: a fresh tensor is contiguous and nobody else knows of it; its elements may be uninitialised, as the
+        // slice's may.
+        fill(unsafe { std::slice::from_raw_parts_mut(pointer, tensor.numel()) });
+    }
+    Ok(tensor)
+}
 
 /// The memory of a flat fp32 tensor on the host. The tensor stays alive as long as the region does.
 ///

@@ -3,12 +3,15 @@
 use std::fmt::Write;
 
 use allreduce::Bucket;
-use model::{Architecture, Network, Options};
+use model::{Architecture, Memory, Network, Options};
 use serde_json::json;
 
-use crate::config::CommConfig;
+use crate::config::{CommConfig, Dtype};
 use crate::error::Error;
 use crate::flat::FlatLayout;
+
+/// The largest networks have thousands.
+const BUCKETS_SHOWN: usize = 16;
 
 /// Form of a description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +22,8 @@ pub enum Format {
     Json,
 }
 
-/// The groups of a network with their parameters and multiply-adds, the size of its gradients and the buckets
-/// in which they are exchanged by default. Without `classes` and `image_size` (pixels) those that the network
+/// The groups of a network with their parameters and multiply-adds, the size of its gradients, the buckets
+/// in which they are exchanged by default, and the memory of its activations. Without `classes` and `image_size` (pixels) those that the network
 /// was published for.
 ///
 /// # Errors
@@ -50,6 +53,11 @@ fn gradient_bytes(network: &Network) -> u64 {
     network.parameter_count() * size_of::<f32>() as u64
 }
 
+/// What a training step holds for backward in each memory mode, for one image in fp32.
+fn activation_bytes(network: &Network) -> impl Iterator<Item = (Memory, u64)> {
+    Memory::ALL.into_iter().map(|memory| (memory, network.activation_bytes(memory, Dtype::Fp32.kind())))
+}
+
 fn bucket_bytes(bucket: &Bucket) -> usize {
     bucket.range.len() * size_of::<f32>()
 }
@@ -72,6 +80,8 @@ fn json(architecture: &Architecture, options: &Options, network: &Network, bucke
         .iter()
         .map(|bucket| json!({ "parameters": bucket.segments.len(), "bytes": bucket_bytes(bucket) }))
         .collect();
+    let activation_bytes: serde_json::Map<_, _> =
+        activation_bytes(network).map(|(memory, bytes)| (memory.to_string(), bytes.into())).collect();
     let description = json!({
         "arch": architecture.to_string(),
         "classes": network.classes(),
@@ -80,6 +90,7 @@ fn json(architecture: &Architecture, options: &Options, network: &Network, bucke
         "macs": network.macs(),
         "convolutions": network.convolutions(),
         "gradient_bytes": gradient_bytes(network),
+        "activation_bytes": activation_bytes,
         "buckets": buckets,
         "stages": stages,
     });
@@ -102,8 +113,11 @@ fn table(architecture: &Architecture, options: &Options, network: &Network, buck
     let convolutions = format!("{} convolutions", network.convolutions());
     row(["", "", &convolutions, &network.parameter_count().to_string(), &network.macs().to_string()]);
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
-    let sizes: Vec<String> =
-        buckets.iter().map(|bucket| format!("{:.2}", mib(bucket_bytes(bucket) as f64))).collect();
+    let size = |bucket| format!("{:.2}", mib(bucket_bytes(bucket) as f64));
+    let mut sizes: Vec<String> = buckets.iter().take(BUCKETS_SHOWN).map(size).collect();
+    if buckets.len() > BUCKETS_SHOWN {
+        sizes.push("...".into());
+    }
     let _ = writeln!(
         text,
         "gradients {:.2} MiB, exchanged in {} buckets of {} MiB",
@@ -111,5 +125,9 @@ fn table(architecture: &Architecture, options: &Options, network: &Network, buck
         buckets.len(),
         sizes.join(", ")
     );
+    let activations: Vec<_> = activation_bytes(network)
+        .map(|(memory, bytes)| format!("{memory} {:.2} MiB", mib(bytes as f64)))
+        .collect();
+    let _ = writeln!(text, "activations of an image in fp32: {}", activations.join(", "));
     text
 }

@@ -4,11 +4,13 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use model::Memory;
+
 use crate::config;
 use crate::error::Error;
 use crate::flat::FlatLayout;
 use crate::plan::Plan;
-use crate::scaling::{self, Cluster};
+use crate::scaling::{Cluster, Load};
 
 /// A schedule that changes every epoch is not printed to its end.
 const LEARNING_RATES_SHOWN: usize = 24;
@@ -52,11 +54,11 @@ pub fn describe_plan(
         format!(
             "{}: {} training and {} test images of {}x{}x{}, {} classes",
             plan.config.data.kind,
-            plan.train.len(),
-            plan.test.len(),
-            plan.train.image().height,
-            plan.train.image().width,
-            plan.train.image().channels,
+            plan.data.train.len(),
+            plan.data.test.len(),
+            plan.data.image.height,
+            plan.data.image.width,
+            plan.data.image.channels,
             plan.network.classes()
         ),
     );
@@ -70,7 +72,8 @@ pub fn describe_plan(
             plan.batches.local_micro_batches().len()
         ),
     );
-    let left_out = plan.train.len() as u64 - plan.steps_per_epoch * plan.config.train.global_batch as u64;
+    let left_out =
+        plan.data.sampler.len() as u64 - plan.steps_per_epoch * plan.config.train.global_batch as u64;
     line(
         "steps",
         format!(
@@ -81,6 +84,21 @@ pub fn describe_plan(
     );
     line("weights and momentum", format!("{:.2} MiB a rank", mib(2 * parameters)));
     line("gradients", format!("{:.2} MiB a rank, exchanged every step", mib(layout.exchange_len())));
+    let activations = |memory| {
+        let bytes = plan.network.activation_bytes(memory, plan.config.precision.dtype.kind());
+        plan.micro_batch() as f64 * bytes as f64 / f64::from(1 << 20)
+    };
+    let modes: Vec<_> =
+        Memory::ALL.iter().map(|&memory| format!("{memory} {:.1}", activations(memory))).collect();
+    line(
+        "activations",
+        format!(
+            "{:.1} MiB a rank with train.memory: {} ({})",
+            activations(plan.config.train.memory),
+            plan.config.train.memory,
+            modes.join(", ")
+        ),
+    );
     line(
         "checkpoint",
         format!("about {:.2} MiB, {} kept", mib(2 * parameters), plan.config.checkpoint.keep_last),
@@ -105,11 +123,11 @@ pub fn describe_plan(
         last = rate;
     }
     if let Some(cluster) = cluster {
-        let bytes = plan.config.comm.compression.wire().bytes();
-        let loads = scaling::loads(&plan.network, &layout, &buckets, bytes);
+        let micro_batches = plan.batches.local_micro_batches().len();
+        let load = Load::new(&plan.network, &layout, &plan.config.comm, micro_batches);
         let images = plan.config.train.global_batch / ranks;
         let _ = writeln!(text, "{images} images a rank on more ranks, modelled:");
-        text += &cluster.table(&loads, images, MOST_RANKS);
+        text += &cluster.table(&load, images, MOST_RANKS);
     }
     Ok(text)
 }

@@ -2,17 +2,13 @@
 //!
 //! Opens the data set; neither touches MPI nor runs the network.
 
-use std::sync::Arc;
-
-use data_sharding::{
-    Adapt, BatchLayout, DataError, Order, PaddingMode, Sampler, Source, SourceKind, Split, Transform,
-};
+use data_sharding::BatchLayout;
 use model::{Architecture, Network, Options};
 
-use crate::config::{
-    AutoOr, Compression, Config, ConfigError, CropPadding, Determinism, LoadedConfig, Reduce, SampleOrder,
-};
+use crate::config::{AutoOr, Compression, Config, ConfigError, Determinism, LoadedConfig, Reduce};
+use crate::data::{self, DataPlan, Kind};
 use crate::error::Error;
+use crate::input::Whitening;
 use crate::schedule::Schedule;
 
 /// No run is longer; a larger number is a slip of the pen.
@@ -24,11 +20,10 @@ pub(crate) struct Plan {
     pub(crate) config: Config,
     pub(crate) architecture: Architecture,
     pub(crate) network: Network,
-    pub(crate) train: Arc<dyn Source>,
-    pub(crate) test: Arc<dyn Source>,
+    pub(crate) data: DataPlan,
+    /// Where images are whitened; prepared by all ranks together.
+    pub(crate) whitening: Option<Whitening>,
     pub(crate) batches: BatchLayout,
-    pub(crate) sampler: Sampler,
-    pub(crate) transform: Transform,
     pub(crate) schedule: Schedule,
     pub(crate) steps_per_epoch: u64,
 }
@@ -40,72 +35,21 @@ impl Plan {
     /// The first key whose value is impossible, or what is wrong with the data.
     pub(crate) fn open(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Self, Error> {
         let parts = checked_parts(loaded, rank, world_size)?;
-        let data = &loaded.config.data;
-        let adapt = Adapt { pad_to: data.pad_to, channels: data.channels };
-        let open = |split| {
-            data_sharding::open(parts.kind, &data.path, split, adapt.clone()).map_err(|problem| match problem
-            {
-                DataError::Adapt { problem: ref option, .. } => {
-                    let key = if option.starts_with("pad_to") { "data.pad_to" } else { "data.channels" };
-                    Error::from(loaded.error(key, problem.to_string()))
-                }
-                problem => problem.into(),
-            })
-        };
-        let train = open(Split::Train)?;
-        let test = open(Split::Test)?;
-
         let mut config = loaded.config.clone();
-        let classes = train.classes().len() as u32;
+        let data = DataPlan::open(loaded, parts.kind, config.seed, &mut config.data)?;
+        let classes = data.train.classes().len() as u32;
         let configured = *config.model.classes.get_or_insert(classes);
         if configured < classes {
             return Err(loaded
-                .error("model.classes", format!("{configured}, but {} has {classes} classes", data.kind))
-                .into());
-        }
-        let image = train.image();
-        if image.height != image.width {
-            return Err(loaded
                 .error(
-                    "data.pad_to",
-                    format!("images are {}x{}; networks here take square ones", image.height, image.width),
+                    "model.classes",
+                    format!("{configured}, but {} has {classes} classes", config.data.kind),
                 )
                 .into());
         }
         config.train.micro_batch = Some(parts.batches.micro_batch());
-        let facts = parts.kind.facts();
-        let channels = image.channels as usize;
-        let normalize = config.data.normalize.get_or_insert_with(|| crate::config::NormalizeConfig {
-            mean: spread(facts.mean, channels),
-            std: spread(facts.std, channels),
-        });
-        if normalize.mean.len() != channels || normalize.std.len() != channels {
-            return Err(loaded
-                .error(
-                    "data.normalize",
-                    format!("expected {channels} means and {channels} standard deviations"),
-                )
-                .into());
-        }
-        if normalize.mean.iter().any(|mean| !(0.0..=255.0).contains(mean)) {
-            return Err(loaded.error("data.normalize.mean", "expected numbers from 0 to 255").into());
-        }
-        if normalize.std.iter().any(|std| !(1e-3..=1e6).contains(std)) {
-            return Err(loaded.error("data.normalize.std", "expected numbers from 0.001 to 1000000").into());
-        }
-        if config.data.crop_padding >= image.height {
-            return Err(loaded
-                .error(
-                    "data.crop_padding",
-                    format!(
-                        "{} is not less than the image's {} pixels",
-                        config.data.crop_padding, image.height
-                    ),
-                )
-                .into());
-        }
 
-        let steps_per_epoch = parts.batches.steps_per_epoch(train.len()) as u64;
+        let steps_per_epoch = parts.batches.steps_per_epoch(data.sampler.len()) as u64;
         if steps_per_epoch == 0 {
             return Err(loaded
                 .error(
@@ -113,42 +57,27 @@ impl Plan {
                     format!(
                         "{} is more than the {} training samples",
                         config.train.global_batch,
-                        train.len()
+                        data.sampler.len()
                     ),
                 )
                 .into());
         }
         let options = Options {
             classes: configured,
-            image_size: image.height,
-            in_channels: image.channels,
+            image_size: data.image.height,
+            in_channels: data.image.channels,
             ..parts.options
         };
         let network =
             Network::new(&parts.architecture, &options).map_err(|e| loaded.error("model", e.to_string()))?;
-        let order = match config.data.order {
-            SampleOrder::Shuffled => Order::Shuffled,
-            SampleOrder::Sequential => Order::Sequential,
-        };
-        let padding_mode = match config.data.crop_padding_mode {
-            CropPadding::Reflect => PaddingMode::Reflect,
-            CropPadding::Zero => PaddingMode::Zero,
-        };
         Ok(Plan {
             schedule: Schedule::new(loaded, steps_per_epoch)?,
-            sampler: Sampler::new(train.len(), config.seed, order),
-            transform: Transform {
-                seed: config.seed,
-                flip: config.data.flip,
-                crop_padding: config.data.crop_padding,
-                padding_mode,
-            },
             architecture: parts.architecture,
             batches: parts.batches,
             config,
             network,
-            train,
-            test,
+            data,
+            whitening: None,
             steps_per_epoch,
         })
     }
@@ -165,7 +94,7 @@ impl Plan {
 struct Parts {
     architecture: Architecture,
     options: Options,
-    kind: SourceKind,
+    kind: Kind,
     batches: BatchLayout,
 }
 
@@ -180,9 +109,11 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     };
     let architecture: Architecture =
         config.model.arch.parse().map_err(|e: model::ModelError| error("model.arch", e.to_string()))?;
-    let kind: SourceKind =
-        config.data.kind.parse().map_err(|e: data_sharding::DataError| error("data.kind", e.to_string()))?;
+    let kind = Kind::parse(loaded)?;
+    data::check(loaded, kind)?;
     share("model.dropout", config.model.dropout)?;
+    share("model.shortcut_dropout", config.model.shortcut_dropout)?;
+    share("model.stochastic_depth", config.model.stochastic_depth)?;
     share("optimizer.momentum", config.optimizer.momentum)?;
     share("optimizer.dampening", config.optimizer.dampening)?;
     if !(config.model.norm_momentum > 0.0 && config.model.norm_momentum <= 1.0) {
@@ -244,6 +175,13 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
             ));
         }
     }
+    let mixing = [("data.mixup", config.data.mixup), ("data.cutmix", config.data.cutmix)];
+    if let Some((key, _)) = mixing.into_iter().find(|(_, alpha)| *alpha > 0.0 && micro_batch == 1) {
+        return Err(error(
+            key,
+            "partners lie in the same micro batch; expected train.micro_batch above 1".into(),
+        ));
+    }
     if config.train.determinism == Determinism::World {
         if config.comm.reduce == Reduce::Mpi {
             return Err(error(
@@ -281,9 +219,4 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         ..Options::default()
     };
     Ok(Parts { architecture, options, kind, batches })
-}
-
-/// One constant for all channels where the data set has one and the images were given more.
-fn spread(values: &[f64], channels: usize) -> Vec<f64> {
-    if values.len() == 1 { vec![values[0]; channels] } else { values.to_vec() }
 }

@@ -84,12 +84,12 @@ impl RunDir {
             steps_per_epoch: plan.steps_per_epoch,
             meaning_hash: plan.config.meaning_hash(),
             train_data: DataRecord {
-                samples: plan.train.len(),
-                fingerprint: plan.train.fingerprint().to_owned(),
+                samples: plan.data.train.len(),
+                fingerprint: plan.data.train.fingerprint().to_owned(),
             },
             test_data: DataRecord {
-                samples: plan.test.len(),
-                fingerprint: plan.test.fingerprint().to_owned(),
+                samples: plan.data.test.len(),
+                fingerprint: plan.data.test.fingerprint().to_owned(),
             },
             layout_hash: crate::checkpoint::checksum(layout.description().as_bytes()),
         };

@@ -28,6 +28,8 @@ enum Command {
     Plan(commands::plan::Arguments),
     /// Look at a configuration
     Config(commands::config::Arguments),
+    /// Fetch, prepare and check data sets
+    Data(commands::data::Arguments),
     /// Look at networks; exchange weights with PyTorch
     Model(commands::model::Arguments),
     /// Measure
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Eval(arguments) => commands::eval::run(&arguments),
         Command::Plan(arguments) => commands::plan::run(&arguments),
         Command::Config(arguments) => commands::config::run(&arguments),
+        Command::Data(arguments) => commands::data::run(&arguments),
         Command::Model(arguments) => commands::model::run(arguments),
         Command::Bench(arguments) => commands::bench::run(arguments),
         Command::Doctor => {

@@ -69,6 +69,7 @@ fn dual_block(
     .flat_map(|(part, shape, size)| activated_conv(builder, &format!("{name}.{part}"), shape, size))
     .collect();
     Node::DualPath { path, branch: Box::new(Node::Sequence(branch)), residual: stage.residual.into() }
+        .into_block()
 }
 
 /// Batch norm, ReLU and a convolution.

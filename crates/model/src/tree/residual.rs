@@ -59,7 +59,7 @@ pub(super) fn build(plan: &Residual, options: &Options, builder: &mut Builder) -
             let changes = always || channels != block_facts.outputs() || stride != 1;
             match plan.activation {
                 Activation::Before => nodes.push(before(&common, builder, &block_facts, changes)),
-                Activation::After => nodes.extend(after(&common, builder, &block_facts, changes)),
+                Activation::After => nodes.push(after(&common, builder, &block_facts, changes)),
             }
             size = size.div_ceil(stride);
             channels = block_facts.outputs();
@@ -175,10 +175,10 @@ fn before(common: &Common, builder: &mut Builder, block: &Block, changes: bool) 
     } else {
         Shortcut::Identity
     };
-    block.residual(common, builder, shared, branch, shortcut)
+    block.residual(common, builder, shared, branch, shortcut).into_block()
 }
 
-fn after(common: &Common, builder: &mut Builder, block: &Block, changes: bool) -> [Node; 2] {
+fn after(common: &Common, builder: &mut Builder, block: &Block, changes: bool) -> Node {
     let outputs = block.outputs();
     let mut branch = block.branch(common, builder, 1);
     branch.push(builder.last_norm(&format!("{}.bn{}", block.name, block.group.convs.len()), outputs));
@@ -195,5 +195,6 @@ fn after(common: &Common, builder: &mut Builder, block: &Block, changes: bool) -
             Shortcut::Projection { path, input: ShortcutInput::Raw }
         }
     };
-    [block.residual(common, builder, Vec::new(), branch, shortcut), Node::Relu]
+    let sum = block.residual(common, builder, Vec::new(), branch, shortcut);
+    Node::Sequence(vec![sum, Node::Relu]).into_block()
 }

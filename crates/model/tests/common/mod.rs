@@ -5,7 +5,7 @@
 #[path = "../../../torch-ext/tests/common/values.rs"]
 mod values;
 
-use model::{Architecture, Network, Norm, Options, Pass, Statistics};
+use model::{Architecture, Memory, Network, Norm, Options, Pass, Statistics};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{flat, layout};
 
@@ -69,6 +69,7 @@ impl Weights {
             parameters: &self.leaves,
             norm: Norm::Batch { batch: &self.batch, running: &self.running },
             draws: None,
+            memory: Memory::Plain,
         }
     }
 

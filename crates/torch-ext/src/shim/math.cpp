@@ -33,16 +33,14 @@ Error torch_ext_fused_sgd(const at::Tensor *const *parameters, const at::Tensor 
   });
 }
 
+at::Tensor dropout_mask(const at::Tensor &like, double probability, uint64_t key) {
+  // A generator of its own: the global one stays as it is, and the mask depends on nothing but the key.
+  auto generator = at::globalContext().defaultGenerator(like.device()).clone();
+  generator.set_current_seed(key);
+  torch::NoGradGuard no_grad;
+  return at::empty_like(like).bernoulli_(1.0 - probability, generator).div_(1.0 - probability);
+}
+
 Error torch_ext_dropout(const at::Tensor *input, double probability, uint64_t key, at::Tensor **output) {
-  return guarded([&] {
-    // A generator of its own: the global one stays as it is, and the mask depends on nothing but the key.
-    auto generator = at::globalContext().defaultGenerator(input->device()).clone();
-    generator.set_current_seed(key);
-    at::Tensor mask;
-    {
-      torch::NoGradGuard no_grad;
-      mask = at::empty_like(*input).bernoulli_(1.0 - probability, generator).div_(1.0 - probability);
-    }
-    *output = new at::Tensor(input->mul(mask));
-  });
+  return guarded([&] { *output = new at::Tensor(input->mul(dropout_mask(*input, probability, key))); });
 }

@@ -16,6 +16,8 @@
 
 void torch_ext_free(Error error) { free(error); }
 
+Error torch_ext_copy_text(const char *text) { return strdup(text); }
+
 Error torch_ext_set_threads(int intra_op, int inter_op) {
   return guarded([&] {
     at::set_num_threads(intra_op);

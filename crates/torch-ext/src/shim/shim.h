@@ -25,12 +25,31 @@ Error guarded(Function &&function) noexcept {
   }
 }
 
+// The mask of dropout: 0, or 1 / (1 - probability). A function of the key, and of the shape, order and device of `like`.
+at::Tensor dropout_mask(const at::Tensor &like, double probability, uint64_t key);
+
 extern "C" {
 void torch_ext_free(Error error);
+Error torch_ext_copy_text(const char *text);
 
 // autograd.cpp
 Error torch_ext_bind_gradient(const at::Tensor *parameter, const at::Tensor *gradient);
 Error torch_ext_on_gradient_ready(const at::Tensor *parameter, void (*call)(void *), void (*drop)(void *), void *context);
+
+// recompute.cpp; mean and variance may be null, a probability of 0 is no dropout, and `recomputed` is null where nothing is to be computed again.
+struct TorchExtRecomputed;
+Error torch_ext_norm_relu(const at::Tensor *input, const at::Tensor *gain, const at::Tensor *bias, const at::Tensor *mean,
+                          const at::Tensor *variance, bool by_batch, double momentum, double epsilon, double probability,
+                          uint64_t key, at::Tensor **output, TorchExtRecomputed **recomputed);
+Error torch_ext_recomputed_feeds(const TorchExtRecomputed *recomputed, const at::Tensor *convolved);
+void torch_ext_recomputed_free(TorchExtRecomputed *recomputed);
+
+// checkpoint.cpp; `call` returns null and a new tensor, or a text of torch_ext_copy_text.
+bool torch_ext_grad_enabled();
+Error torch_ext_without_autocast_cache(bool *cached);
+void torch_ext_set_autocast_cache(bool cached);
+Error torch_ext_checkpoint(const at::Tensor *input, const at::Tensor *output,
+                           Error (*call)(void *, const at::Tensor *, at::Tensor **), void (*drop)(void *), void *context);
 
 // autocast.cpp; device: 0 CPU, 1 CUDA; dtype: 0 off, 1 bfloat16, 2 float16.
 Error torch_ext_autocast_enter(int device, int dtype, int *previous_enabled, int *previous_dtype);
@@ -41,6 +60,11 @@ Error torch_ext_fused_sgd(const at::Tensor *const *parameters, const at::Tensor 
                           const at::Tensor *const *momentum, size_t count, double learning_rate,
                           double momentum_factor, double dampening, double weight_decay, bool nesterov, bool first_step);
 Error torch_ext_dropout(const at::Tensor *input, double probability, uint64_t key, at::Tensor **output);
+
+// memory.cpp
+Error torch_ext_count_host_memory();
+int64_t torch_ext_host_bytes();
+int64_t torch_ext_take_host_peak_bytes();
 
 // runtime.cpp
 Error torch_ext_set_threads(int intra_op, int inter_op);

@@ -178,7 +178,7 @@ impl Config {
     /// All values as dotted keys, but for those that may differ between the ranks of one run.
     #[must_use]
     pub fn common_to_ranks(&self) -> Vec<(String, String)> {
-        self.keys_without(&["data.path", "data.workers", "data.prefetch", "telemetry"])
+        self.keys_without(&["data.path", "data.read", "data.workers", "data.prefetch", "telemetry"])
     }
 
     /// The values that decide what a run computes, as dotted keys: two runs whose values agree are the same
@@ -188,6 +188,7 @@ impl Config {
         const NOT_MEANING: &[&str] = &[
             "model.weights",
             "data.path",
+            "data.read",
             "data.workers",
             "data.prefetch",
             "checkpoint",
@@ -196,6 +197,7 @@ impl Config {
             "comm.first_bucket_kib",
             "comm.bucket_kib",
             "train.evaluate_every_epochs",
+            "train.memory",
         ];
         self.keys_without(NOT_MEANING)
     }
@@ -297,7 +299,10 @@ mod tests {
     fn the_meaning_ignores_where_data_lies_but_not_the_seed() {
         let hash = |sets: &[&str]| parsed(GOOD, sets).unwrap().config.meaning_hash();
         let base = hash(&[]);
-        assert_eq!(base, hash(&["data.path=elsewhere", "data.workers=5", "comm.overlap=false"]));
+        assert_eq!(
+            base,
+            hash(&["data.path=elsewhere", "data.workers=5", "comm.overlap=false", "train.memory=recompute"])
+        );
         assert_ne!(base, hash(&["seed=1"]));
         assert_ne!(base, hash(&["train.epochs=3"]));
     }

@@ -3,16 +3,24 @@
 //! Whether the values make sense together is decided in `crate::plan`; reading the file and telling
 //! where a key stands in it is [`load`]'s business.
 
+mod data;
 mod load;
 mod locate;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use data::{
+    AutoAugmentKind, ChannelConstants, ColorJitterConfig, CropKind, CropPadding, DataConfig, FilterKind,
+    GrowingSize, ImageSizeConfig, NamedNormalization, NormalizeConfig, OnBadSampleKind, ReadKind,
+    SampleOrder,
+};
 pub use load::{ConfigError, LoadedConfig, load};
+pub use model::Memory;
 
 /// A whole run, as written in YAML.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,75 +108,6 @@ pub struct ModelConfig {
     pub norm_momentum: f64,
 }
 
-/// `data:` the images.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// `fashion-mnist`, `cifar10` or `cifar100`.
-    pub kind: String,
-    /// Folder that holds the data set's files.
-    pub path: PathBuf,
-    /// Side in pixels to which images are padded with zeros, evenly on both sides.
-    #[serde(default)]
-    pub pad_to: Option<u32>,
-    /// Number of channels; grey images can be repeated to 3.
-    #[serde(default)]
-    pub channels: Option<u32>,
-    /// Constants of normalisation on the scale 0 to 255; the data set's own when absent.
-    #[serde(default)]
-    pub normalize: Option<NormalizeConfig>,
-    /// Mirror each training image with probability one half.
-    #[serde(default = "defaults::yes")]
-    pub flip: bool,
-    /// Training images are padded by this many pixels and cropped back at a random place; 0 is off.
-    #[serde(default = "defaults::crop_padding")]
-    pub crop_padding: u32,
-    /// What the padding of the random crop holds.
-    #[serde(default)]
-    pub crop_padding_mode: CropPadding,
-    /// Order of the training samples within an epoch.
-    #[serde(default)]
-    pub order: SampleOrder,
-    /// Decoder threads of this rank.
-    #[serde(default)]
-    pub workers: AutoOr,
-    /// Micro batches decoded ahead of the network.
-    #[serde(default = "defaults::prefetch")]
-    pub prefetch: usize,
-}
-
-/// `data.normalize:` per channel, on the scale 0 to 255.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NormalizeConfig {
-    /// Subtracted from each pixel.
-    pub mean: Vec<f64>,
-    /// Divides the difference.
-    pub std: Vec<f64>,
-}
-
-/// `data.crop_padding_mode:`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CropPadding {
-    /// Mirrored at the border without repeating the edge pixel, as the paper's script does.
-    #[default]
-    Reflect,
-    /// Black.
-    Zero,
-}
-
-/// `data.order:`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SampleOrder {
-    /// A fresh permutation of the whole training set each epoch.
-    #[default]
-    Shuffled,
-    /// As stored.
-    Sequential,
-}
-
 /// `train:` how long, in which portions, and how reproducibly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -190,6 +129,11 @@ pub struct TrainConfig {
     /// Where the network runs.
     #[serde(default)]
     pub device: DeviceChoice,
+    /// What is kept of each forward pass for backward: `plain`, `recompute` (the outputs of batch norm and ReLU
+    /// are computed again: about half the memory) or `checkpoint` (whole blocks are: least memory, slowest).
+    /// The results are the same to the bit.
+    #[serde(default)]
+    pub memory: Memory,
     /// Epochs between evaluations; the last epoch is always evaluated.
     #[serde(default = "defaults::one")]
     pub evaluate_every_epochs: u32,
@@ -367,6 +311,26 @@ pub enum Dtype {
     Bf16,
 }
 
+impl Dtype {
+    /// As libtorch calls it.
+    #[must_use]
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Dtype::Fp32 => tch::Kind::Float,
+            Dtype::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Dtype::Fp32 => "fp32",
+            Dtype::Bf16 => "bf16",
+        })
+    }
+}
+
 /// `comm:` the exchange of gradients between ranks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -403,7 +367,7 @@ pub enum Reduce {
     /// A fixed binary tree over the ranks: the same bits whatever the buckets are. Sums within hosts come first.
     #[default]
     Ordered,
-    /// The same without regard to hosts: each rank's slices travel to every other rank.
+    /// The same without regard to hosts: each rank's slices travel to every other rank. In fp32 the same bits.
     FlatOrdered,
     /// MPI's own all-reduce.
     Mpi,
@@ -465,8 +429,35 @@ mod defaults {
     pub(super) fn one() -> u32 {
         1
     }
-    pub(super) fn crop_padding() -> u32 {
-        4
+    pub(super) fn crop_area() -> [f64; 2] {
+        [0.08, 1.0]
+    }
+    pub(super) fn crop_aspect() -> [f64; 2] {
+        [3.0 / 4.0, 4.0 / 3.0]
+    }
+    pub(super) fn rand_operations() -> u32 {
+        2
+    }
+    pub(super) fn rand_magnitude() -> u32 {
+        9
+    }
+    pub(super) fn erase_area() -> [f64; 2] {
+        [0.02, 0.33]
+    }
+    pub(super) fn erase_aspect() -> [f64; 2] {
+        [0.3, 3.3]
+    }
+    pub(super) fn block_samples() -> u32 {
+        1024
+    }
+    pub(super) fn block_buffer() -> u32 {
+        16
+    }
+    pub(super) fn whole() -> f64 {
+        1.0
+    }
+    pub(super) fn size_step() -> u32 {
+        32
     }
     pub(super) fn prefetch() -> usize {
         8

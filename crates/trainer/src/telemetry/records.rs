@@ -32,6 +32,9 @@ pub(crate) struct StepRecord {
     /// Share of the global batch, 0 to 1.
     pub(crate) top1_error: f64,
     pub(crate) learning_rate: f64,
+    /// Samples that could not be decoded and have no part in the loss.
+    #[serde(default)]
+    pub(crate) skipped_samples: u64,
     /// Over all ranks.
     pub(crate) images_per_second: f64,
     /// Of rank 0.
@@ -194,6 +197,7 @@ mod tests {
             loss: 0.1,
             top1_error: 0.5,
             learning_rate: 0.1,
+            skipped_samples: 0,
             images_per_second: 1.0,
             seconds: Phases::default().into(),
             exchange: ExchangeRecord {

@@ -7,9 +7,8 @@ mod run;
 mod signals;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use data_sharding::{Batch, Pool, PoolOptions, SampleKey};
+use data_sharding::{Batch, EpochOrder, Pool, SampleKey};
 
 use self::resume::{refuse_other_architecture, refuse_other_keys};
 use self::run::Run;
@@ -18,7 +17,8 @@ use crate::config::{self, AutoOr, LoadedConfig, Reduce};
 use crate::device::Compute;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::{Evaluation, Views, evaluate};
+use crate::input::Whitening;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::{Session, with_session};
@@ -90,6 +90,7 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
 const KEYS_OF_EVALUATION: &[&str] = &[
     "model.shortcut_input",
     "model.projection",
+    "model.stochastic_depth",
     "data.kind",
     "data.pad_to",
     "data.channels",
@@ -105,6 +106,7 @@ pub fn evaluate_checkpoint(
     config: &Path,
     overrides: &[String],
     path: &Path,
+    views: Views,
 ) -> Result<Option<Evaluation>, Error> {
     let loaded = config::load(config, overrides);
     with_session(configured_reduce(&loaded), |session| {
@@ -127,7 +129,7 @@ pub fn evaluate_checkpoint(
         };
         session.agree(read)?;
         broadcast_state(session, &engine)?;
-        let evaluation = evaluate(session, &plan, &engine, decoder_threads(&plan, session))?;
+        let evaluation = evaluate(session, &plan, &engine, decoder_threads(&plan, session, compute), views)?;
         Ok(session.is_leader().then_some(evaluation))
     })
 }
@@ -139,50 +141,51 @@ pub(crate) fn configured_reduce(loaded: &Result<LoadedConfig, config::ConfigErro
 /// Collective: the plan, the same on every rank.
 pub(crate) fn open_plan(session: &Session, loaded: &LoadedConfig) -> Result<Plan, Error> {
     let topology = session.topology();
-    let plan = session.agree(Plan::open(loaded, topology.rank, topology.world_size))?;
+    let mut plan = session.agree(Plan::open(loaded, topology.rank, topology.world_size))?;
     let keys = plan.config.common_to_ranks();
     let text: String = keys.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
     session.agree_equal("the configuration", &text)?;
-    session.agree_equal("the training data", plan.train.fingerprint())?;
-    session.agree_equal("the test data", plan.test.fingerprint())?;
+    session.agree_equal("the training data", plan.data.train.fingerprint())?;
+    session.agree_equal("the test data", plan.data.test.fingerprint())?;
+    plan.whitening = Whitening::prepare(session, &plan)?;
     Ok(plan)
 }
 
-pub(crate) fn decoder_threads(plan: &Plan, session: &Session) -> usize {
+/// Decoder threads of this rank: as configured, or its share of the host's cores without those that compute.
+pub(crate) fn decoder_threads(plan: &Plan, session: &Session, compute: Compute) -> usize {
     match plan.config.data.workers {
         AutoOr::Exactly(workers) => workers.get(),
-        AutoOr::Auto => data_sharding::default_workers(session.topology().local_size),
+        AutoOr::Auto => data_sharding::default_workers(session.topology().local_size, compute.threads),
     }
 }
 
 /// This rank's micro batches of all steps from `first_step` on.
 pub(crate) fn training_pool(plan: &Plan, first_step: u64, workers: usize) -> Result<Pool, Error> {
-    let (sampler, batches, steps_per_epoch) = (plan.sampler.clone(), plan.batches, plan.steps_per_epoch);
-    let mut order: Option<(u64, Arc<[u32]>)> = None;
+    let (sampler, batches, steps_per_epoch) = (plan.data.sampler.clone(), plan.batches, plan.steps_per_epoch);
+    let mut current: Option<EpochOrder> = None;
     let requests = (first_step..plan.total_steps()).flat_map(move |step| {
         let (epoch, within) = (step / steps_per_epoch, (step % steps_per_epoch) as usize);
-        let samples = match &order {
-            Some((known, samples)) if *known == epoch => Arc::clone(samples),
+        let order = match current.take() {
+            Some(order) if order.epoch() == epoch => order,
             _ => sampler.epoch(epoch),
         };
-        order = Some((epoch, Arc::clone(&samples)));
-        let keys = |micro_batch| -> Vec<SampleKey> {
-            batches
-                .samples(&samples, within, micro_batch)
-                .iter()
-                .map(|&sample| SampleKey { sample, epoch, repetition: 0 })
-                .collect()
-        };
-        batches.local_micro_batches().map(keys).collect::<Vec<_>>()
+        let keys = |micro_batch| order.keys(batches.positions(within, micro_batch));
+        let requests: Vec<Vec<SampleKey>> = batches.local_micro_batches().map(keys).collect();
+        current = Some(order);
+        requests
     });
-    let options =
-        PoolOptions { workers, batch_size: plan.micro_batch(), prefetch: plan.config.data.prefetch };
-    Ok(Pool::start(Arc::clone(&plan.train), plan.transform, Box::new(requests), options)?)
+    let options = plan.data.pool_options(workers, plan.micro_batch(), plan.config.data.prefetch);
+    let augmentation = plan.data.train_augmentation.clone();
+    Ok(Pool::start(plan.data.train.clone(), augmentation, Box::new(requests), options)?)
 }
 
-/// The next micro batch of the pool.
+/// The next batch of the pool. What was skipped in it is logged.
 pub(crate) fn next_batch(pool: &mut Pool) -> Result<Batch, Error> {
-    Ok(pool.next().ok_or_else(|| Error::Other("the decoder pool ended early".into()))??)
+    let batch = pool.next().ok_or_else(|| Error::Other("the decoder pool ended early".into()))??;
+    for error in batch.skipped() {
+        tracing::error!("skipped: {error}");
+    }
+    Ok(batch)
 }
 
 /// Collective: rank 0's weights, momentum and running statistics on every rank.

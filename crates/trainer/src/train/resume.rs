@@ -23,7 +23,7 @@ pub(super) fn fresh_position(plan: &Plan) -> RunState {
         epoch_correct: 0,
         best_top1_error: None,
         meaning: plan.config.meaning().into_iter().collect(),
-        data: plan.train.fingerprint().to_owned(),
+        data: plan.data.train.fingerprint().to_owned(),
         imported: None,
         checksums: BTreeMap::new(),
     }

@@ -15,7 +15,7 @@ use crate::checkpoint::{self, Checkpoint, RunState};
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
 use crate::error::Error;
-use crate::evaluate::evaluate;
+use crate::evaluate::{Views, evaluate};
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
@@ -86,7 +86,7 @@ impl<'a> Run<'a> {
         };
         let metrics = session.agree(metrics)?;
         let progress = Progress::new(session.is_leader(), plan.config.train.epochs, plan.steps_per_epoch);
-        let workers = decoder_threads(plan, session);
+        let workers = decoder_threads(plan, session, compute);
         let first_step = position.step;
         let run = Run {
             session,
@@ -115,7 +115,7 @@ impl<'a> Run<'a> {
             plan.architecture,
             plan.network.parameter_count(),
             plan.config.data.kind,
-            plan.train.len(),
+            plan.data.train.len(),
             topology.world_size,
             if topology.world_size == 1 { "" } else { "s" },
             compute.device,
@@ -220,6 +220,7 @@ impl<'a> Run<'a> {
             loss: outcome.loss,
             top1_error: 1.0 - outcome.correct as f64 / images as f64,
             learning_rate,
+            skipped_samples: outcome.skipped,
             images_per_second: images as f64 / outcome.phases.step.as_secs_f64(),
             seconds: outcome.phases.into(),
             exchange: (&outcome.exchange).into(),
@@ -246,7 +247,7 @@ impl<'a> Run<'a> {
         let epochs = self.plan.config.train.epochs;
         let due = self.position.epoch.is_multiple_of(self.plan.config.train.evaluate_every_epochs);
         let evaluation = match due || self.position.epoch == epochs {
-            true => Some(evaluate(self.session, self.plan, &self.engine, self.workers)?),
+            true => Some(evaluate(self.session, self.plan, &self.engine, self.workers, Views::One)?),
             false => None,
         };
         let steps = self.plan.steps_per_epoch as f64;

@@ -11,6 +11,9 @@ pub(crate) struct Arguments {
     /// A checkpoint, or a run's folder for its latest one
     #[arg(long, value_name = "PATH")]
     checkpoint: PathBuf,
+    /// Look at four corners and the middle of each image, and at the same mirrored, and sum the logits
+    #[arg(long)]
+    ten_crop: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> i32 {
@@ -18,6 +21,7 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
         &arguments.config.config,
         &arguments.config.overrides,
         &arguments.checkpoint,
+        if arguments.ten_crop { trainer::Views::Ten } else { trainer::Views::One },
     );
     match result {
         Ok(None) => 0,

@@ -2,6 +2,8 @@
 
 pub(crate) mod bench;
 pub(crate) mod config;
+pub(crate) mod data;
+pub(crate) mod data_show;
 pub(crate) mod eval;
 pub(crate) mod model;
 pub(crate) mod plan;

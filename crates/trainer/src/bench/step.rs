@@ -1,0 +1,179 @@
+//! `wrn-dist bench step`: where the time of a training step goes, and what the exchange of gradients costs.
+//!
+//! Two engines run turn by turn in one process group: one exchanges its gradients as configured, the other
+//! keeps them. Their difference is the exposed cost of the exchange, free of the machine's mood.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use allreduce::{CommThread, Solo};
+use serde::Serialize;
+
+use super::median;
+use crate::config;
+use crate::device::Compute;
+use crate::engine::{Engine, StepError, StepOutcome};
+use crate::error::Error;
+use crate::plan::MOST_EPOCHS;
+use crate::session::{Session, with_delayed_session};
+use crate::telemetry::PhaseSeconds;
+use crate::train::{configured_reduce, decoder_threads, next_batch, open_plan, training_pool};
+
+/// What `wrn-dist bench step` was asked to do.
+#[derive(Clone, Debug)]
+pub struct BenchOptions {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// `--set` arguments.
+    pub overrides: Vec<String>,
+    /// Measured steps of each kind.
+    pub steps: usize,
+    /// Steps of each kind before that.
+    pub warmup: usize,
+    /// Added to the all-reduce of each bucket, as a slower network would.
+    pub delay: Duration,
+}
+
+/// Medians over the measured steps, of rank 0.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepBench {
+    /// Number of ranks.
+    pub world_size: usize,
+    /// Images of a step over all ranks.
+    pub global_batch: usize,
+    /// With the configured exchange.
+    pub with_exchange: StepMedians,
+    /// Without any exchange.
+    pub without_exchange: StepMedians,
+    /// Growth of the step by the exchange, as a share of the step without it.
+    pub exposed_share: f64,
+}
+
+/// Medians of one kind of step.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepMedians {
+    /// Over all ranks.
+    pub images_per_second: f64,
+    /// Medians of each part.
+    #[serde(flatten)]
+    seconds: PhaseSeconds,
+    /// Median of the share of backward that had passed when the first bucket's all-reduce started.
+    pub first_exchange_at_share_of_backward: f64,
+    /// Number of buckets.
+    pub buckets: usize,
+}
+
+/// Measures; collective over all ranks.
+///
+/// # Errors
+/// As [`crate::train`].
+pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
+    let loaded = config::load(&options.config, &options.overrides);
+    with_delayed_session(configured_reduce(&loaded), options.delay, |session| {
+        let mut loaded = session.agree(loaded.map_err(Error::from))?;
+        // The pool ends with the run: make it long enough.
+        loaded.config.train.epochs = MOST_EPOCHS;
+        let plan = open_plan(session, &loaded)?;
+        let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
+        let exchanging = Engine::new(&plan, compute, session.comm().clone());
+        let alone = CommThread::start(|| Ok(Box::new(Solo::new()))).map_err(Error::from);
+        let keeping = alone.and_then(|comm| Engine::new(&plan, compute, comm));
+        let mut engines = [session.agree(exchanging)?, session.agree(keeping)?];
+        let mut pool = session.agree(training_pool(&plan, 0, decoder_threads(&plan, session, compute)))?;
+        let mut outcomes: [Vec<StepOutcome>; 2] = [Vec::new(), Vec::new()];
+        for step in 0..options.warmup + options.steps {
+            for (engine, outcomes) in engines.iter_mut().zip(&mut outcomes) {
+                session.comm().barrier()?;
+                let rate = plan.schedule.rate(0);
+                let local = match engine.step(step as u64, rate, false, &mut || next_batch(&mut pool)) {
+                    Ok(outcome) => Ok(outcome),
+                    Err(StepError::Here(error)) => Err(error),
+                    Err(StepError::Elsewhere) => return session.agree(Ok(())).map(|()| None),
+                    Err(StepError::Exchange(error)) => return Err(error),
+                };
+                let outcome = session.agree(local)?;
+                if step >= options.warmup {
+                    outcomes.push(outcome);
+                }
+            }
+        }
+        let [with, without] = outcomes;
+        Ok(session.is_leader().then(|| summarise(session, plan.config.train.global_batch, &with, &without)))
+    })
+}
+
+fn summarise(
+    session: &Session,
+    global_batch: usize,
+    with: &[StepOutcome],
+    without: &[StepOutcome],
+) -> StepBench {
+    let with_exchange = medians(global_batch, with);
+    let without_exchange = medians(global_batch, without);
+    StepBench {
+        world_size: session.topology().world_size,
+        global_batch,
+        exposed_share: with_exchange.seconds.step / without_exchange.seconds.step - 1.0,
+        with_exchange,
+        without_exchange,
+    }
+}
+
+fn medians(global_batch: usize, outcomes: &[StepOutcome]) -> StepMedians {
+    let of = |part: fn(&StepOutcome) -> Duration| median(outcomes.iter().map(|o| part(o).as_secs_f64()));
+    let seconds = PhaseSeconds {
+        step: of(|o| o.phases.step),
+        data_wait: of(|o| o.phases.data_wait),
+        input: of(|o| o.phases.input),
+        forward: of(|o| o.phases.forward),
+        backward: of(|o| o.phases.backward),
+        exposed_communication: of(|o| o.phases.exposed_communication),
+        optimizer: of(|o| o.phases.optimizer),
+    };
+    let first_started = |outcome: &StepOutcome| {
+        let first = outcome.exchange.buckets.first().map_or(Duration::ZERO, |bucket| bucket.started);
+        first.as_secs_f64() / outcome.phases.backward.as_secs_f64()
+    };
+    StepMedians {
+        images_per_second: global_batch as f64 / seconds.step,
+        seconds,
+        first_exchange_at_share_of_backward: median(outcomes.iter().map(first_started)),
+        buckets: outcomes.first().map_or(0, |outcome| outcome.exchange.buckets.len()),
+    }
+}
+
+impl StepBench {
+    /// A table for people.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "{} ranks, {} images a step, medians in ms\n{:<24}{:>14}{:>14}\n",
+            self.world_size, self.global_batch, "", "exchange", "no exchange"
+        );
+        type Part = fn(&PhaseSeconds) -> f64;
+        let rows: [(&str, Part); 7] = [
+            ("step", |s| s.step),
+            ("data wait", |s| s.data_wait),
+            ("input", |s| s.input),
+            ("forward", |s| s.forward),
+            ("backward", |s| s.backward),
+            ("exposed communication", |s| s.exposed_communication),
+            ("optimizer", |s| s.optimizer),
+        ];
+        for (name, part) in rows {
+            let (with, without) = (part(&self.with_exchange.seconds), part(&self.without_exchange.seconds));
+            text += &format!("{name:<24}{:>14.3}{:>14.3}\n", 1e3 * with, 1e3 * without);
+        }
+        text += &format!(
+            "{:<24}{:>14.1}{:>14.1}\n",
+            "images/s", self.with_exchange.images_per_second, self.without_exchange.images_per_second
+        );
+        text += &format!(
+            "the exchange makes the step {:.2} % longer; {} bucket(s), the first all-reduce starts after {:.0} % of backward\n",
+            100.0 * self.exposed_share,
+            self.with_exchange.buckets,
+            100.0 * self.with_exchange.first_exchange_at_share_of_backward
+        );
+        text
+    }
+}
