@@ -23,6 +23,9 @@ use torch_ext::layout;
 const BATCH: i64 = 4;
 const SIDE: u32 = 16;
 
+/// Gradients below this share of all gradients together count as 0.
+const NEGLIGIBLE: f64 = 1e-12;
+
 /// Share of a batch in the running statistics, PyTorch's default.
 const MOMENTUM: f64 = 0.1;
 
@@ -181,8 +184,16 @@ impl Case {
         compare("logits", &logits, of_logits);
         compare("loss", &loss, of_logits);
         let named = self.network.named_tensors(self.naming);
+        let norm = |tensor: &Tensor| tensor.norm().double_value(&[]);
+        let whole =
+            named.iter().zip(&weights.leaves).map(|(_, leaf)| norm(&leaf.grad()).powi(2)).sum::<f64>();
         for (tensor, leaf) in named.iter().zip(&weights.leaves) {
-            compare(&format!("gradient.{}", tensor.name), &leaf.grad(), gradients);
+            let what = format!("gradient.{}", tensor.name);
+            // Of a shift that the next batch norm takes away again nothing but rounding is left.
+            let negligible = NEGLIGIBLE * whole.sqrt();
+            if [norm(&leaf.grad()), norm(&answers[&what])].iter().any(|&norm| norm > negligible) {
+                compare(&what, &leaf.grad(), gradients);
+            }
         }
         if self.training {
             let norms = self.network.norms().iter().zip(weights.running.iter().zip(&weights.batch));
@@ -405,7 +416,7 @@ fn networks_of_torchvision_equal_ours() {
 
 #[test]
 fn networks_of_timm_equal_ours() {
-    let architectures = ["se-resnet-18", "se-resnet-50", "dpn-68", "dpn-92"];
+    let architectures = ["se-resnet-50", "dpn-92"];
     compare_library(Source::Timm, &architectures, IMAGENET_SIDE, Batches::Together);
 }
 
@@ -434,8 +445,10 @@ fn large_networks_of_timm_equal_ours() {
         "resnet-50",
         "resnext-50-32x4d",
         "densenet-121",
+        "se-resnet-18",
         "se-resnet-101",
         "se-resnext-50-32x4d",
+        "dpn-68",
         "dpn-98",
         "dpn-107",
         "dpn-131",
