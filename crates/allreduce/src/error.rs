@@ -50,6 +50,9 @@ pub enum CommError {
         /// Length of the message.
         received: usize,
     },
+    /// The ranks were about to run different operations.
+    #[error("the ranks do not run the same operations: {0}")]
+    OtherCollective(String),
     /// The root of an operation does not exist.
     #[error("rank {root} does not exist, there are {world_size} ranks")]
     NoSuchRank {

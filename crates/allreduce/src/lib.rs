@@ -4,7 +4,8 @@
 //! [`Communicator`]: [`Solo`] for one rank, [`MpiCommunicator`] for those that an MPI launcher started.
 //! [`Reducer`] averages a flat gradient buffer over all ranks, one [`Bucket`] after the other, while backward
 //! goes on; [`Reduction::Ordered`] and [`Accumulation::Tree`] together make the result independent of the
-//! number of ranks, bit for bit. [`CommThread::agree`] lets ranks end together.
+//! number of ranks, bit for bit. [`CommThread::agree`] lets ranks end together, and the [`Control`] plane ends
+//! all of them when one fails alone, dies or hangs.
 //!
 //! Works on memory ranges and segment tables, and knows neither networks nor tensors.
 
@@ -13,7 +14,9 @@ mod agreement;
 mod backoff;
 mod buckets;
 mod communicator;
+mod control;
 mod error;
+mod flight;
 #[cfg(test)]
 mod in_process;
 mod mpi;
@@ -29,7 +32,9 @@ pub use accumulate::Accumulation;
 pub use agreement::{Agreed, Failure};
 pub use buckets::{Bucket, Segment, plan_buckets};
 pub use communicator::{AbortSignal, Communicator, Reduction, Solo};
+pub use control::Control;
 pub use error::CommError;
+pub use flight::{Collective, CollectiveKind, FlightRecorder, Status};
 pub use mpi::MpiCommunicator;
 pub use reducer::{BucketRecord, Reducer, ReducerOptions, StepExchange};
 pub use region::Region;

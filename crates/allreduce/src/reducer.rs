@@ -11,6 +11,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use crate::accumulate::SumTree;
 use crate::communicator::Communicator;
+use crate::flight::{Collective, CollectiveKind};
 use crate::thread::Work;
 use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment};
 
@@ -179,6 +180,15 @@ impl Reducer {
         }
     }
 
+    /// The buckets as text, one a line, which must be equal on all ranks.
+    #[must_use]
+    pub fn description(&self) -> String {
+        let line = |(index, (bucket, _)): (usize, &(Bucket, Region))| {
+            format!("bucket {index}: elements {:?}, segments {:?}\n", bucket.range, bucket.segments)
+        };
+        self.core.buckets.iter().enumerate().map(line).collect()
+    }
+
     /// A step of `local_micro_batches` on this rank begins.
     pub fn begin_step(&self, local_micro_batches: usize) {
         let mut step = lock(&self.step);
@@ -301,6 +311,15 @@ struct BucketWork {
 }
 
 impl Work for BucketWork {
+    fn collective(&self) -> Collective {
+        Collective {
+            kind: CollectiveKind::AllReduce,
+            bucket: Some(self.bucket),
+            bytes: Some(self.core.buckets[self.bucket].1.len() * size_of::<f32>()),
+            dtype: Some("fp32".into()),
+        }
+    }
+
     fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
         self.started = Some(Instant::now());
         let (bucket, region) = &self.core.buckets[self.bucket];

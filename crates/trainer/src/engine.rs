@@ -15,6 +15,7 @@ use torch_ext::{autocast, hooks};
 use crate::config::Determinism;
 use crate::device::Compute;
 use crate::error::Error;
+use crate::fault::Fault;
 use crate::flat::Tail;
 use crate::input::Input;
 use crate::memory::region_of;
@@ -66,6 +67,9 @@ pub(crate) struct Engine<'plan> {
     optimizer: Optimizer,
     input: Input,
     reducer: Arc<Reducer>,
+    comm: CommThread,
+    /// To happen to this rank.
+    fault: Option<Fault>,
     /// Where the exchange happens when the gradients are on a GPU: a copy in host memory.
     host_exchange: Option<Tensor>,
     hooks_count: Arc<AtomicBool>,
@@ -93,7 +97,7 @@ impl<'plan> Engine<'plan> {
             scale: 1.0 / plan.batches.micro_batches() as f32,
             accumulation,
         };
-        let reducer = Arc::new(Reducer::new(comm, region, segments, buckets, options));
+        let reducer = Arc::new(Reducer::new(comm.clone(), region, segments, buckets, options));
         let hooks_count = Arc::new(AtomicBool::new(false));
         if host_exchange.is_none() {
             for (segment, placed) in state.layout.segments.iter().enumerate() {
@@ -118,9 +122,31 @@ impl<'plan> Engine<'plan> {
             compute,
             state,
             reducer,
+            comm,
+            fault: None,
             host_exchange,
             hooks_count,
         })
+    }
+
+    /// Lets `fault` happen when its step comes, if it is this rank's.
+    pub(crate) fn rehearse(&mut self, fault: Option<Fault>) {
+        self.fault = fault.filter(|fault| fault.rank == self.comm.topology().rank);
+    }
+
+    pub(crate) fn comm(&self) -> &CommThread {
+        &self.comm
+    }
+
+    /// A gradient that is not a number.
+    pub(crate) fn spoil_gradient(&mut self) -> Result<(), Error> {
+        let _ = self.state.gradients()?.f_narrow(0, 0, 1)?.f_fill_(f64::NAN)?;
+        Ok(())
+    }
+
+    /// The buckets of the exchange as text, one a line; ranks must agree on it.
+    pub(crate) fn describe_buckets(&self) -> String {
+        self.reducer.description()
     }
 
     /// Whether gradients are exchanged after backward as a whole, as those of a GPU are.
@@ -153,6 +179,7 @@ impl<'plan> Engine<'plan> {
             // The last bucket, which carries the tail, cannot have left before backward is through.
             self.announce_failure().map_err(StepError::Exchange)?;
         }
+        self.enter(step, "communication");
         let exchange = self.exchange().map_err(StepError::Exchange)?;
         phases.exposed_communication = exchange.exposed;
         local.map_err(StepError::Here)?;
@@ -160,6 +187,7 @@ impl<'plan> Engine<'plan> {
         if tail[Tail::Failed as usize] > 0.0 {
             return Err(StepError::Elsewhere);
         }
+        self.enter(step, "optimizer");
         let update_begin = Instant::now();
         self.update(learning_rate).map_err(StepError::Exchange)?;
         phases.optimizer = update_begin.elapsed();
@@ -172,6 +200,11 @@ impl<'plan> Engine<'plan> {
             phases,
             exchange,
         })
+    }
+
+    /// For people, steps count from 1.
+    fn enter(&self, step: u64, phase: &'static str) {
+        self.comm.flight().enter(Some(step + 1), phase);
     }
 
     fn run_micro_batches(
@@ -188,21 +221,28 @@ impl<'plan> Engine<'plan> {
         let micro_batches = self.plan.batches.local_micro_batches();
         let last = micro_batches.end - 1;
         for micro_batch in micro_batches {
+            self.enter(step, "data wait");
             let clock = Instant::now();
             let batch = next_batch()?;
             phases.data_wait += clock.elapsed();
 
+            self.enter(step, "input");
             let clock = Instant::now();
             let (images, labels) = self.input.load(&batch)?;
             drop(batch);
             phases.input += clock.elapsed();
 
+            self.enter(step, "forward");
             let clock = Instant::now();
             let loss = self.forward(&images, &labels, step, micro_batch)?;
             phases.forward += clock.elapsed();
 
+            self.enter(step, "backward");
             let clock = Instant::now();
             if micro_batch == last {
+                if let Some(fault) = self.fault.take_if(|fault| fault.step == step + 1) {
+                    fault.kind.strike(self)?;
+                }
                 self.hooks_count.store(self.host_exchange.is_none(), Ordering::Release);
                 self.reducer.begin_last_backward();
                 self.mark_left_out(step, micro_batch);

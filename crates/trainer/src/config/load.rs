@@ -194,6 +194,8 @@ impl Config {
             "comm.overlap",
             "comm.first_bucket_kib",
             "comm.bucket_kib",
+            "comm.timeout_s",
+            "comm.check",
             "train.evaluate_every_epochs",
         ];
         self.keys_without(NOT_MEANING)

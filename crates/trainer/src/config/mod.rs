@@ -368,12 +368,24 @@ pub struct CommConfig {
     pub first_bucket_kib: usize,
     /// Size of the other buckets in KiB.
     pub bucket_kib: usize,
+    /// Seconds after which a collective that has not finished, or a rank that is silent, ends the job. More than
+    /// the longest time for which one rank may keep the others waiting, such as to save a checkpoint.
+    pub timeout_s: u32,
+    /// When the ranks compare which collectives they are about to run.
+    pub check: CollectiveCheck,
 }
 
 impl Default for CommConfig {
     fn default() -> Self {
         // PyTorch's reducer.hpp: kDefaultFirstBucketBytes, kDefaultBucketBytesCap.
-        CommConfig { reduce: Reduce::Ordered, overlap: true, first_bucket_kib: 1024, bucket_kib: 25 * 1024 }
+        CommConfig {
+            reduce: Reduce::Ordered,
+            overlap: true,
+            first_bucket_kib: 1024,
+            bucket_kib: 25 * 1024,
+            timeout_s: 600,
+            check: CollectiveCheck::Start,
+        }
     }
 }
 
@@ -386,6 +398,18 @@ pub enum Reduce {
     Ordered,
     /// MPI's own all-reduce.
     Mpi,
+}
+
+/// `comm.check:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CollectiveCheck {
+    /// The table of buckets, once, before the first step.
+    #[default]
+    Start,
+    /// Every single collective too: finds ranks that run different code. Costs a small message to and from
+    /// every rank each time.
+    Every,
 }
 
 /// `checkpoint:`

@@ -13,11 +13,12 @@ use data_sharding::{Batch, Pool, PoolOptions, SampleKey};
 use self::resume::{refuse_other_architecture, refuse_other_keys};
 use self::run::Run;
 use crate::checkpoint;
-use crate::config::{self, AutoOr, LoadedConfig, Reduce};
+use crate::config::{self, AutoOr, CommConfig, LoadedConfig};
 use crate::device::Compute;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::evaluate::{Evaluation, evaluate};
+use crate::fault::Fault;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::{Session, with_session};
@@ -36,6 +37,8 @@ pub struct TrainOptions {
     pub resume: Resume,
     /// Where to save and stop before the end.
     pub stop_after: Option<StopAfter>,
+    /// A failure to rehearse.
+    pub inject_fault: Option<Fault>,
 }
 
 /// `--resume`
@@ -73,7 +76,7 @@ pub enum Finish {
 /// The failure that ended the run, already printed by the rank it belongs to.
 pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
     let loaded = config::load(&options.config, &options.overrides);
-    with_session(configured_reduce(&loaded), |session| {
+    with_session(&configured_comm(&loaded), |session| {
         let loaded = session.agree(loaded.map_err(Error::from))?;
         session.agree_equal("--stop-after", &format!("{:?}", options.stop_after))?;
         let plan = open_plan(session, &loaded)?;
@@ -104,7 +107,7 @@ pub fn evaluate_checkpoint(
     path: &Path,
 ) -> Result<Option<Evaluation>, Error> {
     let loaded = config::load(config, overrides);
-    with_session(configured_reduce(&loaded), |session| {
+    with_session(&configured_comm(&loaded), |session| {
         let loaded = session.agree(loaded.map_err(Error::from))?;
         let plan = open_plan(session, &loaded)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
@@ -127,8 +130,9 @@ pub fn evaluate_checkpoint(
     })
 }
 
-pub(crate) fn configured_reduce(loaded: &Result<LoadedConfig, config::ConfigError>) -> Reduce {
-    loaded.as_ref().map_or_else(|_| Reduce::default(), |loaded| loaded.config.comm.reduce)
+/// How this rank would like to communicate, before the ranks have agreed on a configuration.
+pub(crate) fn configured_comm(loaded: &Result<LoadedConfig, config::ConfigError>) -> CommConfig {
+    loaded.as_ref().map_or_else(|_| CommConfig::default(), |loaded| loaded.config.comm.clone())
 }
 
 /// Collective: the plan, the same on every rank.

@@ -12,6 +12,7 @@ use super::resume::{fresh_position, resume};
 use super::signals::listen_for_stop_signals;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
 use crate::checkpoint::{self, Checkpoint, RunState};
+use crate::config::CollectiveCheck;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
 use crate::error::Error;
@@ -55,8 +56,13 @@ impl<'a> Run<'a> {
         dir: RunDir,
         options: &TrainOptions,
     ) -> Result<Self, Error> {
-        let engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
+        let mut engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
+        engine.rehearse(options.inject_fault);
         session.agree_equal("the layout of parameters", &engine.state.layout.description())?;
+        session.agree_equal("the table of buckets", &engine.describe_buckets())?;
+        if plan.config.comm.check == CollectiveCheck::Every {
+            session.comm().check_every_collective();
+        }
         let fresh = fresh_position(plan);
         let position =
             if session.is_leader() { resume(plan, &engine, &dir, options, fresh.clone()) } else { Ok(fresh) };
@@ -76,6 +82,7 @@ impl<'a> Run<'a> {
         };
         let served_at = session.agree(exporter)?;
 
+        session.flight().keep_in(dir.flight());
         let lock = session.agree(if session.is_leader() { dir.lock().map(Some) } else { Ok(None) })?;
         let metrics = if session.is_leader() {
             dir.describe(plan, compute, session.comm(), &engine.state.layout)
@@ -242,6 +249,7 @@ impl<'a> Run<'a> {
 
     /// Collective: evaluates and reports the epoch that has just been completed.
     fn end_epoch(&mut self) -> Result<(), Error> {
+        self.session.flight().enter(None, "evaluation");
         self.position.epoch += 1;
         let epochs = self.plan.config.train.epochs;
         let due = self.position.epoch.is_multiple_of(self.plan.config.train.evaluate_every_epochs);
@@ -290,6 +298,7 @@ impl<'a> Run<'a> {
 
     /// Collective: rank 0 writes a checkpoint; all ranks learn whether it is complete.
     fn save(&mut self) -> Result<(), Error> {
+        self.session.flight().enter(None, "checkpoint");
         let written = if self.session.is_leader() { self.write_checkpoint() } else { Ok(()) };
         self.session.agree(written)
     }
