@@ -16,6 +16,7 @@ mod buckets;
 mod communicator;
 mod control;
 mod error;
+mod finite;
 mod flight;
 #[cfg(test)]
 mod in_process;

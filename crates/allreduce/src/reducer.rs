@@ -11,6 +11,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use crate::accumulate::SumTree;
 use crate::communicator::Communicator;
+use crate::finite::scale;
 use crate::flight::{Collective, CollectiveKind};
 use crate::thread::Work;
 use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment};
@@ -39,6 +40,8 @@ pub struct BucketRecord {
     pub started: Duration,
     /// When its exchange was complete.
     pub finished: Duration,
+    /// Whether no average is infinite or NaN; the same on all ranks.
+    pub finite: bool,
 }
 
 /// The exchange of one step.
@@ -50,6 +53,14 @@ pub struct StepExchange {
     pub exposed: Duration,
     /// Segments that were never marked ready: their parameters took no part in the step.
     pub unready: Vec<usize>,
+}
+
+impl StepExchange {
+    /// Whether no average is infinite or NaN; the same on all ranks.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.buckets.iter().all(|bucket| bucket.finite)
+    }
 }
 
 /// The exchange of gradients, step after step.
@@ -119,6 +130,7 @@ struct Completion {
     bucket: usize,
     started: Instant,
     finished: Instant,
+    finite: bool,
     result: Result<(), CommError>,
 }
 
@@ -261,6 +273,7 @@ impl Reducer {
                 queued: *queued - begin,
                 started: completion.started - begin,
                 finished: completion.finished - begin,
+                finite: completion.finite,
             });
         }
         let unready = (0..step.ready.len()).filter(|&segment| !step.ready[segment]).collect();
@@ -287,6 +300,7 @@ impl Reducer {
             core: Arc::clone(&self.core),
             bucket,
             started: None,
+            finite: true,
             result: Err(CommError::Ended),
         }));
     }
@@ -306,6 +320,7 @@ struct BucketWork {
     core: Arc<Core>,
     bucket: usize,
     started: Option<Instant>,
+    finite: bool,
     /// As if abandoned, until `done` says otherwise.
     result: Result<(), CommError>,
 }
@@ -328,11 +343,7 @@ impl Work for BucketWork {
             lock(tree).fold_into(&bucket.range, &mut values);
         }
         communicator.all_reduce(&mut values)?;
-        if self.core.scale != 1.0 {
-            for value in values.iter_mut() {
-                *value *= self.core.scale;
-            }
-        }
+        self.finite = scale(&mut values, self.core.scale);
         Ok(())
     }
 
@@ -348,6 +359,7 @@ impl Drop for BucketWork {
             bucket: self.bucket,
             started: self.started.unwrap_or(finished),
             finished,
+            finite: self.finite,
             result: std::mem::replace(&mut self.result, Ok(())),
         });
     }

@@ -15,7 +15,7 @@ use torch_ext::{autocast, hooks};
 use crate::config::Determinism;
 use crate::device::Compute;
 use crate::error::Error;
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::flat::Tail;
 use crate::input::Input;
 use crate::memory::region_of;
@@ -44,6 +44,8 @@ pub(crate) struct StepOutcome {
     pub(crate) correct: u64,
     /// Some rank was asked to stop.
     pub(crate) stop: bool,
+    /// Whether the averages were finite numbers; otherwise nothing was updated.
+    pub(crate) updated: bool,
     pub(crate) phases: Phases,
     pub(crate) exchange: StepExchange,
 }
@@ -189,7 +191,10 @@ impl<'plan> Engine<'plan> {
         }
         self.enter(step, "optimizer");
         let update_begin = Instant::now();
-        self.update(learning_rate).map_err(StepError::Exchange)?;
+        let updated = exchange.is_finite();
+        if updated {
+            self.update(learning_rate).map_err(StepError::Exchange)?;
+        }
         phases.optimizer = update_begin.elapsed();
         phases.step = begin.elapsed();
         let micro_batches = self.plan.batches.micro_batches() as f32;
@@ -197,6 +202,7 @@ impl<'plan> Engine<'plan> {
             loss: tail[Tail::Loss as usize],
             correct: (tail[Tail::Correct as usize] * micro_batches).round() as u64,
             stop: tail[Tail::Stop as usize] > 0.0,
+            updated,
             phases,
             exchange,
         })
@@ -240,8 +246,8 @@ impl<'plan> Engine<'plan> {
             self.enter(step, "backward");
             let clock = Instant::now();
             if micro_batch == last {
-                if let Some(fault) = self.fault.take_if(|fault| fault.step == step + 1) {
-                    fault.kind.strike(self)?;
+                if let Some(fault) = self.fault_of(step) {
+                    fault.strike(self)?;
                 }
                 self.hooks_count.store(self.host_exchange.is_none(), Ordering::Release);
                 self.reducer.begin_last_backward();
@@ -255,6 +261,42 @@ impl<'plan> Engine<'plan> {
             }
         }
         Ok(())
+    }
+
+    fn fault_of(&self, step: u64) -> Option<FaultKind> {
+        self.fault.filter(|fault| fault.step == step + 1).map(|fault| fault.kind)
+    }
+
+    /// Computes this rank's part of `step` once more, without the others, to find out what is not finite in it.
+    /// `next_batch` yields the same micro batches again.
+    pub(crate) fn find_not_finite(
+        &mut self,
+        step: u64,
+        next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
+    ) -> Result<Option<String>, Error> {
+        self.enter(step, "search for what is not finite");
+        for micro_batch in self.plan.batches.local_micro_batches() {
+            let _ = self.state.exchange.f_zero_()?;
+            let (images, labels) = self.input.load(&next_batch()?)?;
+            let loss = self.forward(&images, &labels, step, micro_batch)?;
+            let value = loss.f_double_value(&[])?;
+            if !value.is_finite() {
+                return Ok(Some(format!("the loss became {value}")));
+            }
+            if self.fault_of(step) == Some(FaultKind::Nan) {
+                self.spoil_gradient()?;
+            }
+            loss.f_backward()?;
+            let gradients = self.state.gradients()?;
+            for (index, segment) in self.state.layout.segments.iter().enumerate() {
+                let gradient = gradients.f_narrow(0, segment.offset as i64, segment.len as i64)?;
+                if gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                    let name = self.segment_names(&[index]);
+                    return Ok(Some(format!("the gradient of {name} became infinite or NaN")));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Loss of one micro batch; its batch statistics, loss and correct count are added to the exchange

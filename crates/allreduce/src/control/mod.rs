@@ -135,5 +135,9 @@ fn serve(plane: Plane, end: &dyn Fn(Ending)) {
 
 /// Whether or not anybody reads it, the ranks must end.
 fn print(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    // In one piece: other ranks write to the same place.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
+
+#[cfg(test)]
+mod tests;

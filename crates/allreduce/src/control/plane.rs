@@ -18,8 +18,10 @@ use crate::flight::{FlightRecorder, Status};
 pub(super) const WAKER: Token = Token(usize::MAX);
 /// How long rank 0 waits for the others to go before it goes itself, and others for rank 0's word.
 const PARTING: Duration = Duration::from_secs(2);
-/// The time between heartbeats: a tenth of the timeout within these bounds.
-const HEARTBEAT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// The time between heartbeats, in which a rank's step and phase grow old.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+/// Many ranks speak less often, so that rank 0 hears some thousand heartbeats a second at most.
+const HEARTBEAT_PER_RANK: Duration = Duration::from_millis(1);
 
 /// What the process asks of its own control plane.
 pub(super) enum Command {
@@ -75,6 +77,7 @@ impl Plane {
     ) -> io::Result<(Plane, Waker)> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
+        let world_size = connections.hosts.len() as u32;
         let mut peers = BTreeMap::new();
         for (peer, stream) in connections.streams {
             let link = Link::new(stream, poll.registry(), Token(peer))?;
@@ -88,7 +91,7 @@ impl Plane {
             rank,
             host: connections.hosts[rank].clone(),
             timeout: connections.timeout,
-            heartbeat: (connections.timeout / 10).clamp(HEARTBEAT.0, HEARTBEAT.1),
+            heartbeat: HEARTBEAT.max(HEARTBEAT_PER_RANK * world_size).min(connections.timeout / 10),
             peers,
             flight,
             commands,

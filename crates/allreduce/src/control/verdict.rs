@@ -45,16 +45,18 @@ impl Seen {
     }
 
     fn describe(&self, silence: Duration) -> String {
-        let mut text = format!("{}: {}", self.name(), self.place());
+        let mut text = format!("{}: ", self.name());
+        if self.age > silence {
+            let _ = write!(text, "silent for {} s, before that ", seconds(self.age));
+        }
+        text += &self.place();
         if let (Some(status), Some(collective)) = (&self.status, self.collective()) {
             let duration = seconds(status.collective_for + self.age);
-            let _ = match status.under_way {
-                true => write!(text, "; in {collective} for {duration} s"),
-                false => write!(text, "; last was {collective}, {duration} s ago"),
+            let _ = match (self.age > silence, status.under_way) {
+                (true, _) => write!(text, ", {collective}"),
+                (false, true) => write!(text, "; in {collective} for {duration} s"),
+                (false, false) => write!(text, "; last was {collective}, {duration} s ago"),
             };
-        }
-        if self.age > silence {
-            let _ = write!(text, "; silent for {} s", seconds(self.age));
         }
         text
     }
@@ -119,7 +121,8 @@ pub(super) fn stuck(ranks: &[Seen], timeout: Duration, silence: Duration) -> Opt
             };
             (sentence, blamed)
         }
-        None if silent.iter().any(|rank| rank.age > timeout) => (String::new(), silent.clone()),
+        // Somewhat later than the collective that waits for it, which says more.
+        None if silent.iter().any(|rank| rank.age > timeout + timeout / 4) => (String::new(), silent.clone()),
         None => return None,
     };
     if blamed.is_empty() {
@@ -153,4 +156,117 @@ pub(super) fn stuck(ranks: &[Seen], timeout: Duration, silence: Duration) -> Opt
 
 fn is_among(ranks: &[&Seen], wanted: &Seen) -> bool {
     ranks.iter().any(|rank| rank.rank == wanted.rank)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flight::{Collective, CollectiveKind};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A rank in step 8 whose latest collective is number `collectives`, for `seconds`.
+    fn rank(rank: usize, collectives: u64, under_way: bool, seconds: u32) -> Seen {
+        let status = Status {
+            step: Some(8),
+            phase: if under_way { "communication" } else { "data wait" }.into(),
+            collectives,
+            collective: Some(Collective {
+                bucket: Some(2),
+                ..Collective::of_kind(CollectiveKind::AllReduce)
+            }),
+            under_way,
+            collective_for: seconds * SECOND,
+        };
+        Seen { rank, host: format!("n{rank}"), status: Some(status), age: Duration::ZERO }
+    }
+
+    fn silent_for(seconds: u32, rank: Seen) -> Seen {
+        Seen { age: seconds * SECOND, ..rank }
+    }
+
+    #[test]
+    fn who_is_waited_for_is_who_is_silent_or_else_who_is_behind() {
+        let cases: [(&str, Vec<Seen>, Option<&str>); 8] = [
+            ("all is well", vec![rank(0, 5, true, 3), rank(1, 4, false, 3)], None),
+            ("nothing is under way", vec![rank(0, 5, false, 100), rank(1, 5, false, 100)], None),
+            (
+                "one is behind",
+                vec![rank(0, 5, true, 11), rank(1, 4, false, 12), rank(2, 5, true, 11)],
+                Some(
+                    "collective 5 (all-reduce of bucket 2) has not finished within 10 s (comm.timeout_s): it waits for rank 1 on n1\n  rank 1 on n1: step 8, data wait; last was collective 4 (all-reduce of bucket 2), 12.0 s ago\n",
+                ),
+            ),
+            (
+                "one is stuck in an earlier one",
+                vec![rank(0, 5, true, 11), rank(1, 3, true, 9)],
+                Some(
+                    "collective 5 (all-reduce of bucket 2) has not finished within 10 s (comm.timeout_s): it waits for rank 1 on n1\n",
+                ),
+            ),
+            (
+                "one is silent, so that it may be further than it said last",
+                vec![rank(0, 5, true, 11), silent_for(6, rank(1, 5, true, 0)), rank(2, 4, false, 1)],
+                Some(
+                    "collective 5 (all-reduce of bucket 2) has not finished within 10 s (comm.timeout_s): it waits for rank 1 on n1, of which nothing is heard: stopped",
+                ),
+            ),
+            (
+                "a silent one that nobody waits for yet",
+                vec![rank(0, 5, false, 1), silent_for(13, rank(1, 5, false, 0))],
+                Some(
+                    "no word from rank 1 on n1 for 10 s (comm.timeout_s): stopped, or its host or network is down\n  rank 1 on n1: silent for 13.0 s, before that step 8, data wait, collective 5 (all-reduce of bucket 2)\n",
+                ),
+            ),
+            ("a shorter silence", vec![rank(0, 5, false, 1), silent_for(9, rank(1, 5, false, 0))], None),
+            (
+                "all are in it",
+                vec![rank(0, 5, true, 11), rank(1, 5, true, 11)],
+                Some(
+                    "collective 5 (all-reduce of bucket 2) has not finished within 10 s (comm.timeout_s): every rank is in it",
+                ),
+            ),
+        ];
+        for (name, ranks, expected) in cases {
+            let sentence = stuck(&ranks, 10 * SECOND, 5 * SECOND);
+            match expected {
+                Some(expected) => {
+                    let sentence = sentence.unwrap_or_else(|| panic!("{name}: nothing is found"));
+                    assert!(sentence.starts_with(expected), "{name}: {sentence}");
+                    assert_eq!(sentence.lines().count(), 1 + ranks.len(), "{name}: every rank has a line");
+                }
+                None => assert_eq!(sentence, None, "{name}"),
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_ranks_those_to_blame_are_described_first_and_the_others_counted() {
+        let ranks: Vec<_> =
+            (0..1000).map(|index| rank(index, if index == 700 { 4 } else { 5 }, index != 700, 11)).collect();
+        let sentence = stuck(&ranks, 10 * SECOND, 5 * SECOND).unwrap();
+        let lines: Vec<_> = sentence.lines().collect();
+        assert!(lines[1].starts_with("  rank 700 on n700: "), "{sentence}");
+        assert_eq!(lines.len(), 2 + MOST_DESCRIBED);
+        assert_eq!(lines[1 + MOST_DESCRIBED], "  and 984 more ranks");
+        let behind: Vec<_> =
+            (0..1000).map(|index| rank(index, 5 - u64::from(index > 0), index == 0, 11)).collect();
+        let sentence = stuck(&behind, 10 * SECOND, 5 * SECOND).unwrap();
+        assert!(sentence.contains("rank 16 on n16, 983 more ranks\n"), "{sentence}");
+    }
+
+    #[test]
+    fn a_death_is_told_with_what_the_rank_did_last_and_who_waits() {
+        let dead = silent_for(1, rank(2, 4, false, 0));
+        assert_eq!(
+            died(&dead, "its connection closed", &rank(0, 5, true, 1)),
+            "rank 2 on n2 died (its connection closed), last heard of 1.0 s ago in step 8, data wait; \
+             rank 0 waits for it in collective 5 (all-reduce of bucket 2)"
+        );
+        let dead = Seen { status: None, ..dead };
+        assert_eq!(
+            died(&dead, "its connection closed", &rank(0, 5, false, 1)),
+            "rank 2 on n2 died (its connection closed) before its first word; rank 0 is in step 8, data wait"
+        );
+    }
 }

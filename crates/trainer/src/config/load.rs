@@ -197,6 +197,7 @@ impl Config {
             "comm.timeout_s",
             "comm.check",
             "train.evaluate_every_epochs",
+            "train.on_nan",
         ];
         self.keys_without(NOT_MEANING)
     }

@@ -182,6 +182,21 @@ pub struct TrainConfig {
     /// Epochs between evaluations; the last epoch is always evaluated.
     #[serde(default = "defaults::one")]
     pub evaluate_every_epochs: u32,
+    /// What to do with a step whose averaged gradient is infinite or NaN somewhere.
+    #[serde(default)]
+    pub on_nan: OnNan,
+}
+
+/// `train.on_nan:` all ranks see the same average, so they all do the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNan {
+    /// End the run and name the rank and the layer it comes from.
+    #[default]
+    Stop,
+    /// Leave weights, momentum and running statistics as they are and go on with the next batch. Many such steps
+    /// in a row end the run all the same.
+    Skip,
 }
 
 /// `train.determinism:`
