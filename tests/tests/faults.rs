@@ -178,6 +178,8 @@ fn a_gradient_that_is_not_a_number_stops_the_run_and_its_rank_and_layer_are_name
     for (ranks, victim) in [(1, 0), (2, 1), (4, 3)] {
         let sentence = failing(&experiment, ranks, &format!("3:{victim}:nan"), &[]);
         let speaker = if ranks == 1 { "error: ".into() } else { format!("error (rank {victim} on ") };
+        let record = flight(&experiment, &format!("3:{victim}:nan"), ranks, ranks - 1);
+        assert_eq!((&record["step"], &record["world_size"]), (&3.into(), &ranks.into()), "{record:#}");
         expect_parts(
             &sentence,
             &[&speaker, "the gradient of ", "became infinite or NaN at step 3", "train.on_nan"],

@@ -132,8 +132,19 @@ impl<'plan> Engine<'plan> {
     }
 
     /// Lets `fault` happen when its step comes, if it is this rank's.
-    pub(crate) fn rehearse(&mut self, fault: Option<Fault>) {
-        self.fault = fault.filter(|fault| fault.rank == self.comm.topology().rank);
+    pub(crate) fn rehearse(&mut self, fault: Option<Fault>) -> Result<(), Error> {
+        let Some(fault) = fault else { return Ok(()) };
+        let (steps, ranks) = (self.plan.total_steps(), self.comm.topology().world_size);
+        if fault.step > steps || fault.rank >= ranks {
+            return Err(Error::Other(format!(
+                "--inject-fault: the run has steps 1 to {steps} and ranks 0 to {}, so step {} of rank {} never comes",
+                ranks - 1,
+                fault.step,
+                fault.rank
+            )));
+        }
+        self.fault = Some(fault).filter(|fault| fault.rank == self.comm.topology().rank);
+        Ok(())
     }
 
     pub(crate) fn comm(&self) -> &CommThread {

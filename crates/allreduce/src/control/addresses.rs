@@ -100,11 +100,13 @@ mod tests {
 
     #[test]
     fn rank_0_listens_on_the_network_that_all_hosts_share() {
-        let docker = "172.17.0.1/16";
-        let cases: [(&str, &[&[&str]], &str, &[&str]); 6] = [
+        /// Name, the addresses of every rank's host, where to listen, where to be reached.
+        type Case = (&'static str, &'static [&'static [&'static str]], &'static str, &'static [&'static str]);
+        const BRIDGE: &str = "172.17.0.1/16";
+        let cases: [Case; 6] = [
             (
                 "two hosts, bridges first",
-                &[&[docker, "10.0.0.1/24"], &[docker, "10.0.0.2/24"]],
+                &[&[BRIDGE, "10.0.0.1/24"], &[BRIDGE, "10.0.0.2/24"]],
                 "10.0.0.1",
                 &["10.0.0.1"],
             ),
@@ -122,7 +124,7 @@ mod tests {
             ),
             (
                 "routed",
-                &[&[docker, "10.0.0.1/24", "fd00::1/64"], &[docker, "10.0.1.1/24"]],
+                &[&[BRIDGE, "10.0.0.1/24", "fd00::1/64"], &[BRIDGE, "10.0.1.1/24"]],
                 "0.0.0.0",
                 &["10.0.0.1"],
             ),

@@ -61,7 +61,7 @@ impl<'a> Run<'a> {
         options: &TrainOptions,
     ) -> Result<Self, Error> {
         let mut engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
-        engine.rehearse(options.inject_fault);
+        session.agree(engine.rehearse(options.inject_fault))?;
         session.agree_equal("the layout of parameters", &engine.state.layout.description())?;
         session.agree_equal("the table of buckets", &engine.describe_buckets())?;
         if plan.config.comm.check == CollectiveCheck::Every {
