@@ -54,16 +54,13 @@ fn alive_in_session(process: &Path, session: u32) -> Option<String> {
     (!ended && fields.get(3)?.parse() == Ok(session)).then_some(stat)
 }
 
-/// The binary under test, built beside this test by the same `cargo` profile.
-fn binary() -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own path");
-    let binary = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("wrn-dist");
-    assert!(
-        binary.exists(),
-        "{} is missing: run `cargo build --release --workspace` first",
-        binary.display()
-    );
-    binary
+/// The binary under test, built by the same `cargo` profile as this program, in the folder above tests'.
+pub(crate) fn binary() -> PathBuf {
+    let this = std::env::current_exe().expect("a program knows its own path");
+    let mut places = this.ancestors().skip(1).take(2).map(|folder| folder.join("wrn-dist"));
+    places.find(|place| place.is_file()).unwrap_or_else(|| {
+        panic!("there is no wrn-dist near {}: run `cargo build --release --workspace` first", this.display())
+    })
 }
 
 /// Runs `wrn-dist` on `ranks` ranks: directly when it is one, else under `mpirun`.
@@ -110,6 +107,11 @@ fn command(ranks: usize, arguments: &[&str]) -> Command {
 pub fn run_python(script: &Path, arguments: &[&str]) -> Outcome {
     let mut command = Command::new("python3");
     command.arg(script).args(arguments);
+    run(command, TIME_LIMIT)
+}
+
+/// Runs a command of the quick suite.
+pub(crate) fn run_quickly(command: Command) -> Outcome {
     run(command, TIME_LIMIT)
 }
 

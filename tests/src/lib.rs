@@ -3,6 +3,7 @@
 
 mod command;
 mod dataset;
+mod hosts;
 mod run;
 
 pub use command::{
@@ -10,4 +11,5 @@ pub use command::{
     wrn_dist_in_session,
 };
 pub use dataset::{FashionMnist, write_fashion_mnist};
+pub use hosts::TwoHosts;
 pub use run::{Experiment, metrics_without_times};

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::{CommError, Topology};
+use crate::{CommError, Topology, Wire};
 
 /// Collective operations of one rank. All ranks call the same operations in the same order.
 ///
@@ -20,12 +20,12 @@ pub trait Communicator {
     /// From now on, every wait looks at `signal` too and ends with [`CommError::Aborted`] once it is raised.
     fn interrupt_by(&mut self, signal: AbortSignal);
 
-    /// Replaces `values` by their sum over all ranks, element by element, in fp32. The same length on every
-    /// rank; the same bits afterwards on every rank.
+    /// Replaces `values` by their sum over all ranks, element by element, formed in fp32 of values that travel as
+    /// `wire` says. The same length on every rank; the same bits afterwards on every rank.
     ///
     /// # Errors
-    /// When the exchange failed or was aborted.
-    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CommError>;
+    /// When the exchange failed or was aborted, or the library that sums does not know the format.
+    fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError>;
 
     /// Replaces `values` by those of rank `root`. The same length on every rank.
     ///
@@ -60,8 +60,12 @@ pub trait Communicator {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduction {
     /// In a fixed binary tree over the ranks: the same bits however the data is cut into buckets. See
-    /// [`Accumulation::Tree`](crate::Accumulation::Tree) for what that makes possible.
+    /// [`Accumulation::Tree`](crate::Accumulation::Tree) for what that makes possible. Where each of several hosts
+    /// has the same power of two of ranks, hosts exchange sums instead of every rank's values; the bits are the
+    /// same.
     Ordered,
+    /// The same tree without regard to hosts.
+    FlatOrdered,
     /// As the library likes; it may change with the length of the data and the number of ranks.
     Library,
 }
@@ -128,7 +132,7 @@ impl Communicator for Solo {
 
     fn interrupt_by(&mut self, _signal: AbortSignal) {}
 
-    fn all_reduce(&mut self, _values: &mut [f32]) -> Result<(), CommError> {
+    fn all_reduce(&mut self, _values: &mut [f32], _wire: Wire) -> Result<(), CommError> {
         Ok(())
     }
 
@@ -171,7 +175,7 @@ mod tests {
     fn alone_every_operation_is_the_identity() {
         let mut solo = Solo::new();
         let mut values = [1.5, -2.0];
-        solo.all_reduce(&mut values).unwrap();
+        solo.all_reduce(&mut values, Wire::Fp32).unwrap();
         solo.broadcast(&mut values, 0).unwrap();
         assert_eq!(values, [1.5, -2.0]);
         assert_eq!(solo.all_gather(b"x").unwrap(), [b"x"]);

@@ -1,5 +1,7 @@
 //! Why ranks could not talk to each other.
 
+use crate::Wire;
+
 /// A failed communication. After one, the communicator is of no further use: the other ranks may be waiting
 /// in an operation that this rank left, so all that remains is to end the job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +55,12 @@ pub enum CommError {
     /// The ranks were about to run different operations.
     #[error("the ranks do not run the same operations: {0}")]
     OtherCollective(String),
+    /// MPI's own reduction cannot sum 16-bit formats.
+    #[error("MPI cannot sum {wire:?} values; leave compression at none, or let the ranks sum in order")]
+    UnknownToLibrary {
+        /// The format asked for.
+        wire: Wire,
+    },
     /// The root of an operation does not exist.
     #[error("rank {root} does not exist, there are {world_size} ranks")]
     NoSuchRank {

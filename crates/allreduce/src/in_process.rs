@@ -7,9 +7,9 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use crate::communicator::{AbortSignal, Communicator};
-use crate::ordered::OrderedReduction;
+use crate::compressed::OrderedReductions;
 use crate::transport::{Element, Transport, all_gather, barrier, broadcast};
-use crate::{CommError, CommThread, Topology};
+use crate::{CommError, CommThread, Topology, Wire};
 
 type Message = Box<dyn Any + Send>;
 
@@ -91,7 +91,7 @@ impl Transport for InProcess {
 pub(crate) struct InProcessCommunicator {
     topology: Topology,
     transport: InProcess,
-    reduction: OrderedReduction,
+    reductions: OrderedReductions,
 }
 
 impl InProcessCommunicator {
@@ -105,7 +105,7 @@ impl InProcessCommunicator {
                 host: format!("host{}", transport.rank),
             },
             transport,
-            reduction: OrderedReduction::default(),
+            reductions: OrderedReductions::default(),
         };
         InProcess::mesh(world_size).into_iter().map(of).collect()
     }
@@ -124,8 +124,8 @@ impl Communicator for InProcessCommunicator {
         self.transport.own = signal;
     }
 
-    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CommError> {
-        self.reduction.all_reduce(&mut self.transport, values)
+    fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
+        self.reductions.all_reduce(&mut self.transport, values, wire)
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

@@ -6,12 +6,12 @@
 //! formed on its own, so where slices or buckets begin makes no difference.
 
 use crate::CommError;
-use crate::transport::Transport;
+use crate::transport::{Element, Transport};
 
 /// Slices start at multiples of a cache line.
 const ALIGNMENT: usize = 16;
 /// Elements that are summed in one go, so that they stay in the first-level cache.
-const BLOCK: usize = 1024;
+pub(crate) const BLOCK: usize = 1024;
 
 /// Adds `other` to `into`, element by element.
 pub(crate) fn add(into: &mut [f32], other: &[f32]) {
@@ -22,7 +22,12 @@ pub(crate) fn add(into: &mut [f32], other: &[f32]) {
 
 /// Adds neighbours, then neighbouring sums, and so on; a last one without a neighbour moves up as it is. The
 /// sum ends in the first row. Rows begin `stride` elements apart, and only their `columns` are touched.
-fn add_rows_pairwise(rows: &mut [f32], count: usize, stride: usize, columns: std::ops::Range<usize>) {
+pub(crate) fn add_rows_pairwise(
+    rows: &mut [f32],
+    count: usize,
+    stride: usize,
+    columns: std::ops::Range<usize>,
+) {
     let mut distance = 1;
     while distance < count {
         for left in (0..count - distance).step_by(2 * distance) {
@@ -40,6 +45,29 @@ pub(crate) struct OrderedReduction {
     rows: Vec<f32>,
 }
 
+/// How data is cut into one slice a rank. With few elements the last ranks own nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slices {
+    len: usize,
+    slice_len: usize,
+}
+
+impl Slices {
+    pub(crate) fn new(len: usize, ranks: usize) -> Self {
+        Slices { len, slice_len: len.div_ceil(ranks).next_multiple_of(ALIGNMENT) }
+    }
+
+    /// Elements of all slices but the last ones.
+    pub(crate) fn slice_len(self) -> usize {
+        self.slice_len
+    }
+
+    pub(crate) fn of(self, rank: usize) -> std::ops::Range<usize> {
+        let start_of = |rank: usize| (rank * self.slice_len).min(self.len);
+        start_of(rank)..start_of(rank + 1)
+    }
+}
+
 impl OrderedReduction {
     /// Replaces `values` by their sum over all ranks.
     pub(crate) fn all_reduce(
@@ -47,20 +75,29 @@ impl OrderedReduction {
         transport: &mut impl Transport,
         values: &mut [f32],
     ) -> Result<(), CommError> {
-        let (rank, world_size) = (transport.rank(), transport.world_size());
-        if world_size == 1 || values.is_empty() {
+        if transport.world_size() == 1 || values.is_empty() {
             return Ok(());
         }
-        // With few values the last ranks own nothing.
-        let slice_len = values.len().div_ceil(world_size).next_multiple_of(ALIGNMENT);
-        let start_of = |rank: usize| (rank * slice_len).min(values.len());
-        let own = start_of(rank)..start_of(rank + 1);
+        let slices = Slices::new(values.len(), transport.world_size());
+        self.reduce_scatter(transport, values, slices)?;
+        gather(transport, values, slices)
+    }
+
+    /// Replaces this rank's slice of `values` by its sum over all ranks.
+    pub(crate) fn reduce_scatter(
+        &mut self,
+        transport: &mut impl Transport,
+        values: &mut [f32],
+        slices: Slices,
+    ) -> Result<(), CommError> {
+        let (rank, world_size) = (transport.rank(), transport.world_size());
+        let slice_len = slices.slice_len();
+        let own = slices.of(rank);
         let own_len = own.len();
         if self.rows.len() < world_size * slice_len {
             self.rows.resize(world_size * slice_len, 0.0);
         }
         let rows = &mut self.rows[..world_size * slice_len];
-
         transport.exchange(
             values.chunks(slice_len).enumerate().filter(|&(peer, _)| peer != rank),
             rows.chunks_mut(slice_len)
@@ -68,7 +105,6 @@ impl OrderedReduction {
                 .filter(|&(peer, _)| peer != rank && own_len > 0)
                 .map(|(peer, row)| (peer, &mut row[..own_len])),
         )?;
-
         for begin in (0..own_len).step_by(BLOCK) {
             let columns = begin..(begin + BLOCK).min(own_len);
             let own = &mut values[own.clone()][columns.clone()];
@@ -76,17 +112,28 @@ impl OrderedReduction {
             add_rows_pairwise(rows, world_size, slice_len, columns.clone());
             own.copy_from_slice(&rows[columns]);
         }
-
-        let (before, rest) = values.split_at_mut(own.start);
-        let (own, after) = rest.split_at_mut(own_len);
-        let own: &[f32] = own;
-        let ranks_before = before.chunks_mut(slice_len).enumerate();
-        let ranks_after = after.chunks_mut(slice_len).zip(rank + 1..).map(|(slice, peer)| (peer, slice));
-        transport.exchange(
-            (0..world_size).filter(|&peer| peer != rank && own_len > 0).map(|peer| (peer, own)),
-            ranks_before.chain(ranks_after),
-        )
+        Ok(())
     }
+}
+
+/// Gives every rank the slices that the others own.
+pub(crate) fn gather<E: Element>(
+    transport: &mut impl Transport,
+    values: &mut [E],
+    slices: Slices,
+) -> Result<(), CommError> {
+    let (rank, world_size) = (transport.rank(), transport.world_size());
+    let slice_len = slices.slice_len();
+    let range = slices.of(rank);
+    let (before, rest) = values.split_at_mut(range.start);
+    let (own, after) = rest.split_at_mut(range.len());
+    let own: &[E] = own;
+    let ranks_before = before.chunks_mut(slice_len).enumerate();
+    let ranks_after = after.chunks_mut(slice_len).zip(rank + 1..).map(|(slice, peer)| (peer, slice));
+    transport.exchange(
+        (0..world_size).filter(|&peer| peer != rank && !own.is_empty()).map(|peer| (peer, own)),
+        ranks_before.chain(ranks_after),
+    )
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use crate::accumulate::SumTree;
 use crate::communicator::Communicator;
-use crate::finite::scale;
+use crate::finite::{all_finite, scale};
 use crate::flight::{Collective, CollectiveKind};
 use crate::thread::Work;
-use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment};
+use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment, Wire};
 
 /// How a reducer works.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,6 +25,8 @@ pub struct ReducerOptions {
     pub scale: f32,
     /// How the micro batches of a step are added up on a rank.
     pub accumulation: Accumulation,
+    /// How segments travel. What belongs to none travels as it is.
+    pub wire: Wire,
 }
 
 /// What happened to one bucket in a step. Times count from the beginning of the last backward pass.
@@ -32,7 +34,7 @@ pub struct ReducerOptions {
 pub struct BucketRecord {
     /// Index of the bucket.
     pub bucket: usize,
-    /// Its size.
+    /// Its size as it travels.
     pub bytes: usize,
     /// When it was handed to the communication thread.
     pub queued: Duration,
@@ -80,7 +82,7 @@ impl StepExchange {
 /// let gradients = Region::from_vec(vec![6.0; 4]);
 /// let segments = vec![Segment { name: "weight".into(), range: 0..4 }];
 /// let buckets = plan_buckets(&segments, 4, 1 << 20, 25 << 20);
-/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace };
+/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace, wire: Wire::Fp32 };
 /// let reducer = Reducer::new(comm, gradients.clone(), segments, buckets, options);
 /// reducer.begin_step(1);
 /// reducer.begin_last_backward();
@@ -104,6 +106,9 @@ pub struct Reducer {
 struct Core {
     gradients: Region,
     buckets: Vec<(Bucket, Region)>,
+    /// End of the last segment; what lies behind is never compressed.
+    segments_end: usize,
+    wire: Wire,
     scale: f32,
     /// Of the micro batches before the last one; with [`Accumulation::Tree`].
     tree: Option<Mutex<SumTree>>,
@@ -176,6 +181,8 @@ impl Reducer {
         };
         let (completed, completions) = unbounded();
         let core = Core {
+            segments_end: segments.last().map_or(0, |segment| segment.range.end),
+            wire: options.wire,
             buckets: buckets.into_iter().map(slice).collect(),
             gradients,
             scale: options.scale,
@@ -269,7 +276,7 @@ impl Reducer {
             completion.result.clone()?;
             buckets.push(BucketRecord {
                 bucket: completion.bucket,
-                bytes: self.core.buckets[completion.bucket].1.len() * size_of::<f32>(),
+                bytes: self.core.bytes(completion.bucket),
                 queued: *queued - begin,
                 started: completion.started - begin,
                 finished: completion.finished - begin,
@@ -314,6 +321,24 @@ impl Reducer {
     }
 }
 
+impl Core {
+    /// How many of a bucket's first elements do not travel as fp32.
+    fn compressed_len(&self, bucket: &Bucket) -> usize {
+        match self.wire {
+            Wire::Fp32 => 0,
+            Wire::Bf16 | Wire::Fp16 => {
+                self.segments_end.clamp(bucket.range.start, bucket.range.end) - bucket.range.start
+            }
+        }
+    }
+
+    fn bytes(&self, bucket: usize) -> usize {
+        let (bucket, region) = &self.buckets[bucket];
+        let compressed = self.compressed_len(bucket);
+        compressed * self.wire.bytes() + (region.len() - compressed) * Wire::Fp32.bytes()
+    }
+}
+
 /// The exchange of one bucket, on the communication thread. Reports one completion, also when it is
 /// abandoned.
 struct BucketWork {
@@ -330,8 +355,8 @@ impl Work for BucketWork {
         Collective {
             kind: CollectiveKind::AllReduce,
             bucket: Some(self.bucket),
-            bytes: Some(self.core.buckets[self.bucket].1.len() * size_of::<f32>()),
-            dtype: Some("fp32".into()),
+            bytes: Some(self.core.bytes(self.bucket)),
+            dtype: Some(self.core.wire.name().into()),
         }
     }
 
@@ -342,8 +367,18 @@ impl Work for BucketWork {
         if let Some(tree) = &self.core.tree {
             lock(tree).fold_into(&bucket.range, &mut values);
         }
-        communicator.all_reduce(&mut values)?;
-        self.finite = scale(&mut values, self.core.scale);
+        let (compressed, plain) = values.split_at_mut(self.core.compressed_len(bucket));
+        self.finite = true;
+        if !compressed.is_empty() {
+            // What is rounded is scaled before, so that a mean that can be represented has a sum that can.
+            scale(compressed, self.core.scale);
+            communicator.all_reduce(compressed, self.core.wire)?;
+            self.finite &= all_finite(compressed);
+        }
+        if !plain.is_empty() {
+            communicator.all_reduce(plain, Wire::Fp32)?;
+            self.finite &= scale(plain, self.core.scale);
+        }
         Ok(())
     }
 

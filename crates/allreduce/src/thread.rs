@@ -192,7 +192,6 @@ impl CommThread {
     }
 
     /// Has `operation` done and waits for it.
-    #[cfg(test)]
     pub(crate) fn call<T: Send + 'static>(
         &self,
         operation: impl FnOnce(&mut dyn Communicator) -> Result<T, CommError> + Send + 'static,

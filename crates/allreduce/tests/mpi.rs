@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use allreduce::{
     Accumulation, Agreed, CommError, CommThread, Communicator, Failure, MpiCommunicator, Reducer,
-    ReducerOptions, Reduction, Region, Segment, discover, plan_buckets,
+    ReducerOptions, Reduction, Region, Segment, Wire, discover, plan_buckets,
 };
 
 const SCENARIO: &str = "ALLREDUCE_TEST_SCENARIO";
@@ -55,14 +55,14 @@ fn collectives(reduction: Reduction) {
 
     for len in [0, 1, 2, 5, 1000, 175_066, 3_000_000] {
         let mut values: Vec<f32> = (0..len).map(|index| ((rank + 1) * (index % 1000)) as f32).collect();
-        comm.all_reduce(&mut values).unwrap();
+        comm.all_reduce(&mut values, Wire::Fp32).unwrap();
         let factor = world_size * (world_size + 1) / 2;
         let wrong =
             values.iter().enumerate().find(|&(index, &value)| value != (factor * (index % 1000)) as f32);
         assert_eq!(wrong, None, "{len} values");
     }
     let mut inexact: Vec<f32> = (0..999).map(|index| ((rank * 999 + index) as f32).sin().exp2()).collect();
-    comm.all_reduce(&mut inexact).unwrap();
+    comm.all_reduce(&mut inexact, Wire::Fp32).unwrap();
     let bits: Vec<u8> = inexact.iter().flat_map(|value| value.to_le_bytes()).collect();
     let all = comm.all_gather(&bits).unwrap();
     assert!(all.iter().all(|other| *other == bits), "the ranks hold different sums");
@@ -93,7 +93,7 @@ fn reducer() {
     let segments: Vec<_> = (0..10).map(segment).collect();
     let len = 20_010;
     let scale = 1.0 / (2 * world_size) as f32;
-    let options = ReducerOptions { overlap: true, scale, accumulation: Accumulation::Tree };
+    let options = ReducerOptions { overlap: true, scale, accumulation: Accumulation::Tree, wire: Wire::Fp32 };
     let expected = (world_size * (world_size + 1) / 2) as f32 * scale;
     for (cap, count) in [(1 << 14, 4), (1 << 20, 1)] {
         let buckets = plan_buckets(&segments, len, cap, cap);

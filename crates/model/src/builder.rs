@@ -11,12 +11,11 @@ pub(crate) struct Builder<'a> {
     pub(crate) norms: Vec<NormLayer>,
     pub(crate) stages: Vec<Stage>,
     pub(crate) convolutions: u32,
-    macs: u64,
     dropout_layers: u64,
     /// Added to the variance by batch norm.
     norm_epsilon: f64,
-    /// Parameters and multiply-adds that earlier stages account for.
-    accounted: (u64, u64),
+    /// Number of parameters that earlier stages account for.
+    accounted: usize,
 }
 
 /// A convolution with an odd square kernel, padded to keep the size.
@@ -48,15 +47,21 @@ impl<'a> Builder<'a> {
             norms: Vec::new(),
             stages: Vec::new(),
             convolutions: 0,
-            macs: 0,
             dropout_layers: 0,
-            accounted: (0, 0),
+            accounted: 0,
         }
     }
 
     fn parameter(&mut self, name: String, shape: Vec<i64>, role: Role, init: Init) -> usize {
-        self.parameters.push(Parameter { name, shape, role, init });
+        self.parameters.push(Parameter { name, shape, role, macs: 0, init });
         self.parameters.len() - 1
+    }
+
+    /// A weight each element of which is used for `positions` pixels of an image.
+    fn weight(&mut self, name: String, shape: Vec<i64>, role: Role, init: Init, positions: u64) -> usize {
+        let weight = self.parameter(name, shape, role, init);
+        self.parameters[weight].macs = positions * self.parameters[weight].elements();
+        weight
     }
 
     /// For the norm layers that follow.
@@ -91,8 +96,8 @@ impl<'a> Builder<'a> {
         let ConvShape { inputs, outputs, kernel, stride, groups } = conv;
         let shape = [outputs, inputs / groups, kernel, kernel].map(i64::from).to_vec();
         let output = u64::from(size.div_ceil(stride));
-        self.macs += output * output * shape.iter().product::<i64>() as u64;
-        let weight = self.parameter(format!("{name}.weight"), shape, Role::ConvWeight, init);
+        let name_of_weight = format!("{name}.weight");
+        let weight = self.weight(name_of_weight, shape, Role::ConvWeight, init, output * output);
         let bias = bias.then(|| {
             let shape = vec![i64::from(outputs)];
             self.parameter(format!("{name}.bias"), shape, Role::ConvBias, Init::Constant(0.0))
@@ -154,8 +159,7 @@ impl<'a> Builder<'a> {
         let bound = 1.0 / f64::from(inputs).sqrt();
         let init = Init::Uniform { low: -bound, high: bound };
         let shape = [outputs, inputs].map(i64::from).to_vec();
-        self.macs += u64::from(inputs) * u64::from(outputs);
-        let weight = self.parameter(format!("{name}.weight"), shape, Role::LinearWeight, init);
+        let weight = self.weight(format!("{name}.weight"), shape, Role::LinearWeight, init, 1);
         let bias = self.parameter(
             format!("{name}.bias"),
             vec![i64::from(outputs)],
@@ -167,15 +171,15 @@ impl<'a> Builder<'a> {
 
     /// Closes a row of the table: what was added since the last one.
     pub(crate) fn stage(&mut self, name: &str, output: u32, content: String) {
-        let parameters: u64 = self.parameters.iter().map(Parameter::elements).sum();
+        let added = &self.parameters[self.accounted..];
         self.stages.push(Stage {
             name: name.to_owned(),
             output,
             content,
-            parameters: parameters - self.accounted.0,
-            macs: self.macs - self.accounted.1,
+            parameters: added.iter().map(Parameter::elements).sum(),
+            macs: added.iter().map(|parameter| parameter.macs).sum(),
         });
-        self.accounted = (parameters, self.macs);
+        self.accounted = self.parameters.len();
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Parameter {
     pub shape: Vec<i64>,
     /// What it is for.
     pub role: Role,
+    /// Multiply-adds for one image of the layer whose weight this is; 0 for what is no such weight.
+    pub macs: u64,
     pub(crate) init: Init,
 }
 

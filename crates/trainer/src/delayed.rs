@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use allreduce::{AbortSignal, CommError, Communicator, Topology};
+use allreduce::{AbortSignal, CommError, Communicator, Topology, Wire};
 
 /// Sleeps before each sum; everything else is the inner communicator's.
 pub(crate) struct Delayed {
@@ -30,9 +30,9 @@ impl Communicator for Delayed {
         self.inner.interrupt_by(signal);
     }
 
-    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+    fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
         std::thread::sleep(self.delay);
-        self.inner.all_reduce(values)
+        self.inner.all_reduce(values, wire)
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

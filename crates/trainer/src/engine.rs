@@ -98,6 +98,7 @@ impl<'plan> Engine<'plan> {
             overlap: comm_config.overlap,
             scale: 1.0 / plan.batches.micro_batches() as f32,
             accumulation,
+            wire: comm_config.compression.wire(),
         };
         let reducer = Arc::new(Reducer::new(comm.clone(), region, segments, buckets, options));
         let hooks_count = Arc::new(AtomicBool::new(false));

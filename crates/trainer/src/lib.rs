@@ -6,6 +6,7 @@
 //! `checkpoint`, `transfer`, `run_dir`, `telemetry` are what is written.
 
 mod bench;
+mod bench_all_reduce;
 mod checkpoint;
 pub mod config;
 mod delayed;
@@ -23,6 +24,7 @@ mod optimizer;
 mod overview;
 mod plan;
 mod run_dir;
+mod scaling;
 mod schedule;
 mod session;
 mod state;
@@ -31,6 +33,7 @@ mod train;
 mod transfer;
 
 pub use bench::{BenchOptions, StepBench, bench_step};
+pub use bench_all_reduce::{AllReduceBench, AllReduceOptions, bench_all_reduce};
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};
@@ -38,4 +41,5 @@ pub use evaluate::Evaluation;
 pub use fault::Fault;
 pub use network_overview::{Format, describe_network};
 pub use overview::describe_plan;
+pub use scaling::{Algorithm, Cluster, Link};
 pub use train::{Finish, Resume, StopAfter, TrainOptions, evaluate_checkpoint, train};

@@ -8,15 +8,25 @@ use crate::config;
 use crate::error::Error;
 use crate::flat::FlatLayout;
 use crate::plan::Plan;
+use crate::scaling::{self, Cluster};
 
 /// A schedule that changes every epoch is not printed to its end.
 const LEARNING_RATES_SHOWN: usize = 24;
 
-/// Describes the run of `config` on `ranks` ranks. Needs the data set, but neither MPI nor a GPU.
+/// Ranks up to which steps are modelled.
+const MOST_RANKS: usize = 4096;
+
+/// Describes the run of `config` on `ranks` ranks, and with a `cluster` how it would scale there. Needs the data
+/// set, but neither MPI nor a GPU.
 ///
 /// # Errors
 /// What is wrong with the configuration or the data.
-pub fn describe_plan(config: &Path, overrides: &[String], ranks: usize) -> Result<String, Error> {
+pub fn describe_plan(
+    config: &Path,
+    overrides: &[String],
+    ranks: usize,
+    cluster: Option<Cluster>,
+) -> Result<String, Error> {
     let loaded = config::load(config, overrides)?;
     let plan = Plan::open(&loaded, 0, ranks)?;
     let layout = FlatLayout::new(&plan.network);
@@ -93,6 +103,13 @@ pub fn describe_plan(config: &Path, overrides: &[String], ranks: usize) -> Resul
             let _ = writeln!(text, "  epoch {:<14}{rate:.6}", epoch + 1);
         }
         last = rate;
+    }
+    if let Some(cluster) = cluster {
+        let bytes = plan.config.comm.compression.wire().bytes();
+        let loads = scaling::loads(&plan.network, &layout, &buckets, bytes);
+        let images = plan.config.train.global_batch / ranks;
+        let _ = writeln!(text, "{images} images a rank on more ranks, modelled:");
+        text += &cluster.table(&loads, images, MOST_RANKS);
     }
     Ok(text)
 }

@@ -10,7 +10,7 @@ use data_sharding::{
 use model::{Architecture, Network, Options};
 
 use crate::config::{
-    AutoOr, Config, ConfigError, CropPadding, Determinism, LoadedConfig, Reduce, SampleOrder,
+    AutoOr, Compression, Config, ConfigError, CropPadding, Determinism, LoadedConfig, Reduce, SampleOrder,
 };
 use crate::error::Error;
 use crate::schedule::Schedule;
@@ -229,8 +229,24 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     let micro_batch = config.train.micro_batch.unwrap_or((global_batch / world_size).max(1));
     let batches = BatchLayout::new(global_batch, micro_batch, rank, world_size)
         .map_err(|e| error("train.global_batch", e.to_string()))?;
+    if config.comm.compression != Compression::None {
+        if config.comm.reduce == Reduce::Mpi {
+            return Err(error(
+                "comm.compression",
+                "only the ordered reduction sums compressed gradients; set comm.reduce to ordered, or this to none"
+                    .into(),
+            ));
+        }
+        if config.train.determinism == Determinism::World {
+            return Err(error(
+                "comm.compression",
+                "rounds each rank's sum, so the number of ranks changes the result; expected none with train.determinism: world"
+                    .into(),
+            ));
+        }
+    }
     if config.train.determinism == Determinism::World {
-        if config.comm.reduce != Reduce::Ordered {
+        if config.comm.reduce == Reduce::Mpi {
             return Err(error(
                 "comm.reduce",
                 "train.determinism: world needs the order of sums fixed; expected ordered".into(),

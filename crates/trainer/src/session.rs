@@ -32,6 +32,7 @@ impl Session {
         let alone = allreduce::discover().is_none_or(|launched| launched.world_size == 1);
         let reduction = match config.reduce {
             Reduce::Ordered => Reduction::Ordered,
+            Reduce::FlatOrdered => Reduction::FlatOrdered,
             Reduce::Mpi => Reduction::Library,
         };
         let comm = CommThread::start(move || {

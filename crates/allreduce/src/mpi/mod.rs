@@ -3,9 +3,10 @@
 mod library;
 
 use crate::communicator::{AbortSignal, Communicator, Reduction};
-use crate::ordered::OrderedReduction;
+use crate::compressed::OrderedReductions;
+use crate::hierarchical::{HierarchicalReduction, Hosts};
 use crate::transport::{all_gather, barrier, broadcast};
-use crate::{CommError, Topology, discover};
+use crate::{CommError, Topology, Wire, discover};
 use library::Library;
 
 /// All ranks of `MPI_COMM_WORLD`.
@@ -20,7 +21,8 @@ pub struct MpiCommunicator {
 }
 
 enum Kind {
-    Ordered(OrderedReduction),
+    Ordered(Box<OrderedReductions>),
+    Hierarchical(Box<HierarchicalReduction>, Hosts),
     /// With memory for the values while their sums are written.
     Library(Vec<f32>),
 }
@@ -32,12 +34,16 @@ impl MpiCommunicator {
     /// # Errors
     /// When MPI does not start, or sees another number of ranks than the launcher announced.
     pub fn initialize(reduction: Reduction) -> Result<Self, CommError> {
-        let library = Library::start()?;
+        let mut library = Library::start()?;
         let topology = locate(&library)?;
         let description =
             format!("{}, thread level {}", short_version(&library.version()?), library.thread_level());
         let reduction = match reduction {
-            Reduction::Ordered => Kind::Ordered(OrderedReduction::default()),
+            Reduction::Ordered => match Hosts::find(&mut library, &topology)? {
+                Some(hosts) => Kind::Hierarchical(Box::default(), hosts),
+                None => Kind::Ordered(Box::default()),
+            },
+            Reduction::FlatOrdered => Kind::Ordered(Box::default()),
             Reduction::Library => Kind::Library(Vec::new()),
         };
         Ok(MpiCommunicator { library, topology, description, reduction })
@@ -84,9 +90,13 @@ impl Communicator for MpiCommunicator {
         self.library.interrupt_by(signal);
     }
 
-    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+    fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
         match &mut self.reduction {
-            Kind::Ordered(reduction) => reduction.all_reduce(&mut self.library, values),
+            Kind::Ordered(reductions) => reductions.all_reduce(&mut self.library, values, wire),
+            Kind::Hierarchical(reduction, hosts) => {
+                reduction.all_reduce(&mut self.library, *hosts, values, wire)
+            }
+            Kind::Library(_) if wire != Wire::Fp32 => Err(CommError::UnknownToLibrary { wire }),
             Kind::Library(copy) => {
                 copy.clear();
                 copy.extend_from_slice(values);

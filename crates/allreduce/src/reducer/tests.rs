@@ -25,7 +25,7 @@ impl Communicator for Slow {
     fn interrupt_by(&mut self, signal: AbortSignal) {
         self.solo.interrupt_by(signal);
     }
-    fn all_reduce(&mut self, _values: &mut [f32]) -> Result<(), CommError> {
+    fn all_reduce(&mut self, _values: &mut [f32], _wire: Wire) -> Result<(), CommError> {
         std::thread::sleep(self.all_reduce);
         self.done.fetch_add(1, Ordering::SeqCst);
         Ok(())
@@ -79,7 +79,7 @@ fn reducer(
     scale: f32,
 ) -> Reducer {
     let buckets = plan_buckets(&segments(), LEN, cap, cap);
-    let options = ReducerOptions { overlap, scale, accumulation };
+    let options = ReducerOptions { overlap, scale, accumulation, wire: Wire::Fp32 };
     Reducer::new(comm, gradients.clone(), segments(), buckets, options)
 }
 
@@ -188,7 +188,8 @@ fn a_step_after_the_end_of_communication_is_an_error_and_no_hang() {
 fn buckets_of_other_segments_are_refused() {
     let (comm, _) = slow(Duration::ZERO);
     let buckets = vec![Bucket { range: 0..100, segments: 0..3 }];
-    let options = ReducerOptions { overlap: true, scale: 1.0, accumulation: Accumulation::InPlace };
+    let options =
+        ReducerOptions { overlap: true, scale: 1.0, accumulation: Accumulation::InPlace, wire: Wire::Fp32 };
     let _ = Reducer::new(comm, Region::from_vec(vec![0.0; LEN]), segments(), buckets, options);
 }
 
@@ -293,6 +294,39 @@ fn averages_are_close_to_the_exact_ones() {
             let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
             let error = (f64::from(f32::from_bits(*bits)) - sum / micro_batches as f64).abs();
             assert!(error <= 1e-6 * size, "element {index} is off by {error}");
+        }
+    }
+}
+
+#[test]
+fn compression_rounds_the_scaled_segments_and_leaves_the_tail_alone() {
+    for (cap, bytes) in [(0, vec![128, 128, 2 * 50 + 4 * 24]), (usize::MAX, vec![2 * 178 + 4 * 24])] {
+        let results = on_each_comm_thread(3, |comm| {
+            let rank = comm.topology().rank;
+            // Three ranks' values near 60,000 would overflow fp16 if they were summed before they are scaled;
+            // 16,777,217 needs more bits than fp32 has, so the tail shows whether it is summed in fp32.
+            let gradients = Region::from_vec(vec![60_000.0; LEN]);
+            gradients.slice(182..LEN).lock().fill([16_777_216.0, 1.0, 3.0][rank]);
+            let buckets = plan_buckets(&segments(), LEN, cap, cap);
+            let options = ReducerOptions {
+                overlap: true,
+                scale: 1.0 / 3.0,
+                accumulation: Accumulation::InPlace,
+                wire: Wire::Fp16,
+            };
+            let reducer = Reducer::new(comm.clone(), gradients.clone(), segments(), buckets, options);
+            reducer.begin_step(1);
+            reducer.begin_last_backward();
+            (0..3).for_each(|segment| reducer.mark_ready(segment));
+            reducer.seal();
+            let exchange = reducer.finish().unwrap();
+            (gradients.to_vec(), exchange.buckets.iter().map(|record| record.bytes).collect::<Vec<_>>())
+        });
+        for (values, sent) in results {
+            assert_eq!(sent, bytes);
+            assert!(values[..178].iter().all(|&value| value == 60_000.0), "{values:?}");
+            let tail = (16_777_216.0f32 + 1.0 + 3.0) * (1.0 / 3.0);
+            assert!(values[182..].iter().all(|&value| value == tail), "{:?}", &values[178..]);
         }
     }
 }

@@ -80,7 +80,7 @@ fn stem(
 /// The average over an image of side `size` and the classifier called `name`.
 fn head(name: &str, channels: u32, options: &Options, size: u32, builder: &mut Builder) -> [Node; 2] {
     let linear = builder.linear(name, channels, options.classes);
-    let content = format!("{size}x{size} average, {} classes", options.classes);
+    let content = format!("{size}x{size} average, fc {} classes", options.classes);
     builder.stage("avg-pool", 1, content);
     [Node::GlobalAveragePool, linear]
 }

@@ -379,6 +379,8 @@ pub struct CommConfig {
     pub reduce: Reduce,
     /// Exchange buckets while backward still runs.
     pub overlap: bool,
+    /// How gradients travel between the ranks. Batch statistics, loss and counts are never compressed.
+    pub compression: Compression,
     /// Size of the first bucket in KiB: small, so that the exchange starts early.
     pub first_bucket_kib: usize,
     /// Size of the other buckets in KiB.
@@ -396,6 +398,7 @@ impl Default for CommConfig {
         CommConfig {
             reduce: Reduce::Ordered,
             overlap: true,
+            compression: Compression::None,
             first_bucket_kib: 1024,
             bucket_kib: 25 * 1024,
             timeout_s: 600,
@@ -408,9 +411,11 @@ impl Default for CommConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reduce {
-    /// A fixed binary tree over the ranks: the same bits whatever the buckets are.
+    /// A fixed binary tree over the ranks: the same bits whatever the buckets are. Sums within hosts come first.
     #[default]
     Ordered,
+    /// The same without regard to hosts: each rank's slices travel to every other rank.
+    FlatOrdered,
     /// MPI's own all-reduce.
     Mpi,
 }
@@ -425,6 +430,29 @@ pub enum CollectiveCheck {
     /// Every single collective too: finds ranks that run different code. Costs a small message to and from
     /// every rank each time.
     Every,
+}
+
+/// `comm.compression:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// As fp32.
+    #[default]
+    None,
+    /// Rounded to bf16, summed in fp32.
+    Bf16,
+    /// Rounded to fp16, summed in fp32.
+    Fp16,
+}
+
+impl Compression {
+    pub(crate) fn wire(self) -> allreduce::Wire {
+        match self {
+            Compression::None => allreduce::Wire::Fp32,
+            Compression::Bf16 => allreduce::Wire::Bf16,
+            Compression::Fp16 => allreduce::Wire::Fp16,
+        }
+    }
 }
 
 /// `checkpoint:`

@@ -3,7 +3,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use trainer::EXIT_USAGE;
+use clap::ValueEnum;
+use trainer::{AllReduceOptions, EXIT_USAGE, config};
 
 use super::ConfigArguments;
 
@@ -17,6 +18,47 @@ pub(crate) struct Arguments {
 enum Command {
     /// The parts of a training step, with the exchange of gradients and without
     Step(StepArguments),
+    /// The sum over all ranks by itself, for a range of sizes
+    Allreduce(AllReduceArguments),
+}
+
+#[derive(clap::Args)]
+struct AllReduceArguments {
+    /// Smallest size
+    #[arg(long, value_name = "KIB", default_value = "4")]
+    min_kib: NonZeroU32,
+    /// Largest size; each is four times the one before
+    #[arg(long, value_name = "KIB", default_value = "65536")]
+    max_kib: NonZeroU32,
+    /// Who decides the order of the sum
+    #[arg(long, value_enum, default_value = "ordered")]
+    reduce: Reduce,
+    /// How values travel
+    #[arg(long, value_enum, default_value = "none")]
+    compression: Compression,
+    /// Measured all-reduces of each size
+    #[arg(long, default_value = "20")]
+    iterations: NonZeroU32,
+    /// All-reduces of each size before measuring
+    #[arg(long, default_value = "3")]
+    warmup: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Reduce {
+    Ordered,
+    FlatOrdered,
+    Mpi,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Compression {
+    None,
+    Bf16,
+    Fp16,
 }
 
 #[derive(clap::Args)]
@@ -39,7 +81,52 @@ struct StepArguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> i32 {
-    let Command::Step(step) = arguments.command;
+    match arguments.command {
+        Command::Step(step) => run_step(step),
+        Command::Allreduce(arguments) => run_all_reduce(&arguments),
+    }
+}
+
+fn run_all_reduce(arguments: &AllReduceArguments) -> i32 {
+    let options = AllReduceOptions {
+        min_bytes: 1024 * arguments.min_kib.get() as usize,
+        max_bytes: 1024 * arguments.max_kib.get() as usize,
+        reduce: match arguments.reduce {
+            Reduce::Ordered => config::Reduce::Ordered,
+            Reduce::FlatOrdered => config::Reduce::FlatOrdered,
+            Reduce::Mpi => config::Reduce::Mpi,
+        },
+        compression: match arguments.compression {
+            Compression::None => config::Compression::None,
+            Compression::Bf16 => config::Compression::Bf16,
+            Compression::Fp16 => config::Compression::Fp16,
+        },
+        iterations: arguments.iterations.get() as usize,
+        warmup: arguments.warmup as usize,
+    };
+    if options.min_bytes > options.max_bytes {
+        super::complain("--min-kib is larger than --max-kib");
+        return EXIT_USAGE;
+    }
+    if options.reduce == config::Reduce::Mpi && options.compression != config::Compression::None {
+        super::complain("--compression needs --reduce ordered: MPI sums no 16-bit floats");
+        return EXIT_USAGE;
+    }
+    match trainer::bench_all_reduce(options) {
+        Ok(None) => 0,
+        Ok(Some(bench)) => {
+            super::show(&if arguments.json {
+                format!("{}\n", serde_json::json!(bench))
+            } else {
+                bench.table()
+            });
+            0
+        }
+        Err(error) => error.exit_code(),
+    }
+}
+
+fn run_step(step: StepArguments) -> i32 {
     let Ok(delay) = Duration::try_from_secs_f64(step.delay_ms / 1e3) else {
         super::complain(&format!("--delay-ms {}: expected 0 or more milliseconds", step.delay_ms));
         return EXIT_USAGE;

@@ -2,6 +2,9 @@
 
 use std::num::NonZeroUsize;
 
+use clap::ValueEnum;
+use trainer::{Cluster, EXIT_USAGE, Link};
+
 use super::ConfigArguments;
 
 #[derive(clap::Args)]
@@ -11,9 +14,95 @@ pub(crate) struct Arguments {
     /// Number of ranks
     #[arg(long, default_value = "1")]
     ranks: NonZeroUsize,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// The machines of a model of steps on up to 4,096 ranks
+#[derive(clap::Args)]
+struct ClusterArguments {
+    /// Milliseconds of a step without exchange, as `bench step` measures them; prints how it would scale
+    #[arg(long, value_name = "MS")]
+    step_ms: Option<f64>,
+    /// Share of backward in a step
+    #[arg(long, value_name = "SHARE", default_value_t = 2.0 / 3.0)]
+    backward_share: f64,
+    /// Ranks on each host
+    #[arg(long, value_name = "RANKS", default_value = "8")]
+    ranks_a_host: NonZeroUsize,
+    /// How sums travel
+    #[arg(long, value_enum, default_value = "ring")]
+    algorithm: Algorithm,
+    /// Rate of each host's link to the others, in Gbit/s
+    #[arg(long, value_name = "GBIT", default_value_t = 100.0)]
+    gbit: f64,
+    /// Latency of it, in microseconds
+    #[arg(long, value_name = "US", default_value_t = 5.0)]
+    latency_us: f64,
+    /// Rate between the ranks of a host, in Gbit/s
+    #[arg(long, value_name = "GBIT", default_value_t = 2400.0)]
+    host_gbit: f64,
+    /// Latency of it, in microseconds
+    #[arg(long, value_name = "US", default_value_t = 2.0)]
+    host_latency_us: f64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Algorithm {
+    Ring,
+    Tree,
+    Ordered,
+    Hierarchical,
+}
+
+impl ClusterArguments {
+    fn cluster(&self) -> Result<Option<Cluster>, String> {
+        let Some(step_ms) = self.step_ms else { return Ok(None) };
+        let positive = f64::MIN_POSITIVE..=f64::MAX;
+        for (name, value, range, expected) in [
+            ("step-ms", step_ms, positive.clone(), "more than 0"),
+            ("backward-share", self.backward_share, 0.0..=1.0, "0 to 1"),
+            ("gbit", self.gbit, positive.clone(), "more than 0"),
+            ("latency-us", self.latency_us, 0.0..=f64::MAX, "0 or more"),
+            ("host-gbit", self.host_gbit, positive, "more than 0"),
+            ("host-latency-us", self.host_latency_us, 0.0..=f64::MAX, "0 or more"),
+        ] {
+            if !range.contains(&value) {
+                return Err(format!("--{name} {value} is out of range; expected {expected}"));
+            }
+        }
+        let link = |latency_us: f64, gbit: f64| Link {
+            latency_seconds: latency_us / 1e6,
+            bytes_per_second: gbit * 1e9 / 8.0,
+        };
+        Ok(Some(Cluster {
+            step_seconds: step_ms / 1e3,
+            backward_share: self.backward_share,
+            ranks_a_host: self.ranks_a_host.get(),
+            within: link(self.host_latency_us, self.host_gbit),
+            between: link(self.latency_us, self.gbit),
+            algorithm: match self.algorithm {
+                Algorithm::Ring => trainer::Algorithm::Ring,
+                Algorithm::Tree => trainer::Algorithm::Tree,
+                Algorithm::Ordered => trainer::Algorithm::Ordered,
+                Algorithm::Hierarchical => trainer::Algorithm::Hierarchical,
+            },
+        }))
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> i32 {
     let config = &arguments.config;
-    super::finish(trainer::describe_plan(&config.config, &config.overrides, arguments.ranks.get()))
+    match arguments.cluster.cluster() {
+        Ok(cluster) => super::finish(trainer::describe_plan(
+            &config.config,
+            &config.overrides,
+            arguments.ranks.get(),
+            cluster,
+        )),
+        Err(sentence) => {
+            super::complain(&sentence);
+            EXIT_USAGE
+        }
+    }
 }

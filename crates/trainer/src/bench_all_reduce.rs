@@ -1,0 +1,157 @@
+//! `wrn-dist bench allreduce`: the exchange by itself, over a range of sizes, in the columns of nccl-tests.
+//!
+//! ```text
+//! algbw = bytes / time
+//! busbw = algbw * 2 (n - 1) / n        the rate at which each rank's link must carry data, whatever the algorithm
+//! ```
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use allreduce::{Measurement, measure_all_reduce};
+use serde::Serialize;
+
+use crate::config::{CommConfig, Compression, Reduce};
+use crate::error::Error;
+use crate::session::{Session, with_session};
+
+/// What `wrn-dist bench allreduce` was asked to do.
+#[derive(Clone, Copy, Debug)]
+pub struct AllReduceOptions {
+    /// Smallest size in bytes of fp32 values.
+    pub min_bytes: usize,
+    /// Largest size; each is four times the one before.
+    pub max_bytes: usize,
+    /// Who decides the order of the sum.
+    pub reduce: Reduce,
+    /// How values travel.
+    pub compression: Compression,
+    /// All-reduces of each size that are measured.
+    pub iterations: usize,
+    /// All-reduces of each size before that.
+    pub warmup: usize,
+}
+
+/// All sizes; times are those of rank 0, which begins with the others.
+#[derive(Clone, Debug, Serialize)]
+pub struct AllReduceBench {
+    /// Number of ranks.
+    pub world_size: usize,
+    /// What carries the messages.
+    pub transport: String,
+    /// Who decides the order of the sum.
+    pub reduce: Reduce,
+    /// How values travel.
+    pub compression: Compression,
+    /// One row a size.
+    pub rows: Vec<AllReduceRow>,
+}
+
+/// One size.
+#[derive(Clone, Debug, Serialize)]
+pub struct AllReduceRow {
+    /// Of fp32 values.
+    pub bytes: usize,
+    /// Median time of an all-reduce.
+    pub median_seconds: f64,
+    /// Shortest time of one.
+    pub min_seconds: f64,
+    /// Bytes a second that an all-reduce takes, in 10^9, from the median.
+    pub algbw: f64,
+    /// Bytes a second that a rank sends, in 10^9, were it a ring.
+    pub busbw: f64,
+    /// Elements of wrong value on any rank.
+    pub wrong: u64,
+}
+
+const GROWTH: usize = 4;
+
+/// Measures; collective over all ranks. A result on rank 0 only.
+///
+/// # Errors
+/// The failure, already printed.
+pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBench>, Error> {
+    let config = CommConfig { reduce: options.reduce, ..CommConfig::default() };
+    with_session(&config, |session| {
+        let sizes = std::iter::successors(Some(options.min_bytes), |bytes| bytes.checked_mul(GROWTH));
+        let rows = sizes
+            .take_while(|&bytes| bytes <= options.max_bytes)
+            .map(|bytes| row(session, options, bytes))
+            .collect::<Result<_, Error>>()?;
+        Ok(session.is_leader().then(|| AllReduceBench {
+            world_size: session.topology().world_size,
+            transport: session.comm().description().to_owned(),
+            reduce: options.reduce,
+            compression: options.compression,
+            rows,
+        }))
+    })
+}
+
+fn row(session: &Session, options: AllReduceOptions, bytes: usize) -> Result<AllReduceRow, Error> {
+    let len = bytes / size_of::<f32>();
+    let Measurement { mut durations, wrong } = measure_all_reduce(
+        session.comm(),
+        len,
+        options.compression.wire(),
+        options.warmup,
+        options.iterations,
+    )?;
+    let wrong_of_all = session.comm().all_gather((wrong as u64).to_le_bytes().to_vec())?;
+    let wrong = wrong_of_all
+        .iter()
+        .filter_map(|bytes| bytes.as_slice().try_into().ok())
+        .map(u64::from_le_bytes)
+        .sum();
+    durations.sort_unstable();
+    let seconds = |duration: Option<&Duration>| duration.map_or(0.0, Duration::as_secs_f64);
+    let median_seconds = seconds(durations.get(durations.len() / 2));
+    let world_size = session.topology().world_size as f64;
+    let algbw = bytes as f64 / median_seconds / 1e9;
+    Ok(AllReduceRow {
+        bytes,
+        median_seconds,
+        min_seconds: seconds(durations.first()),
+        algbw,
+        busbw: algbw * 2.0 * (world_size - 1.0) / world_size,
+        wrong,
+    })
+}
+
+impl AllReduceBench {
+    /// A table for people.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "{} rank(s), {}, reduce {}, compression {}\n{:>12}{:>14}{:>14}{:>12}{:>12}{:>8}\n",
+            self.world_size,
+            self.transport,
+            name(&self.reduce),
+            name(&self.compression),
+            "bytes",
+            "median us",
+            "min us",
+            "algbw GB/s",
+            "busbw GB/s",
+            "wrong"
+        );
+        for row in &self.rows {
+            let _ = writeln!(
+                text,
+                "{:>12}{:>14.1}{:>14.1}{:>12.3}{:>12.3}{:>8}",
+                row.bytes,
+                1e6 * row.median_seconds,
+                1e6 * row.min_seconds,
+                row.algbw,
+                row.busbw,
+                row.wrong
+            );
+        }
+        text
+    }
+}
+
+/// As in a configuration.
+fn name(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}

@@ -1,0 +1,111 @@
+//! Two hosts on one machine: network namespaces joined by a pair of virtual interfaces, with a real `mpirun`
+//! between them that reaches the second one through `ip netns exec` instead of ssh.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tempfile::TempDir;
+
+use crate::command::{Outcome, binary, run_quickly, skip};
+
+/// The hosts, which end with this value.
+pub struct TwoHosts {
+    folder: TempDir,
+    namespaces: [String; 2],
+}
+
+/// Of the pairs of hosts that this process has made; tests run side by side.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+const NETWORK: &str = "10.77.41.0/24";
+const ADDRESSES: [&str; 2] = ["10.77.41.1", "10.77.41.2"];
+
+impl TwoHosts {
+    /// Two hosts with `slots` ranks each and a link of `rate` (as `tc` writes it); `None`, said loudly, where
+    /// namespaces cannot be made.
+    ///
+    /// # Panics
+    /// When a namespace can be made, but not what belongs into it.
+    #[must_use]
+    pub fn set_up_or_skip(slots: usize, rate: &str) -> Option<TwoHosts> {
+        let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let namespaces = [format!("wrn-{id}-a"), format!("wrn-{id}-b")];
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        if !ip(&["netns", "add", &namespaces[0]]) {
+            skip("namespaces", "network namespaces cannot be made; it takes root and iproute2");
+            return None;
+        }
+        let hosts = TwoHosts { folder, namespaces };
+        let [first, second] = &hosts.namespaces;
+        assert!(ip(&["netns", "add", second]), "a second namespace can be made where a first one was");
+        let mut setup = vec![format!("link add eth0 netns {first} type veth peer name eth0 netns {second}")];
+        for (namespace, address) in hosts.namespaces.iter().zip(ADDRESSES) {
+            setup.push(format!("-n {namespace} address add {address}/24 dev eth0"));
+            setup.push(format!("-n {namespace} link set eth0 up"));
+            setup.push(format!("-n {namespace} link set lo up"));
+        }
+        for line in setup {
+            assert!(ip(&line.split(' ').collect::<Vec<_>>()), "ip {line}");
+        }
+        for namespace in &hosts.namespaces {
+            let limit = format!("qdisc add dev eth0 root tbf rate {rate} burst 256kb latency 50ms");
+            let limited = Command::new("tc").args(["-n", namespace]).args(limit.split(' ')).status();
+            assert!(limited.is_ok_and(|status| status.success()), "tc -n {namespace} {limit}");
+        }
+        // Called as ssh would be: host, then a command for its shell. Each host has a name of its own, since Open
+        // MPI names the shared memory of a host's ranks after it.
+        let agent = format!(
+            "#!/bin/sh\nhost=$1; shift\ncase $host in\n{}) netns={second};;\n*) netns={first};;\nesac\n\
+             exec ip netns exec \"$netns\" unshare --uts sh -c 'hostname \"$1\"; shift; eval \"$*\"' sh \"$netns\" \"$@\"\n",
+            ADDRESSES[1]
+        );
+        fs::write(hosts.agent(), agent).expect("the temporary folder is writable");
+        fs::set_permissions(hosts.agent(), fs::Permissions::from_mode(0o700))
+            .expect("own files can be changed");
+        let file: String = ADDRESSES.iter().map(|address| format!("{address} slots={slots}\n")).collect();
+        fs::write(hosts.host_file(), file).expect("the temporary folder is writable");
+        Some(hosts)
+    }
+
+    fn agent(&self) -> PathBuf {
+        self.folder.path().join("agent.sh")
+    }
+
+    fn host_file(&self) -> PathBuf {
+        self.folder.path().join("hosts")
+    }
+
+    /// Runs `wrn-dist` by `launch/mpirun/many-hosts.sh`, one rank a slot of every host.
+    #[must_use]
+    pub fn wrn_dist(&self, arguments: &[&str]) -> Outcome {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../launch/mpirun/many-hosts.sh");
+        let first = &self.namespaces[0];
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", first, "unshare", "--uts"])
+            .args(["sh", "-c", "hostname \"$0\"; exec \"$@\"", first, "bash", script])
+            .arg(self.host_file())
+            .args(arguments)
+            .env("BINARY", binary())
+            .env("NETWORK", NETWORK)
+            .env("OMPI_MCA_plm_rsh_agent", self.agent())
+            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        run_quickly(command)
+    }
+}
+
+impl Drop for TwoHosts {
+    fn drop(&mut self) {
+        for namespace in &self.namespaces {
+            ip(&["netns", "delete", namespace]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> bool {
+    Command::new("ip").args(arguments).output().is_ok_and(|output| output.status.success())
+}
