@@ -197,7 +197,10 @@ fn end_all_ranks_on_panic(control: Control) {
     std::panic::set_hook(Box::new(move |panic| {
         if std::thread::current().id() == training_thread {
             report(panic);
-            let text = panic.payload_as_str().unwrap_or("without a message");
+            let payload = panic.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            let text = text.unwrap_or("without a message");
             let place =
                 panic.location().map_or(String::new(), |at| format!(" at {}:{}", at.file(), at.line()));
             control.fail(EXIT_FAILURE, &format!("panicked{place}: {text}"));

@@ -46,6 +46,9 @@ struct Ending {
     printed: Option<String>,
 }
 
+/// Takes this process to its end; returns in tests only.
+type End = Arc<dyn Fn(Ending) + Send + Sync>;
+
 /// This rank's end of the control plane. Clones are the same.
 #[derive(Clone)]
 pub struct Control {
@@ -63,24 +66,18 @@ impl Control {
     /// # Errors
     /// When the ranks do not meet.
     pub fn start(comm: &CommThread, timeout: Duration) -> Result<Control, Failure> {
-        Self::start_with(comm, timeout, || Box::new(|ending: Ending| end_process(ending.exit_code)))
+        Self::start_with(comm, timeout, Arc::new(|ending: Ending| end_process(ending.exit_code)))
     }
 
-    fn start_with(
-        comm: &CommThread,
-        timeout: Duration,
-        end: impl Fn() -> Box<dyn Fn(Ending) + Send>,
-    ) -> Result<Control, Failure> {
+    fn start_with(comm: &CommThread, timeout: Duration, end: End) -> Result<Control, Failure> {
         let connections = meet(comm, timeout)?;
         let (commands, receiver) = unbounded();
         let (ending, running) = bounded(0);
         let rank = comm.topology().rank;
-        let started = Plane::new(rank, connections, comm.flight().clone(), receiver, end(), ending).and_then(
+        let flight = comm.flight().clone();
+        let started = Plane::new(rank, connections, flight, receiver, Arc::clone(&end), ending).and_then(
             |(plane, waker)| {
-                let end = end();
-                std::thread::Builder::new()
-                    .name("control plane".into())
-                    .spawn(move || serve(plane, &*end))?;
+                std::thread::Builder::new().name("control plane".into()).spawn(move || serve(plane, &end))?;
                 Ok(waker)
             },
         );
@@ -122,7 +119,7 @@ impl Control {
     }
 }
 
-fn serve(plane: Plane, end: &dyn Fn(Ending)) {
+fn serve(plane: Plane, end: &End) {
     if let Err(reason) = ask_for_short_slices() {
         tracing::debug!(%reason, "the control plane cannot ask for short slices");
     }

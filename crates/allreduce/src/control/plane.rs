@@ -11,7 +11,7 @@ use super::link::Link;
 use super::meeting::Connections;
 use super::verdict::{self, Seen};
 use super::wire::{Message, bounded};
-use super::{EXIT_FAILURE, Ending};
+use super::{EXIT_FAILURE, End, Ending};
 use crate::flight::{FlightRecorder, Status};
 
 /// No rank has that number.
@@ -56,8 +56,7 @@ pub(super) struct Plane {
     judge_from: Instant,
     /// The job is ending; what is still heard changes nothing.
     ending: bool,
-    /// Takes the process to its end; returns in tests only.
-    end: Box<dyn Fn(Ending) + Send>,
+    end: End,
     /// Disconnected when the loop ends.
     _running: Sender<()>,
 }
@@ -72,7 +71,7 @@ impl Plane {
         connections: Connections,
         flight: FlightRecorder,
         commands: Receiver<Command>,
-        end: Box<dyn Fn(Ending) + Send>,
+        end: End,
         running: Sender<()>,
     ) -> io::Result<(Plane, Waker)> {
         let poll = Poll::new()?;

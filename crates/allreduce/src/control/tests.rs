@@ -1,6 +1,6 @@
 //! The control plane among ranks that are threads of this process: what ends whom, and with which words.
 
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use super::meeting::{Connections, meet};
@@ -36,10 +36,7 @@ fn job(
             None
         } else {
             let (sender, ending) = std::sync::mpsc::channel();
-            let end = || -> Box<dyn Fn(Ending) + Send> {
-                let sender = sender.clone();
-                Box::new(move |ending| drop(sender.send(ending)))
-            };
+            let end = Arc::new(move |ending| drop(sender.send(ending)));
             let control = Control::start_with(comm, timeout, end).unwrap();
             body(comm, Some(&control), &mut None);
             ending.recv_timeout(MOMENTS).ok()
@@ -152,8 +149,8 @@ fn a_rank_that_says_nothing_ends_all() {
 fn ranks_that_leave_in_an_orderly_way_end_nobody() {
     let begin = Instant::now();
     on_each_comm_thread(4, |comm| {
-        let control =
-            Control::start_with(comm, LONG, || Box::new(|ending| panic!("ended with {ending:?}"))).unwrap();
+        let end = Arc::new(|ending| panic!("ended with {ending:?}"));
+        let control = Control::start_with(comm, LONG, end).unwrap();
         // The others stay for a while.
         std::thread::sleep(Duration::from_millis(100 * comm.topology().rank as u64));
         control.leave();
