@@ -74,7 +74,29 @@ summary() {
     ' skip_log="$2" "$1" "$2"
 }
 
+# What some tests compare with, beside PyTorch but out of the environment that builds use.
+ORACLES=(torchvision==0.28.0 timm==1.0.31 pillow==13.0.0)
+ORACLES_FOLDER=$(dirname "$TORCH_VENV")/oracles-$TORCH_VERSION
+
+# The marker is written last, as for PyTorch. Without a network the tests that need these are skipped.
+install_oracles() {
+    stage "Oracles of the tests"
+    local marker=$ORACLES_FOLDER/wrn-dist-complete wanted=${ORACLES[*]}
+    if [[ $(cat "$marker" 2>/dev/null || true) != "$wanted" ]]; then
+        say "installing $wanted into $ORACLES_FOLDER"
+        rm -rf "$ORACLES_FOLDER"
+        if ! python3 -m pip install --no-deps --target "$ORACLES_FOLDER" "${ORACLES[@]}" >"$LOGS/oracles.log" 2>&1; then
+            say "that failed (see $LOGS/oracles.log): tests that compare with them are skipped"
+            rm -rf "$ORACLES_FOLDER"
+            return
+        fi
+        echo "$wanted" >"$marker"
+    fi
+    export PYTHONPATH=$ORACLES_FOLDER${PYTHONPATH:+:$PYTHONPATH}
+}
+
 set_up
+install_oracles
 
 stage "Build of the tests"
 cargo test --release --workspace --no-run

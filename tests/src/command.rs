@@ -185,12 +185,18 @@ pub fn mpirun_or_skip() -> bool {
 /// Whether `python3` has PyTorch, numpy and safetensors, which serve as oracle; says so loudly when not.
 #[must_use]
 pub fn python_or_skip() -> bool {
+    python_module_or_skip("numpy")
+}
+
+/// Whether `python3` has PyTorch, safetensors and `module`; says so loudly when not.
+#[must_use]
+pub fn python_module_or_skip(module: &str) -> bool {
     let found = Command::new("python3")
-        .args(["-c", "import torch, numpy, safetensors"])
+        .args(["-c", &format!("import torch, safetensors, {module}")])
         .output()
         .is_ok_and(|output| output.status.success());
     if !found {
-        skip("python", "python3 lacks torch, numpy or safetensors");
+        skip("python", &format!("python3 lacks torch, safetensors or {module}"));
     }
     found
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -56,11 +56,15 @@ impl TwoHosts {
             assert!(limited.is_ok_and(|status| status.success()), "tc -n {namespace} {limit}");
         }
         // Called as ssh would be: host, then a command for its shell. Each host has a name of its own, since Open
-        // MPI names the shared memory of a host's ranks after it.
+        // MPI names the shared memory of a host's ranks after it, and mounts of its own.
         let agent = format!(
             "#!/bin/sh\nhost=$1; shift\ncase $host in\n{}) netns={second};;\n*) netns={first};;\nesac\n\
-             exec ip netns exec \"$netns\" unshare --uts sh -c 'hostname \"$1\"; shift; eval \"$*\"' sh \"$netns\" \"$@\"\n",
-            ADDRESSES[1]
+             exec ip netns exec \"$netns\" unshare --uts --mount sh -c '\n\
+             hostname \"$1\"; shift\n\
+             if [ -e {hidden} ]; then mount --bind /dev/null \"$(cat {hidden})\"; fi\n\
+             eval \"$*\"' sh \"$netns\" \"$@\"\n",
+            ADDRESSES[1],
+            hidden = hosts.hidden().display()
         );
         fs::write(hosts.agent(), agent).expect("the temporary folder is writable");
         fs::set_permissions(hosts.agent(), fs::Permissions::from_mode(0o700))
@@ -72,6 +76,20 @@ impl TwoHosts {
 
     fn agent(&self) -> PathBuf {
         self.folder.path().join("agent.sh")
+    }
+
+    /// Holds the path of the file that the second host finds empty.
+    fn hidden(&self) -> PathBuf {
+        self.folder.path().join("hidden")
+    }
+
+    /// From now on the second host finds `file` empty.
+    ///
+    /// # Panics
+    /// When the temporary folder is not writable.
+    pub fn empty_on_the_second(&self, file: &Path) {
+        fs::write(self.hidden(), file.as_os_str().as_encoded_bytes())
+            .expect("the temporary folder is writable");
     }
 
     fn host_file(&self) -> PathBuf {

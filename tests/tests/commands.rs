@@ -43,6 +43,12 @@ fn eval_counts_what_training_counted_on_any_number_of_ranks() {
         );
         assert_eq!(outcome.stdout.lines().count(), 1, "printed once: {}", outcome.stdout);
     }
+    // Evaluation scales branches by it, so another value would be another network.
+    let run = experiment.path("run");
+    let arguments = ["eval", "--config", experiment.config(), "--checkpoint", run.to_str().unwrap()];
+    let other =
+        wrn_dist(1, &[&arguments[..], &["--set", "model.stochastic_depth=0.5"]].concat()).expect_code(1);
+    assert!(other.stderr.contains("model.stochastic_depth"), "{}", other.stderr);
 }
 
 #[test]

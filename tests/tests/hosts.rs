@@ -22,35 +22,43 @@ fn ranks_on_two_hosts_give_the_bits_of_ranks_on_one() {
     let Some(hosts) = TwoHosts::set_up_or_skip(2, "1gbit") else { return };
     let experiment = experiment();
     let _ = experiment.train("one host", 4, &[]).expect_code(0);
-    let out = experiment.path("two hosts");
-    let arguments = ["train", "--config", experiment.config(), "--out", out.to_str().unwrap()];
-    let outcome = hosts.wrn_dist(&arguments).expect_code(0);
-    assert!(outcome.stdout.contains("4 ranks"), "{}", outcome.stdout);
-    assert_eq!(
-        metrics_without_times(experiment.metrics("two hosts")),
-        metrics_without_times(experiment.metrics("one host"))
-    );
-    assert!(experiment.checkpoint("two hosts") == experiment.checkpoint("one host"), "weights or momentum");
+    for (name, reduce, first_within_hosts) in
+        [("hosts first", "ordered", true), ("flat", "flat-ordered", false)]
+    {
+        let out = experiment.path(name);
+        let reduce = format!("comm.reduce={reduce}");
+        let arguments =
+            ["train", "--config", experiment.config(), "--out", out.to_str().unwrap(), "--set", &reduce];
+        let outcome = hosts.wrn_dist(&arguments).expect_code(0);
+        assert!(outcome.stdout.contains("4 ranks"), "{}", outcome.stdout);
+        let within = outcome.stdout.contains("sums within 2 hosts of 2 first");
+        assert_eq!(within, first_within_hosts, "{name}: {}", outcome.stdout);
+        assert_eq!(
+            metrics_without_times(experiment.metrics(name)),
+            metrics_without_times(experiment.metrics("one host"))
+        );
+        assert!(experiment.checkpoint(name) == experiment.checkpoint("one host"), "weights or momentum");
+    }
 }
 
 #[test]
-fn an_error_on_one_host_ends_the_ranks_on_the_other_with_its_sentence() {
+fn an_error_on_the_second_host_ends_all_ranks_with_its_sentence() {
     if !mpirun_or_skip() {
         return;
     }
     let Some(hosts) = TwoHosts::set_up_or_skip(1, "1gbit") else { return };
     let experiment = experiment();
+    let labels = experiment.path("train-labels-idx1-ubyte.gz");
+    assert!(labels.is_file());
+    hosts.empty_on_the_second(&labels);
     let out = experiment.path("refused");
-    let outcome = hosts
-        .wrn_dist(&[
-            "train",
-            "--config",
-            experiment.config(),
-            "--out",
-            out.to_str().unwrap(),
-            "--set",
-            "train.global_batch=33",
-        ])
-        .expect_code(2);
-    assert!(outcome.stderr.contains("a global batch of 33"), "{}", outcome.stderr);
+    let arguments = ["train", "--config", experiment.config(), "--out", out.to_str().unwrap()];
+    let outcome = hosts.wrn_dist(&arguments).expect_code(1);
+    let sentences: Vec<&str> = outcome.stderr.lines().filter(|line| line.starts_with("error")).collect();
+    assert_eq!(sentences.len(), 1, "{}", outcome.stderr);
+    assert!(
+        sentences[0].contains("rank 1") && sentences[0].contains("train-labels-idx1-ubyte"),
+        "{sentences:?}"
+    );
+    assert!(!out.exists());
 }

@@ -61,8 +61,8 @@ pub trait Communicator {
 pub enum Reduction {
     /// In a fixed binary tree over the ranks: the same bits however the data is cut into buckets. See
     /// [`Accumulation::Tree`](crate::Accumulation::Tree) for what that makes possible. Where each of several hosts
-    /// has the same power of two of ranks, hosts exchange sums instead of every rank's values; the bits are the
-    /// same.
+    /// has the same power of two of ranks, hosts exchange sums instead of every rank's values; in fp32 the bits
+    /// are the same.
     Ordered,
     /// The same tree without regard to hosts.
     FlatOrdered,

@@ -22,11 +22,22 @@ pub enum Wire {
     Fp32,
     /// Rounded to 8 bits of precision, with the range of fp32.
     Bf16,
-    /// Rounded to 11 bits of precision; beyond 65,504 they become infinite.
+    /// Rounded to 11 bits of precision; from 65,520 on they become infinite, below 6e-5 they lose precision, and
+    /// below 3e-8 they become 0.
     Fp16,
 }
 
 impl Wire {
+    /// The value that arrives when `value` is sent.
+    #[must_use]
+    pub fn round(self, value: f32) -> f32 {
+        match self {
+            Wire::Fp32 => value,
+            Wire::Bf16 => bf16::from_f32(value).to_f32(),
+            Wire::Fp16 => f16::from_f32(value).to_f32(),
+        }
+    }
+
     /// Bytes of a value on its way.
     #[must_use]
     pub fn bytes(self) -> usize {

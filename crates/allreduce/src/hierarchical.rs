@@ -10,6 +10,7 @@
 //! and the results have the same bits as those of [`crate::ordered`]. Compression rounds only what travels between
 //! hosts.
 
+use std::fmt;
 use std::ops::Range;
 
 use crate::compressed::OrderedReductions;
@@ -20,7 +21,14 @@ use crate::{CommError, Topology, Wire};
 /// The same power of two of ranks on each of several hosts, those of a host in succession.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hosts {
+    count: usize,
     ranks_each: usize,
+}
+
+impl fmt::Display for Hosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} hosts of {}", self.count, self.ranks_each)
+    }
 }
 
 impl Hosts {
@@ -38,7 +46,8 @@ impl Hosts {
             *bytes == expected
         });
         let several = ranks_each > 1 && ranks_each < topology.world_size && ranks_each.is_power_of_two();
-        Ok((several && regular).then_some(Hosts { ranks_each }))
+        let count = topology.world_size / ranks_each;
+        Ok((several && regular).then_some(Hosts { count, ranks_each }))
     }
 }
 
@@ -61,13 +70,12 @@ impl HierarchicalReduction {
         if values.is_empty() {
             return Ok(());
         }
-        let Hosts { ranks_each } = hosts;
-        let (rank, world_size) = (transport.rank(), transport.world_size());
+        let Hosts { count, ranks_each } = hosts;
+        let rank = transport.rank();
         let (host, local_rank) = (rank / ranks_each, rank % ranks_each);
         let slices = Slices::new(values.len(), ranks_each);
         let within = Members { first: host * ranks_each, step: 1, count: ranks_each, own: local_rank };
-        let among =
-            Members { first: local_rank, step: ranks_each, count: world_size / ranks_each, own: host };
+        let among = Members { first: local_rank, step: ranks_each, count, own: host };
         self.within.reduce_scatter(&mut Group { transport, members: within }, values, slices)?;
         let own: Range<usize> = slices.of(local_rank);
         self.among.all_reduce(&mut Group { transport, members: among }, &mut values[own], wire)?;
@@ -142,7 +150,7 @@ mod tests {
                     let rank = transport.rank();
                     let topology = topology(rank, world_size, ranks_each);
                     let found = Hosts::find(transport, &topology).unwrap();
-                    assert_eq!(found, Some(Hosts { ranks_each }));
+                    assert_eq!(found, Some(Hosts { count: hosts, ranks_each }));
                     let mut values = wild_values(len, rank as u64);
                     let mut flat = values.clone();
                     HierarchicalReduction::default()
@@ -163,7 +171,7 @@ mod tests {
     fn every_rank_has_the_same_compressed_sum() {
         let results = on_each_rank(6, |transport| {
             let mut values: Vec<f32> = (0..100).map(|index| (transport.rank() * index) as f32).collect();
-            let hosts = Hosts { ranks_each: 3 };
+            let hosts = Hosts { count: 2, ranks_each: 3 };
             HierarchicalReduction::default().all_reduce(transport, hosts, &mut values, Wire::Bf16).unwrap();
             values
         });

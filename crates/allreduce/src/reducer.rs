@@ -34,7 +34,7 @@ pub struct ReducerOptions {
 pub struct BucketRecord {
     /// Index of the bucket.
     pub bucket: usize,
-    /// Its size as it travels.
+    /// Its size as it travels, between hosts if there are several.
     pub bytes: usize,
     /// When it was handed to the communication thread.
     pub queued: Duration,

@@ -29,7 +29,7 @@ any of these behind se- with squeeze and excitation; \
 densenet-bc-<depth>-<growth> with depth = 6N+4 for small images; densenet-<121|161|169|201>; dpn-<68|92|98|107|131>";
 
 /// Beyond these a network would fit no machine, and sizes could overflow.
-const LARGEST_DEPTH: u32 = 10_000;
+const LARGEST_DEPTH: u32 = 2_000;
 const LARGEST_WIDTH: u32 = 256;
 const MOST_CONVOLUTIONS: usize = 8;
 const LARGEST_CARDINALITY: u32 = 256;

@@ -131,7 +131,6 @@ fn run(node: &Node, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
             )?
         }
         Node::Relu => input.shallow_clone().f_relu_()?,
-        Node::Elu => input.f_elu()?,
         Node::MaxPool { kernel, stride, padding } => {
             input.f_max_pool2d([*kernel, *kernel], [*stride, *stride], [*padding, *padding], [1, 1], false)?
         }

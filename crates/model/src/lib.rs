@@ -2,8 +2,8 @@
 //! which names, counts, initial weights and the forward pass all follow.
 //!
 //! Reading order: `architecture` (the string) → `plan` (its numbers) → `tree` (its nodes and names) → `spec`
-//! (what nodes there are) → `forward` (their interpreter). Holds no weights: the caller owns the tensors and passes them to
-//! [`Network::forward`].
+//! (what nodes there are) → `forward` (their interpreter); `names` is what other programs call the tensors.
+//! Holds no weights: the caller owns the tensors and passes them to [`Network::forward`].
 //!
 //! | string | network |
 //! |---|---|
@@ -20,7 +20,8 @@
 //! | `dpn-92` | Chen et al. 2017 for ImageNet |
 //!
 //! Stochastic depth (Huang et al. 2016) is an option of every residual network. Not there of the networks that
-//! the paper compares with or cites: VGG, NIN, Highway networks, FitNets, Inception-ResNet-v2.
+//! the paper compares with or cites: VGG, NIN, DSN, Highway networks, FitNets, ELU
+//! networks, Inception-ResNet-v2, pre-ResNet-200.
 //!
 //! Source of the architecture: Zagoruyko & Komodakis, *Wide Residual Networks*, 2016 (arXiv 1605.07146), and
 //! the authors' code, szagoruyko/wide-residual-networks.
@@ -30,6 +31,7 @@ mod builder;
 mod error;
 mod forward;
 mod init;
+mod names;
 mod network;
 mod options;
 mod plan;
@@ -39,6 +41,7 @@ mod tree;
 pub use architecture::Architecture;
 pub use error::ModelError;
 pub use forward::{DrawKey, Norm, Pass, Statistics};
+pub use names::{Content, NamedTensor, Naming, current_name};
 pub use network::Network;
 pub use options::{ConvInit, GammaInit, Options, Projection, ShortcutInput};
 pub use spec::{NormLayer, Parameter, Role, Stage};

@@ -35,7 +35,7 @@ impl Network {
         for (name, value, range) in [
             ("classes", options.classes, 1..=1 << 20),
             ("in_channels", options.in_channels, 1..=1 << 10),
-            ("image_size", options.image_size, 4..=1 << 14),
+            ("image_size", options.image_size, 4..=1 << 11),
         ] {
             if !range.contains(&value) {
                 return refuse(format!("{name} is {value}, expected {} to {}", range.start(), range.end()));

@@ -77,8 +77,6 @@ pub(crate) enum Node {
     /// In place: every ReLU here follows a batch norm, a convolution or a sum, whose backward does not need its
     /// output.
     Relu,
-    /// ReLU's smooth relative, exp(x) - 1 below 0.
-    Elu,
     /// Maximum over a square window.
     MaxPool { kernel: i64, stride: i64, padding: i64 },
     /// Mean over 2x2 pixels, stride 2.
@@ -169,7 +167,6 @@ impl Node {
             Node::Conv { .. }
             | Node::Norm { .. }
             | Node::Relu
-            | Node::Elu
             | Node::MaxPool { .. }
             | Node::AveragePool
             | Node::Dropout { .. }

@@ -197,8 +197,9 @@ fn an_impossible_option_is_refused_by_name() {
 #[test]
 fn the_largest_networks_can_be_declared() {
     // Nothing is allocated for a declaration, however large the network.
-    let network = Network::new(&"wrn-10000-256".parse().unwrap(), &Options::default()).unwrap();
-    let (blocks, width, classes) = (1666u64, 256u64, 10u64);
+    let largest = Options { image_size: 2048, ..Options::default() };
+    let network = Network::new(&"wrn-1996-256".parse().unwrap(), &largest).unwrap();
+    let (blocks, width, classes) = (332u64, 256u64, 10u64);
     let parameters = 464
         + 2560 * width
         + width * width * (96_768 * blocks - 22_784)
@@ -206,4 +207,20 @@ fn the_largest_networks_can_be_declared() {
         + 64 * width * classes
         + classes;
     assert_eq!(network.parameter_count(), parameters);
+    // The closed form for 32 px, for images of 64 times 64 the area.
+    let (blocks, width) = (u128::from(blocks), u128::from(width));
+    let convolutions = 442_368 + 2_621_440 * width + width * width * (14_155_776 * blocks - 4_456_448);
+    assert_eq!(u128::from(network.macs()), 4096 * convolutions + 64 * width * u128::from(classes));
+}
+
+#[test]
+fn images_that_vanish_between_the_groups_are_refused() {
+    for (image_size, fits) in [(28, false), (33, true)] {
+        let options = Options { image_size, ..Options::default() };
+        let network = Network::new(&"densenet-121".parse().unwrap(), &options);
+        assert_eq!(network.is_ok(), fits, "{image_size}");
+        if let Err(error) = network {
+            assert!(error.to_string().contains("image_size is 28"), "{error}");
+        }
+    }
 }

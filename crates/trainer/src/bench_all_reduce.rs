@@ -73,6 +73,7 @@ const GROWTH: usize = 4;
 pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBench>, Error> {
     let config = CommConfig { reduce: options.reduce, ..CommConfig::default() };
     with_session(&config, |session| {
+        session.agree_equal("the options of bench allreduce", &format!("{options:?}"))?;
         let sizes = std::iter::successors(Some(options.min_bytes), |bytes| bytes.checked_mul(GROWTH));
         let rows = sizes
             .take_while(|&bytes| bytes <= options.max_bytes)

@@ -4,6 +4,8 @@
 //! checkpoints/step-000000390/{weights.safetensors, optimizer.safetensors, state.json}
 //! checkpoints/latest           name of the newest complete one
 //! ```
+//! What `wrn-dist model import` makes of another program's weights has no optimizer.
+//!
 //! A checkpoint is written beside its final place, synced and renamed, so that a name that exists is
 //! complete; `state.json` holds the checksum of the other files. Tensors are stored contiguous in their
 //! logical order (`[O, I, H, W]`), whatever the layout in memory, so other tools read them as they are. Only
@@ -82,9 +84,26 @@ pub(crate) struct RunState {
     pub(crate) meaning: BTreeMap<String, String>,
     /// Fingerprint of the training data.
     pub(crate) data: String,
+    /// Where weights came from that no run of ours made. Then there is no optimizer, and nothing above but
+    /// architecture and classes has a meaning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) imported: Option<Imported>,
     /// SHA-256 of the other files, filled in when saving.
     #[serde(default)]
     pub(crate) checksums: BTreeMap<String, String>,
+}
+
+/// The origin of weights that another program wrote.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Imported {
+    /// Name of the file, without its folder.
+    pub(crate) file: String,
+    /// SHA-256 of the file.
+    pub(crate) sha256: String,
+    /// Whose names its tensors had.
+    pub(crate) naming: String,
+    /// Whether the classifier was taken over.
+    pub(crate) classifier: bool,
 }
 
 /// A tensor by its logical shape and contiguous values.
@@ -123,17 +142,8 @@ pub(crate) fn save(
         fs::remove_dir_all(&partial).map_err(file_error("remove", &partial))?;
     }
     fs::create_dir(&partial).map_err(file_error("create", &partial))?;
-    let mut state = checkpoint.state.clone();
-    for (file, tensors) in [(WEIGHTS, &checkpoint.weights), (OPTIMIZER, &checkpoint.optimizer)] {
-        let bytes =
-            encode(tensors).map_err(|reason| CheckpointError::Damaged { path: partial.clone(), reason })?;
-        state.checksums.insert(file.to_owned(), checksum(&bytes));
-        write_synced(&partial.join(file), &bytes)?;
-    }
-    let json = serde_json::to_vec_pretty(&state)
-        .map_err(|error| CheckpointError::Damaged { path: partial.clone(), reason: error.to_string() })?;
-    write_synced(&partial.join(STATE), &json)?;
-    sync_folder(&partial)?;
+    let files = [(WEIGHTS, checkpoint.weights.as_slice()), (OPTIMIZER, &checkpoint.optimizer)];
+    write_files(&partial, checkpoint.state.clone(), &files)?;
     if place.exists() {
         // Of the same step, from an earlier resume: moved out of the way first, so that no moment has half of
         // it.
@@ -147,12 +157,62 @@ pub(crate) fn save(
     Ok(place)
 }
 
+/// Writes a checkpoint without optimizer as the new folder `place`.
+pub(crate) fn save_weights(
+    place: &Path,
+    state: RunState,
+    weights: &[NamedTensor],
+) -> Result<(), CheckpointError> {
+    refuse_existing(place)?;
+    let parent = parent(place);
+    fs::create_dir_all(parent).map_err(file_error("create", parent))?;
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    let partial = parent.join(format!(".{name}.partial"));
+    if partial.exists() {
+        fs::remove_dir_all(&partial).map_err(file_error("remove", &partial))?;
+    }
+    fs::create_dir(&partial).map_err(file_error("create", &partial))?;
+    write_files(&partial, state, &[(WEIGHTS, weights)])?;
+    fs::rename(&partial, place).map_err(file_error("rename", &partial))?;
+    sync_folder(parent)
+}
+
+/// For output that must not replace anything.
+pub(crate) fn refuse_existing(path: &Path) -> Result<(), CheckpointError> {
+    match path.symlink_metadata() {
+        Ok(_) => Err(file_error("write", path)(std::io::ErrorKind::AlreadyExists.into())),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Tensors, and behind them the state with their checksums.
+fn write_files(
+    folder: &Path,
+    mut state: RunState,
+    files: &[(&str, &[NamedTensor])],
+) -> Result<(), CheckpointError> {
+    let damaged = |reason| CheckpointError::Damaged { path: folder.to_owned(), reason };
+    for &(file, tensors) in files {
+        let bytes = encode(tensors).map_err(damaged)?;
+        state.checksums.insert(file.to_owned(), checksum(&bytes));
+        write_synced(&folder.join(file), &bytes)?;
+    }
+    let json = serde_json::to_vec_pretty(&state).map_err(|error| damaged(error.to_string()))?;
+    write_synced(&folder.join(STATE), &json)?;
+    sync_folder(folder)
+}
+
 /// Writes a small file so that its name always holds either the old or the new content.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let partial = path.with_extension("partial");
     write_synced(&partial, bytes)?;
     fs::rename(&partial, path).map_err(file_error("rename", &partial))?;
-    path.parent().map_or(Ok(()), sync_folder)
+    sync_folder(parent(path))
+}
+
+/// The folder that `path` lies in.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
@@ -224,18 +284,14 @@ pub(crate) fn latest(folder: &Path) -> Result<Option<PathBuf>, CheckpointError> 
 }
 
 /// Reads and verifies a checkpoint; `with_optimizer` false leaves the optimizer's file alone. `path` may also
-/// be a run directory or its `checkpoints` folder, meaning the latest one there.
+/// be its file of weights, or a run directory or its `checkpoints` folder, meaning the latest one there.
 pub(crate) fn load(path: &Path, with_optimizer: bool) -> Result<Checkpoint, CheckpointError> {
-    let folder = resolve(path)?;
+    let (folder, state) = load_state(path)?;
     let damaged = |reason: String| CheckpointError::Damaged { path: folder.clone(), reason };
-    let json = read_file(&folder.join(STATE))?;
-    let state: RunState =
-        serde_json::from_slice(&json).map_err(|error| damaged(format!("{STATE} does not parse: {error}")))?;
-    if state.format != FORMAT {
-        return Err(CheckpointError::Foreign {
-            path: folder.clone(),
-            reason: format!("its format is {}, this version reads {FORMAT}", state.format),
-        });
+    if with_optimizer && state.imported.is_some() {
+        let reason =
+            "it holds imported weights alone; set model.weights to it instead of --resume".to_owned();
+        return Err(CheckpointError::Foreign { path: folder, reason });
     }
     let tensors = |file: &str| -> Result<Vec<NamedTensor>, CheckpointError> {
         let bytes = read_file(&folder.join(file))?;
@@ -252,7 +308,36 @@ pub(crate) fn load(path: &Path, with_optimizer: bool) -> Result<Checkpoint, Chec
     Ok(Checkpoint { state, weights, optimizer })
 }
 
+/// Where a checkpoint lies and what is known of it without its tensors.
+fn load_state(path: &Path) -> Result<(PathBuf, RunState), CheckpointError> {
+    let folder = resolve(path)?;
+    let json = read_file(&folder.join(STATE))?;
+    let state: RunState = serde_json::from_slice(&json).map_err(|error| CheckpointError::Damaged {
+        path: folder.clone(),
+        reason: format!("{STATE} does not parse: {error}"),
+    })?;
+    if state.format != FORMAT {
+        let reason = format!("its format is {}, this version reads {FORMAT}", state.format);
+        return Err(CheckpointError::Foreign { path: folder, reason });
+    }
+    Ok((folder, state))
+}
+
+/// SHA-256 of a checkpoint's weights, as it was saved. `path` as for [`load`].
+pub(crate) fn weights_checksum(path: &Path) -> Result<String, CheckpointError> {
+    let (path, state) = load_state(path)?;
+    state.checksums.get(WEIGHTS).cloned().ok_or_else(|| CheckpointError::Damaged {
+        path,
+        reason: format!("{STATE} has no checksum of {WEIGHTS}"),
+    })
+}
+
 fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
+    // The file of weights stands for the checkpoint that it lies in.
+    let path = match path.file_name() {
+        Some(name) if name == WEIGHTS => path.parent().unwrap_or(path),
+        _ => path,
+    };
     if path.join(STATE).exists() {
         return Ok(path.to_owned());
     }
@@ -335,6 +420,7 @@ mod tests {
                 best_top1_error: Some(1.0 / 3.0),
                 meaning: [("seed".to_owned(), "1".to_owned())].into(),
                 data: "abc".into(),
+                imported: None,
                 checksums: BTreeMap::new(),
             },
             weights: vec![tensor("a", vec![1.0, -0.0, f32::MIN_POSITIVE]), tensor("b", vec![])],

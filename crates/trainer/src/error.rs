@@ -7,6 +7,7 @@ use model::ModelError;
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
+use crate::weights::WeightsError;
 
 /// Exit code of bad usage and bad configuration.
 pub const EXIT_USAGE: i32 = 2;
@@ -30,6 +31,9 @@ pub enum Error {
     /// A checkpoint is damaged or belongs to another run.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Weights could not be imported or exported.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// libtorch refused an operation.
     #[error("libtorch: {}", torch_ext::first_line(.0))]
     Tch(#[from] tch::TchError),
@@ -68,9 +72,9 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match self {
-            Error::Config(_) | Error::Model(ModelError::Architecture { .. } | ModelError::Option(_)) => {
-                EXIT_USAGE
-            }
+            Error::Config(_)
+            | Error::Model(ModelError::Architecture { .. } | ModelError::Option(_))
+            | Error::Weights(WeightsError::Naming { .. }) => EXIT_USAGE,
             Error::Agreed(agreed) => agreed.failure.exit_code,
             _ => EXIT_FAILURE,
         }

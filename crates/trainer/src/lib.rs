@@ -3,7 +3,8 @@
 //! Joins the crates that do not know each other: `model` (the network), `data-sharding` (batches) and
 //! `allreduce` (the exchange of gradients). Reading order: [`config`] → `plan` → `train` → `engine`;
 //! `session` is how ranks begin, agree and end together; `flat`, `state`, `memory` are the layout of tensors;
-//! `checkpoint`, `transfer`, `run_dir`, `telemetry` are what is written.
+//! `checkpoint`, `transfer`, `run_dir`, `telemetry` are what is written; `weights` is the exchange with other
+//! programs.
 
 mod bench;
 mod bench_all_reduce;
@@ -31,6 +32,9 @@ mod state;
 mod telemetry;
 mod train;
 mod transfer;
+mod weights;
+
+pub use model::Naming;
 
 pub use bench::{BenchOptions, StepBench, bench_step};
 pub use bench_all_reduce::{AllReduceBench, AllReduceOptions, bench_all_reduce};
@@ -43,3 +47,4 @@ pub use network_overview::{Format, describe_network};
 pub use overview::describe_plan;
 pub use scaling::{Algorithm, Cluster, Link};
 pub use train::{Finish, Resume, StopAfter, TrainOptions, evaluate_checkpoint, train};
+pub use weights::{ExportOptions, ImportOptions, NumberFormat, WeightsError, export_weights, import_weights};

@@ -10,6 +10,9 @@ use crate::config::CommConfig;
 use crate::error::Error;
 use crate::flat::FlatLayout;
 
+/// The largest networks have thousands.
+const BUCKETS_SHOWN: usize = 16;
+
 /// Form of a description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -102,8 +105,11 @@ fn table(architecture: &Architecture, options: &Options, network: &Network, buck
     let convolutions = format!("{} convolutions", network.convolutions());
     row(["", "", &convolutions, &network.parameter_count().to_string(), &network.macs().to_string()]);
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
-    let sizes: Vec<String> =
-        buckets.iter().map(|bucket| format!("{:.2}", mib(bucket_bytes(bucket) as f64))).collect();
+    let size = |bucket| format!("{:.2}", mib(bucket_bytes(bucket) as f64));
+    let mut sizes: Vec<String> = buckets.iter().take(BUCKETS_SHOWN).map(size).collect();
+    if buckets.len() > BUCKETS_SHOWN {
+        sizes.push("...".into());
+    }
     let _ = writeln!(
         text,
         "gradients {:.2} MiB, exchanged in {} buckets of {} MiB",

@@ -8,7 +8,7 @@ use crate::config;
 use crate::error::Error;
 use crate::flat::FlatLayout;
 use crate::plan::Plan;
-use crate::scaling::{self, Cluster};
+use crate::scaling::{Cluster, Load};
 
 /// A schedule that changes every epoch is not printed to its end.
 const LEARNING_RATES_SHOWN: usize = 24;
@@ -105,11 +105,11 @@ pub fn describe_plan(
         last = rate;
     }
     if let Some(cluster) = cluster {
-        let bytes = plan.config.comm.compression.wire().bytes();
-        let loads = scaling::loads(&plan.network, &layout, &buckets, bytes);
+        let micro_batches = plan.batches.local_micro_batches().len();
+        let load = Load::new(&plan.network, &layout, &plan.config.comm, micro_batches);
         let images = plan.config.train.global_batch / ranks;
         let _ = writeln!(text, "{images} images a rank on more ranks, modelled:");
-        text += &cluster.table(&loads, images, MOST_RANKS);
+        text += &cluster.table(&load, images, MOST_RANKS);
     }
     Ok(text)
 }

@@ -183,6 +183,8 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     let kind: SourceKind =
         config.data.kind.parse().map_err(|e: data_sharding::DataError| error("data.kind", e.to_string()))?;
     share("model.dropout", config.model.dropout)?;
+    share("model.shortcut_dropout", config.model.shortcut_dropout)?;
+    share("model.stochastic_depth", config.model.stochastic_depth)?;
     share("optimizer.momentum", config.optimizer.momentum)?;
     share("optimizer.dampening", config.optimizer.dampening)?;
     if !(config.model.norm_momentum > 0.0 && config.model.norm_momentum <= 1.0) {
@@ -269,6 +271,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         }
     }
     Schedule::check(loaded)?;
+    crate::train::initial::check(loaded)?;
     let options = Options {
         conv_init: config.model.conv_init,
         gamma_init: config.model.gamma_init,

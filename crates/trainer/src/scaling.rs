@@ -7,22 +7,22 @@
 //! ```text
 //! ring          2 (n-1) a + 2 (n-1)/n S/b                    every host's link carries the whole ring once
 //! tree          2 log2(n) a + 2 (n-1)/n S/b                  NCCL's double binary tree
-//! ordered       2 a + 2 (n-1)/n S g/b                        every rank of a host sends to every rank of the others
-//! hierarchical  2 (g-1) a' + 2 (g-1)/g S/b'                  within hosts
+//! ordered       2 a + 2 (n-g)/n g S/b                        g ranks of a host send a slice to each of n-g others
+//! hierarchical  2 a' + 2 (g-1)/g F/b'                        within hosts, F bytes of fp32
 //!               + 2 a + 2 (h-1)/h S/b                        and an ordered sum among them
 //! ```
-//! On one host the links within it take the place of the network's.
+//! On one host the links within it take the place of the network's, and the ordered sum moves 2 (n-1)/n S/b'.
 //!
-//! Backward completes gradients in proportion to the multiply-adds behind them. A bucket's exchange begins when its
-//! last gradient is complete and the bucket before has been exchanged; what has not ended when backward ends
-//! makes the step longer.
+//! Backward completes gradients in proportion to the multiply-adds behind them. With overlap a bucket's exchange
+//! begins when its last gradient is complete in the last micro batch and the bucket before has been exchanged;
+//! without, when backward has ended. What has not ended when backward ends makes the step longer.
 
 use std::fmt::Write;
 
-use allreduce::Bucket;
 use model::Network;
 
-use crate::flat::FlatLayout;
+use crate::config::CommConfig;
+use crate::flat::{FlatLayout, Placed};
 
 /// A point-to-point connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +42,7 @@ pub enum Algorithm {
     Tree,
     /// Ours, regardless of hosts.
     Ordered,
-    /// Ours with several ranks a host.
+    /// Ours where each of several hosts has the same power of two of ranks.
     Hierarchical,
 }
 
@@ -63,43 +63,61 @@ pub struct Cluster {
     pub algorithm: Algorithm,
 }
 
-/// What is exchanged, and when it is ready.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What a rank exchanges in a step, and how.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Load {
-    bytes: f64,
-    /// Share of backward that has passed.
+    buckets: Vec<BucketLoad>,
+    /// Bytes of a value between ranks that do not share memory.
+    wire_bytes: f64,
+    /// Micro batches of a rank, in the last of which buckets leave.
+    micro_batches: f64,
+    overlap: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct BucketLoad {
+    values: f64,
+    /// Share of the last micro batch's backward that has passed when it is complete.
     ready: f64,
 }
 
-/// Backward's multiply-adds up to the end of each bucket.
-pub(crate) fn loads(
-    network: &Network,
-    layout: &FlatLayout,
-    buckets: &[Bucket],
-    bytes_an_element: usize,
-) -> Vec<Load> {
-    let total = network.macs().max(1) as f64;
-    let mut passed = 0;
-    buckets
-        .iter()
-        .map(|bucket| {
-            let segments = &layout.segments[bucket.segments.clone()];
-            passed += segments.iter().map(|placed| network.parameters()[placed.parameter].macs).sum::<u64>();
-            Load { bytes: (bucket.range.len() * bytes_an_element) as f64, ready: passed as f64 / total }
-        })
-        .collect()
+impl Load {
+    pub(crate) fn new(
+        network: &Network,
+        layout: &FlatLayout,
+        comm: &CommConfig,
+        micro_batches: usize,
+    ) -> Self {
+        let total = network.macs().max(1) as f64;
+        let macs = |placed: &Placed| network.parameters()[placed.parameter].macs;
+        let mut passed = 0;
+        let buckets = (layout.buckets(comm).into_iter())
+            .map(|bucket| {
+                passed += layout.segments[bucket.segments].iter().map(macs).sum::<u64>();
+                BucketLoad { values: bucket.range.len() as f64, ready: passed as f64 / total }
+            })
+            .collect();
+        Load {
+            buckets,
+            wire_bytes: comm.compression.wire().bytes() as f64,
+            micro_batches: micro_batches as f64,
+            overlap: comm.overlap,
+        }
+    }
 }
 
 impl Cluster {
-    /// Time to sum `bytes` over `ranks`.
-    fn exchange_seconds(&self, ranks: usize, bytes: f64) -> f64 {
+    /// Time to sum `values` over `ranks`, each `wire_bytes` long on its way.
+    fn exchange_seconds(&self, ranks: usize, values: f64, wire_bytes: f64) -> f64 {
         if ranks < 2 {
             return 0.0;
         }
         let each = self.ranks_a_host.min(ranks);
-        let hosts = ranks.div_ceil(each) as f64;
-        let link = if ranks <= self.ranks_a_host { self.within } else { self.between };
         let (n, g) = (ranks as f64, each as f64);
+        let hosts = n / g;
+        let one_host = ranks <= self.ranks_a_host;
+        let link = if one_host { self.within } else { self.between };
+        let bytes = values * wire_bytes;
         let share = |members: f64| 2.0 * (members - 1.0) / members;
         let seconds = |link: Link, messages: f64, bytes: f64| {
             messages * link.latency_seconds + bytes / link.bytes_per_second
@@ -107,36 +125,39 @@ impl Cluster {
         match self.algorithm {
             Algorithm::Ring => seconds(link, 2.0 * (n - 1.0), share(n) * bytes),
             Algorithm::Tree => seconds(link, 2.0 * n.log2(), share(n) * bytes),
-            Algorithm::Ordered if hosts > 1.0 => seconds(link, 2.0, share(n) * bytes * g),
-            Algorithm::Ordered => seconds(link, 2.0, share(n) * bytes),
+            Algorithm::Ordered if one_host => seconds(link, 2.0, share(n) * bytes),
+            Algorithm::Ordered => seconds(link, 2.0, 2.0 * (n - g) / n * g * bytes),
+            Algorithm::Hierarchical if one_host => seconds(link, 2.0, share(n) * bytes),
             Algorithm::Hierarchical => {
-                let within =
-                    if each > 1 { seconds(self.within, 2.0 * (g - 1.0), share(g) * bytes) } else { 0.0 };
-                let among = if hosts > 1.0 { seconds(self.between, 2.0, share(hosts) * bytes) } else { 0.0 };
-                within + among
+                let fp32_bytes = values * size_of::<f32>() as f64;
+                let within = if each > 1 { seconds(self.within, 2.0, share(g) * fp32_bytes) } else { 0.0 };
+                within + seconds(self.between, 2.0, share(hosts) * bytes)
             }
         }
     }
 
     /// Length of a step on `ranks`.
-    pub(crate) fn step_seconds(&self, loads: &[Load], ranks: usize) -> f64 {
-        let backward = self.step_seconds * self.backward_share;
-        let exchanged = loads.iter().fold(0.0_f64, |free, load| {
-            free.max(load.ready * backward) + self.exchange_seconds(ranks, load.bytes)
+    pub(crate) fn step_seconds(&self, load: &Load, ranks: usize) -> f64 {
+        // Backward of the last micro batch.
+        let window = self.step_seconds * self.backward_share / load.micro_batches;
+        let exchanged = load.buckets.iter().fold(0.0_f64, |free, bucket| {
+            let ready = if load.overlap { bucket.ready } else { 1.0 };
+            free.max(ready * window) + self.exchange_seconds(ranks, bucket.values, load.wire_bytes)
         });
-        self.step_seconds + (exchanged - backward).max(0.0)
+        self.step_seconds + (exchanged - window).max(0.0)
     }
 
     /// A table from one rank to `most`, doubling.
-    pub(crate) fn table(&self, loads: &[Load], images_a_rank: usize, most: usize) -> String {
+    pub(crate) fn table(&self, load: &Load, images_a_rank: usize, most: usize) -> String {
         let mut text = format!(
             "{:>8}{:>16}{:>14}{:>14}{:>12}\n",
             "ranks", "exchange, ms", "step, ms", "images/s", "efficiency"
         );
         let counts = std::iter::successors(Some(1_usize), |ranks| ranks.checked_mul(2));
         for ranks in counts.take_while(|&ranks| ranks <= most) {
-            let step = self.step_seconds(loads, ranks);
-            let exchange: f64 = loads.iter().map(|load| self.exchange_seconds(ranks, load.bytes)).sum();
+            let step = self.step_seconds(load, ranks);
+            let seconds = |bucket: &BucketLoad| self.exchange_seconds(ranks, bucket.values, load.wire_bytes);
+            let exchange: f64 = load.buckets.iter().map(seconds).sum();
             let _ = writeln!(
                 text,
                 "{ranks:>8}{:>16.2}{:>14.2}{:>14.0}{:>11.1}%",
@@ -165,47 +186,60 @@ mod tests {
         }
     }
 
+    /// fp32 values of one micro batch.
+    fn load(buckets: &[(f64, f64)]) -> Load {
+        let buckets =
+            buckets.iter().map(|&(bytes, ready)| BucketLoad { values: bytes / 4.0, ready }).collect();
+        Load { buckets, wire_bytes: 4.0, micro_batches: 1.0, overlap: true }
+    }
+
     #[test]
     fn formulae_give_what_is_worked_out_by_hand() {
-        // 1 GB over 2 hosts of 4 ranks.
+        // 1 GB over 2 hosts of 4 ranks, by messages that leave a host: of the ordered sum each of 4 ranks sends an
+        // eighth to each of 4 others, twice.
+        let ordered = 2.0 * 4.0 * 4.0 / 8.0 * 0.1;
         for (algorithm, seconds) in [
             (Algorithm::Ring, 14.0 * 10e-6 + 2.0 * 7.0 / 8.0 * 0.1),
             (Algorithm::Tree, 6.0 * 10e-6 + 2.0 * 7.0 / 8.0 * 0.1),
-            (Algorithm::Ordered, 2.0 * 10e-6 + 2.0 * 7.0 / 8.0 * 0.4),
-            (Algorithm::Hierarchical, 6.0 * 1e-6 + 1.5 * 0.01 + 2.0 * 10e-6 + 0.1),
+            (Algorithm::Ordered, 2.0 * 10e-6 + ordered),
+            (Algorithm::Hierarchical, 2.0 * 1e-6 + 1.5 * 0.01 + 2.0 * 10e-6 + 0.1),
         ] {
-            let found = cluster(algorithm).exchange_seconds(8, 1e9);
+            let found = cluster(algorithm).exchange_seconds(8, 0.25e9, 4.0);
             assert!((found - seconds).abs() < 1e-12, "{algorithm:?}: {found}, not {seconds}");
         }
-        let one_host = cluster(Algorithm::Ring).exchange_seconds(4, 1e9);
+        // Compressed, half as much between hosts and the same within.
+        let compressed = cluster(Algorithm::Hierarchical).exchange_seconds(8, 0.25e9, 2.0);
+        assert!((compressed - (2e-6 + 1.5 * 0.01 + 20e-6 + 0.05)).abs() < 1e-12, "{compressed}");
+        let one_host = cluster(Algorithm::Ring).exchange_seconds(4, 0.25e9, 4.0);
         assert!((one_host - (6e-6 + 1.5 * 0.01)).abs() < 1e-12, "{one_host}");
-        assert_eq!(cluster(Algorithm::Ring).exchange_seconds(1, 1e9), 0.0);
+        assert_eq!(cluster(Algorithm::Ring).exchange_seconds(1, 0.25e9, 4.0), 0.0);
     }
 
     #[test]
     fn what_backward_covers_costs_nothing_and_the_rest_makes_the_step_longer() {
         let cluster = cluster(Algorithm::Tree);
-        let exchange = |bytes| cluster.exchange_seconds(8, bytes);
-        // Backward takes 150 ms; this is ready half way and takes about 17.5 ms.
-        let early = Load { bytes: 1e8, ready: 0.5 };
-        assert!((cluster.step_seconds(&[early], 8) - 0.3).abs() < 1e-12);
-        let late = Load { bytes: 1e8, ready: 1.0 };
-        let step = cluster.step_seconds(&[early, late], 8);
-        assert!((step - (0.3 + exchange(1e8))).abs() < 1e-12, "{step}");
+        let exchange = |bytes: f64| cluster.exchange_seconds(8, bytes / 4.0, 4.0);
+        let close =
+            |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-12, "{found}, not {wanted}");
+        // Backward takes 150 ms; 100 MB take about 17.5 ms.
+        close(cluster.step_seconds(&load(&[(1e8, 0.5)]), 8), 0.3);
+        close(cluster.step_seconds(&load(&[(1e8, 0.5), (1e8, 1.0)]), 8), 0.3 + exchange(1e8));
         // The first bucket holds up the second.
-        let long = Load { bytes: 1e9, ready: 0.5 };
-        let step = cluster.step_seconds(&[long, late], 8);
-        assert!((step - (0.225 + exchange(1e9) + exchange(1e8))).abs() < 1e-12, "{step}");
+        let held_up = cluster.step_seconds(&load(&[(1e9, 0.5), (1e8, 1.0)]), 8);
+        close(held_up, 0.225 + exchange(1e9) + exchange(1e8));
+        // Only the last of four micro batches covers anything: 37.5 ms.
+        let accumulated = Load { micro_batches: 4.0, ..load(&[(3e8, 0.5)]) };
+        close(cluster.step_seconds(&accumulated, 8), 0.3 - 0.01875 + exchange(3e8));
+        let without_overlap = Load { overlap: false, ..load(&[(1e8, 0.5)]) };
+        close(cluster.step_seconds(&without_overlap, 8), 0.3 + exchange(1e8));
     }
 
     #[test]
     fn buckets_are_ready_in_order_and_the_last_at_the_end_of_backward() {
         let network = Network::new(&"wrn-28-10".parse().unwrap(), &model::Options::default()).unwrap();
-        let layout = FlatLayout::new(&network);
-        let buckets = layout.buckets(&crate::config::CommConfig::default());
-        let loads = loads(&network, &layout, &buckets, 4);
-        assert_eq!(loads.len(), buckets.len());
-        assert!(loads.windows(2).all(|pair| pair[0].ready < pair[1].ready));
-        assert_eq!(loads.last().map(|load| load.ready), Some(1.0));
+        let load = Load::new(&network, &FlatLayout::new(&network), &CommConfig::default(), 1);
+        assert!(load.buckets.len() > 1);
+        assert!(load.buckets.windows(2).all(|pair| pair[0].ready < pair[1].ready));
+        assert_eq!(load.buckets.last().map(|bucket| bucket.ready), Some(1.0));
     }
 }

@@ -1,15 +1,16 @@
 //! Between the flat tensors of a run and a checkpoint's named ones. Reads and writes no files.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use model::{Network, Statistics};
+use model::{Network, Role, Statistics};
 use tch::{Device, Tensor};
 use torch_ext::flat;
 
 use crate::checkpoint::{CheckpointError, NamedTensor};
 use crate::error::Error;
 use crate::state::State;
+use crate::weights::fit;
 
 /// Which flat buffer a checkpoint's parameters mirror.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,46 +35,52 @@ pub(crate) fn export(network: &Network, state: &State, part: Part) -> Result<Vec
         .collect()
 }
 
+/// What becomes of the last layer, whose size is the number of classes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Classifier {
+    /// Copied in as everything else.
+    Saved,
+    /// Stays as it is.
+    Fresh,
+}
+
 /// Copies a part in. Nothing is changed unless every name and shape fits; otherwise all that do not are
 /// listed.
 pub(crate) fn import(
     network: &Network,
     state: &State,
     part: Part,
+    classifier: Classifier,
     saved: &[NamedTensor],
     origin: &Path,
 ) -> Result<(), Error> {
-    let places = tensors(network, state, part)?;
-    let mut by_name: HashMap<&str, &NamedTensor> =
-        saved.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-    let mut pairs = Vec::with_capacity(places.len());
-    let mut misfits = Vec::new();
-    for (name, place) in places {
-        let shape: Vec<usize> = place.size().iter().map(|&side| side as usize).collect();
-        match by_name.remove(name.as_str()) {
-            None => misfits.push(format!("{name} {shape:?} is missing")),
-            Some(tensor) if tensor.shape != shape => {
-                misfits.push(format!("{name} is {:?}, expected {shape:?}", tensor.shape));
-            }
-            Some(tensor) => pairs.push((place, tensor)),
-        }
-    }
-    let mut unknown: Vec<_> =
-        by_name.keys().map(|name| format!("{name} is not part of the network")).collect();
-    unknown.sort_unstable();
-    misfits.extend(unknown);
+    let is_classifier: HashSet<&str> = (network.parameters().iter())
+        .filter(|parameter| matches!(parameter.role, Role::LinearWeight | Role::LinearBias))
+        .map(|parameter| parameter.name.as_str())
+        .collect();
+    let wanted = |name: &str| classifier == Classifier::Saved || !is_classifier.contains(name);
+    let places: Vec<_> = (tensors(network, state, part)?.into_iter())
+        .filter(|(name, _)| wanted(name))
+        .map(|(name, place)| {
+            let shape: Vec<usize> = place.size().iter().map(|&side| side as usize).collect();
+            (name, shape, place)
+        })
+        .collect();
+    let saved = || saved.iter().filter(|tensor| wanted(&tensor.name));
+    let misfits = fit::misfits(
+        places.iter().map(|(name, shape, _)| (name.as_str(), &**shape)),
+        saved().map(|tensor| (tensor.name.as_str(), &*tensor.shape)),
+    );
     if !misfits.is_empty() {
-        let shown = misfits.iter().take(8).cloned().collect::<Vec<_>>().join("; ");
-        let more = misfits.len().saturating_sub(8);
-        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        return Err(
-            CheckpointError::Foreign { path: origin.to_owned(), reason: format!("{shown}{more}") }.into()
-        );
+        let (path, reason) = (origin.to_owned(), misfits.join("; "));
+        return Err(CheckpointError::Foreign { path, reason }.into());
     }
+    let by_name: HashMap<&str, &NamedTensor> = saved().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let _no_grad = tch::no_grad_guard();
-    for (mut place, tensor) in pairs {
-        let shape: Vec<i64> = tensor.shape.iter().map(|&side| side as i64).collect();
-        place.f_copy_(&Tensor::f_from_slice(&tensor.values)?.f_reshape(shape)?)?;
+    for (name, _, mut place) in places {
+        if let Some(tensor) = by_name.get(name.as_str()) {
+            place.f_copy_(&Tensor::f_from_slice(&tensor.values)?.f_reshape(place.size())?)?;
+        }
     }
     Ok(())
 }

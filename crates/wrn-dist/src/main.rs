@@ -28,7 +28,7 @@ enum Command {
     Plan(commands::plan::Arguments),
     /// Look at a configuration
     Config(commands::config::Arguments),
-    /// Look at networks
+    /// Look at networks; exchange weights with PyTorch
     Model(commands::model::Arguments),
     /// Measure
     Bench(commands::bench::Arguments),
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Command::Eval(arguments) => commands::eval::run(&arguments),
         Command::Plan(arguments) => commands::plan::run(&arguments),
         Command::Config(arguments) => commands::config::run(&arguments),
-        Command::Model(arguments) => commands::model::run(&arguments),
+        Command::Model(arguments) => commands::model::run(arguments),
         Command::Bench(arguments) => commands::bench::run(arguments),
         Command::Doctor => {
             commands::show(&trainer::doctor());

@@ -36,16 +36,21 @@ impl MpiCommunicator {
     pub fn initialize(reduction: Reduction) -> Result<Self, CommError> {
         let mut library = Library::start()?;
         let topology = locate(&library)?;
-        let description =
+        // Whatever this rank is to do: ranks that were told different things must still meet, to find that out.
+        let hosts = Hosts::find(&mut library, &topology)?;
+        let mut description =
             format!("{}, thread level {}", short_version(&library.version()?), library.thread_level());
         let reduction = match reduction {
-            Reduction::Ordered => match Hosts::find(&mut library, &topology)? {
+            Reduction::Ordered => match hosts {
                 Some(hosts) => Kind::Hierarchical(Box::default(), hosts),
                 None => Kind::Ordered(Box::default()),
             },
             Reduction::FlatOrdered => Kind::Ordered(Box::default()),
             Reduction::Library => Kind::Library(Vec::new()),
         };
+        if let Kind::Hierarchical(_, hosts) = &reduction {
+            description += &format!(", sums within {hosts} first");
+        }
         Ok(MpiCommunicator { library, topology, description, reduction })
     }
 }

@@ -42,7 +42,7 @@ const IMAGENET: &[(u32, u32, u32, [u32; 4])] = &[
 /// The two valid depths that are nearest.
 pub(crate) fn dense_bc(depth: u32, growth: u32) -> Result<Dense, String> {
     let step = 2 * SMALL_GROUPS as u32;
-    if depth < step + SMALL_OTHERS || (depth - SMALL_OTHERS) % step != 0 {
+    if depth < step + SMALL_OTHERS || !(depth - SMALL_OTHERS).is_multiple_of(step) {
         let below = (depth.max(step + SMALL_OTHERS) - SMALL_OTHERS) / step * step + SMALL_OTHERS;
         return Err(format!("depth {depth} is not {step}N+4; the nearest are {below} and {}", below + step));
     }

@@ -4,15 +4,16 @@
 //! layer:       x ‖ conv3x3(ReLU(BN(conv1x1(ReLU(BN(x)))))) [- dropout]
 //! transition:  average 2x2 of conv1x1(ReLU(BN(x)))
 //! ```
-//! Names of parameters are torchvision's.
+//! Names of parameters are torchvision's; the last norm is called after the number of groups, as its norm5.
 
 use super::{conv_content, head, stem};
 use crate::builder::{Builder, ConvShape};
+use crate::error::ModelError;
 use crate::options::Options;
 use crate::plan::{self, Dense};
 use crate::spec::Node;
 
-pub(super) fn build(plan: &Dense, options: &Options, builder: &mut Builder) -> Node {
+pub(super) fn build(plan: &Dense, options: &Options, builder: &mut Builder) -> Result<Node, ModelError> {
     let mut size = options.image_size;
     let norm = plan.activated_stem.then_some("features.norm0");
     let mut nodes = stem(plan.stem, ("features.conv0", norm), options, &mut size, builder);
@@ -35,6 +36,12 @@ pub(super) fn build(plan: &Dense, options: &Options, builder: &mut Builder) -> N
             nodes.extend([builder.conv(&format!("{name}.conv"), shape, size), Node::AveragePool]);
             channels = kept;
             size /= 2;
+            if size == 0 {
+                return Err(ModelError::Option(format!(
+                    "image_size is {}, of which the averages between this network's groups leave nothing; take larger images",
+                    options.image_size
+                )));
+            }
             content += &format!("; {}, 2x2 average", conv_content(1, kept, 1));
         }
         builder.stage(&format!("dense{group}"), output, content);
@@ -42,7 +49,7 @@ pub(super) fn build(plan: &Dense, options: &Options, builder: &mut Builder) -> N
     let last_norm = format!("features.norm{}", plan.layers.len() + 1);
     nodes.extend([builder.norm(&last_norm, channels), Node::Relu]);
     nodes.extend(head("classifier", channels, options, size, builder));
-    Node::Sequence(nodes)
+    Ok(Node::Sequence(nodes))
 }
 
 fn dense_layer(

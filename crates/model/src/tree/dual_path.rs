@@ -1,8 +1,8 @@
 //! From a plan to a tree: dual path networks, every convolution of which but the stem's reads what batch norm
 //! and ReLU leave of its input.
 //!
-//! Names of parameters, the norms' epsilon of 0.001 and the ELU before the average are timm's, which has them
-//! from the authors' weights.
+//! Names of parameters and the norms' epsilon of 0.001 are timm's, which has the latter from the authors'
+//! weights. (timm's source names an ELU before the average; what it runs is the authors' ReLU.)
 
 use super::{conv_content, head, stem};
 use crate::builder::{Builder, ConvShape};
@@ -36,7 +36,7 @@ pub(super) fn build(plan: &DualPath, options: &Options, builder: &mut Builder) -
         let content = format!("{pool}[{}] x {}", inner.join("; "), stage.blocks);
         builder.stage(&format!("conv{number}"), size, content);
     }
-    nodes.extend([builder.norm("features.conv5_bn_ac.bn", channels), Node::Elu]);
+    nodes.extend([builder.norm("features.conv5_bn_ac.bn", channels), Node::Relu]);
     nodes.extend(head("classifier", channels, options, size, builder));
     Node::Sequence(nodes)
 }

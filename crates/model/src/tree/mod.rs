@@ -20,7 +20,7 @@ pub(crate) fn build(plan: &Plan, options: &Options, builder: &mut Builder) -> Re
         Plan::Residual(plan) => residual::build(plan, options, builder),
         Plan::Dense(plan) => {
             refuse_options_of_residual_networks(options, "a DenseNet")?;
-            Ok(dense::build(plan, options, builder))
+            dense::build(plan, options, builder)
         }
         Plan::DualPath(plan) => {
             refuse_options_of_residual_networks(options, "a dual path network")?;

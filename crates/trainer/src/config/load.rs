@@ -186,6 +186,7 @@ impl Config {
     #[must_use]
     pub fn meaning(&self) -> Vec<(String, String)> {
         const NOT_MEANING: &[&str] = &[
+            "model.weights",
             "data.path",
             "data.workers",
             "data.prefetch",

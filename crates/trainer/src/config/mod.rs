@@ -84,6 +84,17 @@ pub struct ModelConfig {
     /// Normalise by the running statistics while training and leave them as they are (fine-tuning).
     #[serde(default)]
     pub frozen_norm: bool,
+    /// A checkpoint whose weights and running statistics a new run begins with: what `model import` made, a
+    /// run's folder, or one of its checkpoints. Drawn from the seed when absent.
+    #[serde(default)]
+    pub weights: Option<PathBuf>,
+    /// SHA-256 that the file of these weights must have; written into the resolved configuration. Resuming
+    /// needs it, but not the file.
+    #[serde(default)]
+    pub weights_sha256: Option<String>,
+    /// Begin with a new classifier, whatever classifier the weights have (fine-tuning).
+    #[serde(default)]
+    pub new_classifier: bool,
     /// Weight of the newest batch in the running statistics.
     #[serde(default = "defaults::norm_momentum")]
     pub norm_momentum: f64,
@@ -414,7 +425,7 @@ pub enum Reduce {
     /// A fixed binary tree over the ranks: the same bits whatever the buckets are. Sums within hosts come first.
     #[default]
     Ordered,
-    /// The same without regard to hosts: each rank's slices travel to every other rank.
+    /// The same without regard to hosts: each rank's slices travel to every other rank. In fp32 the same bits.
     FlatOrdered,
     /// MPI's own all-reduce.
     Mpi,

@@ -1,6 +1,7 @@
 //! The main job: `wrn-dist train`, and the evaluation of what it left. Brings the ranks to a common plan and
 //! hands over to [`run`], which loops over steps.
 
+pub(crate) mod initial;
 mod resume;
 mod run;
 mod signals;
@@ -22,7 +23,8 @@ use crate::fault::Fault;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::{Session, with_session};
-use crate::transfer::{self, Part};
+use crate::transfer::{self, Classifier, Part};
+use crate::weights;
 
 /// What `wrn-dist train` was asked to do.
 #[derive(Clone, Debug)]
@@ -79,7 +81,8 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
     with_session(&configured_comm(&loaded), |session| {
         let loaded = session.agree(loaded.map_err(Error::from))?;
         session.agree_equal("--stop-after", &format!("{:?}", options.stop_after))?;
-        let plan = open_plan(session, &loaded)?;
+        let mut plan = open_plan(session, &loaded)?;
+        initial::identify(session, &loaded, &mut plan)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
         let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
         Run::set_up(session, &plan, compute, RunDir::new(&root), options)?.run(options.stop_after)
@@ -90,6 +93,7 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
 const KEYS_OF_EVALUATION: &[&str] = &[
     "model.shortcut_input",
     "model.projection",
+    "model.stochastic_depth",
     "data.kind",
     "data.pad_to",
     "data.channels",
@@ -114,11 +118,13 @@ pub fn evaluate_checkpoint(
         let engine = session.agree(Engine::new(&plan, compute, session.comm().clone()))?;
         let read = if session.is_leader() {
             checkpoint::load(path, false).map_err(Error::from).and_then(|saved| {
+                weights::require_classifier(&saved.state, path)?;
                 refuse_other_architecture(&plan, &saved.state, path)?;
                 refuse_other_keys(&plan, &saved.state, path, |key| {
                     KEYS_OF_EVALUATION.iter().any(|of| key.starts_with(of))
                 })?;
-                transfer::import(&plan.network, &engine.state, Part::Weights, &saved.weights, path)
+                let (network, state) = (&plan.network, &engine.state);
+                transfer::import(network, state, Part::Weights, Classifier::Saved, &saved.weights, path)
             })
         } else {
             Ok(())

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::{Resume, TrainOptions};
+use super::{Resume, TrainOptions, initial};
 use crate::checkpoint::{self, CheckpointError, RunState};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
-use crate::transfer::{self, Part};
+use crate::transfer::{self, Classifier, Part};
 
 /// The position of a run that has not begun.
 pub(super) fn fresh_position(plan: &Plan) -> RunState {
@@ -25,6 +25,7 @@ pub(super) fn fresh_position(plan: &Plan) -> RunState {
         best_top1_error: None,
         meaning: plan.config.meaning().into_iter().collect(),
         data: plan.train.fingerprint().to_owned(),
+        imported: None,
         checksums: BTreeMap::new(),
     }
 }
@@ -56,7 +57,10 @@ pub(super) fn resume(
         }
         Resume::None => None,
     };
-    let Some(path) = found else { return Ok(fresh) };
+    let Some(path) = found else {
+        initial::load(plan, engine)?;
+        return Ok(fresh);
+    };
     let saved = checkpoint::load(&path, true)?;
     refuse_other_architecture(plan, &saved.state, &path)?;
     refuse_other_keys(plan, &saved.state, &path, |_| true)?;
@@ -74,8 +78,9 @@ pub(super) fn resume(
         );
         return Err(CheckpointError::Damaged { path, reason }.into());
     }
-    transfer::import(&plan.network, &engine.state, Part::Weights, &saved.weights, &path)?;
-    transfer::import(&plan.network, &engine.state, Part::Optimizer, &saved.optimizer, &path)?;
+    for (part, tensors) in [(Part::Weights, &saved.weights), (Part::Optimizer, &saved.optimizer)] {
+        transfer::import(&plan.network, &engine.state, part, Classifier::Saved, tensors, &path)?;
+    }
     Ok(RunState { checksums: fresh.checksums, ..saved.state })
 }
 
@@ -103,13 +108,17 @@ pub(super) fn refuse_other_architecture(plan: &Plan, saved: &RunState, origin: &
     .into())
 }
 
-/// Names every key, of those that `matters`, that had another value in the run that saved.
+/// Names every key, of those that `matters`, that had another value in the run that saved. Of imported weights
+/// no key is known.
 pub(super) fn refuse_other_keys(
     plan: &Plan,
     saved: &RunState,
     origin: &Path,
     matters: impl Fn(&str) -> bool,
 ) -> Result<(), Error> {
+    if saved.imported.is_some() {
+        return Ok(());
+    }
     let now: BTreeMap<String, String> = plan.config.meaning().into_iter().collect();
     let keys: BTreeSet<&String> = now.keys().chain(saved.meaning.keys()).filter(|key| matters(key)).collect();
     let value =

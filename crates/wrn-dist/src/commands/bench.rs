@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use trainer::{AllReduceOptions, EXIT_USAGE, config};
+use trainer::{AllReduceOptions, EXIT_FAILURE, EXIT_USAGE, config};
 
 use super::ConfigArguments;
 
@@ -25,11 +25,11 @@ enum Command {
 #[derive(clap::Args)]
 struct AllReduceArguments {
     /// Smallest size
-    #[arg(long, value_name = "KIB", default_value = "4")]
-    min_kib: NonZeroU32,
+    #[arg(long, value_name = "KIB", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    min_kib: u32,
     /// Largest size; each is four times the one before
-    #[arg(long, value_name = "KIB", default_value = "65536")]
-    max_kib: NonZeroU32,
+    #[arg(long, value_name = "KIB", default_value = "65536", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    max_kib: u32,
     /// Who decides the order of the sum
     #[arg(long, value_enum, default_value = "ordered")]
     reduce: Reduce,
@@ -37,10 +37,10 @@ struct AllReduceArguments {
     #[arg(long, value_enum, default_value = "none")]
     compression: Compression,
     /// Measured all-reduces of each size
-    #[arg(long, default_value = "20")]
-    iterations: NonZeroU32,
+    #[arg(long, default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    iterations: u32,
     /// All-reduces of each size before measuring
-    #[arg(long, default_value = "3")]
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     warmup: u32,
     /// Print JSON
     #[arg(long)]
@@ -89,8 +89,8 @@ pub(crate) fn run(arguments: Arguments) -> i32 {
 
 fn run_all_reduce(arguments: &AllReduceArguments) -> i32 {
     let options = AllReduceOptions {
-        min_bytes: 1024 * arguments.min_kib.get() as usize,
-        max_bytes: 1024 * arguments.max_kib.get() as usize,
+        min_bytes: 1024 * arguments.min_kib as usize,
+        max_bytes: 1024 * arguments.max_kib as usize,
         reduce: match arguments.reduce {
             Reduce::Ordered => config::Reduce::Ordered,
             Reduce::FlatOrdered => config::Reduce::FlatOrdered,
@@ -101,7 +101,7 @@ fn run_all_reduce(arguments: &AllReduceArguments) -> i32 {
             Compression::Bf16 => config::Compression::Bf16,
             Compression::Fp16 => config::Compression::Fp16,
         },
-        iterations: arguments.iterations.get() as usize,
+        iterations: arguments.iterations as usize,
         warmup: arguments.warmup as usize,
     };
     if options.min_bytes > options.max_bytes {
@@ -120,7 +120,7 @@ fn run_all_reduce(arguments: &AllReduceArguments) -> i32 {
             } else {
                 bench.table()
             });
-            0
+            if bench.rows.iter().any(|row| row.wrong > 0) { EXIT_FAILURE } else { 0 }
         }
         Err(error) => error.exit_code(),
     }

@@ -21,29 +21,30 @@ pub(crate) struct Arguments {
 /// The machines of a model of steps on up to 4,096 ranks
 #[derive(clap::Args)]
 struct ClusterArguments {
-    /// Milliseconds of a step without exchange, as `bench step` measures them; prints how it would scale
+    /// Milliseconds of a step without exchange of one of --ranks ranks, as `bench step` measures them; prints how it would
+    /// scale
     #[arg(long, value_name = "MS")]
     step_ms: Option<f64>,
     /// Share of backward in a step
-    #[arg(long, value_name = "SHARE", default_value_t = 2.0 / 3.0)]
+    #[arg(long, value_name = "SHARE", requires = "step_ms", default_value_t = 2.0 / 3.0)]
     backward_share: f64,
     /// Ranks on each host
-    #[arg(long, value_name = "RANKS", default_value = "8")]
+    #[arg(long, value_name = "RANKS", requires = "step_ms", default_value = "8")]
     ranks_a_host: NonZeroUsize,
     /// How sums travel
-    #[arg(long, value_enum, default_value = "ring")]
+    #[arg(long, value_enum, requires = "step_ms", default_value = "ring")]
     algorithm: Algorithm,
     /// Rate of each host's link to the others, in Gbit/s
-    #[arg(long, value_name = "GBIT", default_value_t = 100.0)]
+    #[arg(long, value_name = "GBIT", requires = "step_ms", default_value_t = 100.0)]
     gbit: f64,
     /// Latency of it, in microseconds
-    #[arg(long, value_name = "US", default_value_t = 5.0)]
+    #[arg(long, value_name = "US", requires = "step_ms", default_value_t = 5.0)]
     latency_us: f64,
     /// Rate between the ranks of a host, in Gbit/s
-    #[arg(long, value_name = "GBIT", default_value_t = 2400.0)]
+    #[arg(long, value_name = "GBIT", requires = "step_ms", default_value_t = 2400.0)]
     host_gbit: f64,
     /// Latency of it, in microseconds
-    #[arg(long, value_name = "US", default_value_t = 2.0)]
+    #[arg(long, value_name = "US", requires = "step_ms", default_value_t = 2.0)]
     host_latency_us: f64,
 }
 
@@ -70,6 +71,12 @@ impl ClusterArguments {
             if !range.contains(&value) {
                 return Err(format!("--{name} {value} is out of range; expected {expected}"));
             }
+        }
+        if matches!(self.algorithm, Algorithm::Hierarchical) && !self.ranks_a_host.is_power_of_two() {
+            let ranks = self.ranks_a_host;
+            return Err(format!(
+                "--ranks-a-host {ranks}: sums within hosts come first for powers of two only"
+            ));
         }
         let link = |latency_us: f64, gbit: f64| Link {
             latency_seconds: latency_us / 1e6,
