@@ -14,7 +14,7 @@ use data_sharding::{Batch, Pool, PoolOptions, SampleKey};
 use self::resume::{refuse_other_architecture, refuse_other_keys};
 use self::run::Run;
 use crate::checkpoint;
-use crate::config::{self, AutoOr, CommConfig, LoadedConfig};
+use crate::config::{self, AutoOr, CollectiveCheck, CommConfig, LoadedConfig};
 use crate::device::Compute;
 use crate::engine::Engine;
 use crate::error::Error;
@@ -148,6 +148,9 @@ pub(crate) fn open_plan(session: &Session, loaded: &LoadedConfig) -> Result<Plan
     let keys = plan.config.common_to_ranks();
     let text: String = keys.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
     session.agree_equal("the configuration", &text)?;
+    if plan.config.comm.check == CollectiveCheck::Every {
+        session.comm().check_every_collective();
+    }
     session.agree_equal("the training data", plan.train.fingerprint())?;
     session.agree_equal("the test data", plan.test.fingerprint())?;
     Ok(plan)

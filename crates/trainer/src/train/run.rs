@@ -12,7 +12,7 @@ use super::resume::{fresh_position, resume};
 use super::signals::listen_for_stop_signals;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
 use crate::checkpoint::{self, Checkpoint, RunState};
-use crate::config::{CollectiveCheck, OnNan};
+use crate::config::OnNan;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
 use crate::error::Error;
@@ -64,9 +64,6 @@ impl<'a> Run<'a> {
         session.agree(engine.rehearse(options.inject_fault))?;
         session.agree_equal("the layout of parameters", &engine.state.layout.description())?;
         session.agree_equal("the table of buckets", &engine.describe_buckets())?;
-        if plan.config.comm.check == CollectiveCheck::Every {
-            session.comm().check_every_collective();
-        }
         let fresh = fresh_position(plan);
         let position =
             if session.is_leader() { resume(plan, &engine, &dir, options, fresh.clone()) } else { Ok(fresh) };
