@@ -1,5 +1,5 @@
-//! One rank fails in the middle of a run, in every way there is: the job ends on all ranks within bounded time, with
-//! an exit code that is not 0 and one sentence that names the rank, and no process is left behind.
+//! One rank fails in the middle of a run, in every way there is: the job ends on all ranks within bounded
+//! time, with an exit code that is not 0 and one sentence that names the rank, and no process is left behind.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -26,8 +26,8 @@ comm: {first_bucket_kib: 16, bucket_kib: 64}
     )
 }
 
-/// Runs with `fault`, checks what all failures have in common, and gives the one sentence about it with the lines
-/// that belong to it.
+/// Runs with `fault`, checks what all failures have in common, and gives the one sentence about it with the
+/// lines that belong to it.
 fn failing(experiment: &Experiment, ranks: usize, fault: &str, more: &[&str]) -> String {
     let run = format!("{fault} {ranks}").replace(':', " ");
     let arguments = [&["--inject-fault", fault, "--set", TIMEOUT], more].concat();

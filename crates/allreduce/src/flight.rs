@@ -110,14 +110,21 @@ struct Record {
     folder: Option<PathBuf>,
     step: Option<u64>,
     phase: &'static str,
-    phases: VecDeque<(Option<u64>, &'static str, Instant)>,
+    phases: VecDeque<PhaseEntry>,
     begun: u64,
-    collectives: VecDeque<Entry>,
+    collectives: VecDeque<CollectiveEntry>,
     failure: Option<CommError>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct PhaseEntry {
+    step: Option<u64>,
+    phase: &'static str,
+    began: Instant,
+}
+
+#[derive(Debug)]
+struct CollectiveEntry {
     number: u64,
     collective: Collective,
     step: Option<u64>,
@@ -149,7 +156,7 @@ impl FlightRecorder {
     pub fn enter(&self, step: Option<u64>, phase: &'static str) {
         let mut record = self.record();
         (record.step, record.phase) = (step, phase);
-        push(&mut record.phases, PHASES, (step, phase, Instant::now()));
+        push(&mut record.phases, PHASES, PhaseEntry { step, phase, began: Instant::now() });
     }
 
     /// A collective begins; its number, counted from 1.
@@ -157,7 +164,7 @@ impl FlightRecorder {
         let mut record = self.record();
         record.begun += 1;
         let (number, step, phase) = (record.begun, record.step, record.phase);
-        let entry = Entry { number, collective, step, phase, began: Instant::now(), ended: None };
+        let entry = CollectiveEntry { number, collective, step, phase, began: Instant::now(), ended: None };
         push(&mut record.collectives, COLLECTIVES, entry);
         number
     }
@@ -200,8 +207,8 @@ impl FlightRecorder {
         self.record().folder = Some(folder);
     }
 
-    /// Writes the record to `rank-R.json` in the folder given before, with `reason`, why that is done. Its path,
-    /// or `None` when there is no folder.
+    /// Writes the record to `rank-R.json` in the folder given before, with `reason`, why that is done. Its
+    /// path, or `None` when there is no folder.
     ///
     /// # Errors
     /// The system's reason.
@@ -239,7 +246,9 @@ impl FlightRecorder {
         let phases: Vec<_> = record
             .phases
             .iter()
-            .map(|&(step, phase, began)| serde_json::json!({"step": step, "phase": phase, "began": seconds(began)}))
+            .map(|entry| {
+                serde_json::json!({"step": entry.step, "phase": entry.phase, "began": seconds(entry.began)})
+            })
             .collect();
         let topology = &self.0.topology;
         serde_json::json!({

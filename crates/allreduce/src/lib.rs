@@ -4,8 +4,8 @@
 //! [`Communicator`]: [`Solo`] for one rank, [`MpiCommunicator`] for those that an MPI launcher started.
 //! [`Reducer`] averages a flat gradient buffer over all ranks, one [`Bucket`] after the other, while backward
 //! goes on; [`Reduction::Ordered`] and [`Accumulation::Tree`] together make the result independent of the
-//! number of ranks, bit for bit. [`CommThread::agree`] lets ranks end together, and the [`Control`] plane ends
-//! all of them when one fails alone, dies or hangs.
+//! number of ranks, bit for bit. [`CommThread::agree`] lets ranks end together, and the [`Control`] plane
+//! ends all of them when one fails alone, dies or hangs.
 //!
 //! Works on memory ranges and segment tables, and knows neither networks nor tensors.
 

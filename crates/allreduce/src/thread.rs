@@ -153,9 +153,9 @@ impl CommThread {
         self.call_as(collective, move |communicator| communicator.all_gather(&bytes))
     }
 
-    /// From the next operation on, ranks compare which one they are about to run, so that different ones are an
-    /// error of both rather than a wrong result or a wait without end. All ranks call this between the same
-    /// operations.
+    /// From the next operation on, ranks compare which one they are about to run, so that different ones are
+    /// an error of both rather than a wrong result or a wait without end. All ranks call this between the
+    /// same operations.
     pub fn check_every_collective(&self) {
         let _ = self.handle.jobs.send(Job::Check);
     }

@@ -279,7 +279,8 @@ impl<'plan> Engine<'plan> {
         self.fault.filter(|fault| fault.step == step + 1).map(|fault| fault.kind)
     }
 
-    /// Computes this rank's part of `step` once more, without the others, to find out what is not finite in it.
+    /// Computes this rank's part of `step` once more, without the others, to find out what is not finite in
+    /// it.
     /// `next_batch` yields the same micro batches again.
     pub(crate) fn find_not_finite(
         &mut self,
@@ -344,8 +345,8 @@ impl<'plan> Engine<'plan> {
         DrawKey { seed: self.plan.config.seed, step, micro_batch: micro_batch as u64 }
     }
 
-    /// Backward has nothing to tell of the parameters that stochastic depth leaves out of the step's last micro
-    /// batch: the exchange of their buckets need not wait for its end.
+    /// Backward has nothing to tell of the parameters that stochastic depth leaves out of the step's last
+    /// micro batch: the exchange of their buckets need not wait for its end.
     fn mark_left_out(&self, step: u64, micro_batch: usize) {
         if self.plan.config.model.stochastic_depth == 0.0 || self.host_exchange.is_some() {
             return;

@@ -1,5 +1,5 @@
-//! Faults on demand, `--inject-fault STEP:RANK:KIND`: how a cluster takes a rank's failure can be rehearsed before
-//! it matters. The tests of failures use them too.
+//! Faults on demand, `--inject-fault STEP:RANK:KIND`: how a cluster takes a rank's failure can be rehearsed
+//! before it matters. The tests of failures use them too.
 
 use std::str::FromStr;
 use std::time::Duration;

@@ -15,8 +15,8 @@ use crate::config::{CommConfig, Reduce};
 use crate::delayed::Delayed;
 use crate::error::{EXIT_FAILURE, EXIT_USAGE, Error};
 
-/// When ranks can no longer exchange anything, the reason is mostly another rank's death, which the control plane
-/// names within this time.
+/// When ranks can no longer exchange anything, the reason is mostly another rank's death, which the control
+/// plane names within this time.
 const VERDICT: Duration = Duration::from_secs(2);
 
 /// This rank's connection to the others.
@@ -91,8 +91,8 @@ impl Session {
 /// Runs `body` on every rank and ends the ranks together.
 ///
 /// A failure that all ranks agreed on ends in an orderly way and is printed by the rank it belongs to. Any
-/// other failure, a panic included, is this rank's alone: the control plane prints it and ends all ranks, since
-/// the others may be waiting.
+/// other failure, a panic included, is this rank's alone: the control plane prints it and ends all ranks,
+/// since the others may be waiting.
 ///
 /// # Errors
 /// The failure, already printed.

@@ -42,8 +42,8 @@ pub(super) struct Place {
 /// Chooses for rank 0 among `hosts`, the addresses of every rank's host, rank 0's first.
 ///
 /// Ranks on one host need the loopback interface only. Else it is the first network of rank 0 in which every
-/// other host has an address as well; an address that several hosts have is no way to any of them, such as that
-/// of a container bridge. Without such a network, packets must be routed: all addresses are tried.
+/// other host has an address as well; an address that several hosts have is no way to any of them, such as
+/// that of a container bridge. Without such a network, packets must be routed: all addresses are tried.
 pub(super) fn choose(all_on_one_host: bool, hosts: &[Vec<HostAddress>]) -> Place {
     if all_on_one_host {
         let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);

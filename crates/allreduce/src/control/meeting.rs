@@ -1,5 +1,5 @@
-//! How the ranks come to have a connection to rank 0 each: addresses and a token travel over the communicator,
-//! then every rank knocks and shows the token. When all are there, rank 0 listens no longer.
+//! How the ranks come to have a connection to rank 0 each: addresses and a token travel over the
+//! communicator, then every rank knocks and shows the token. When all are there, rank 0 listens no longer.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

@@ -1,9 +1,10 @@
-//! The control plane: a TCP connection from each rank to rank 0, beside the communicator that carries the data.
+//! The control plane: a TCP connection from each rank to rank 0, beside the communicator that carries the
+//! data.
 //!
-//! Over it go heartbeats (what each rank is doing), the last words of a rank that failed, and rank 0's word that
-//! the job ends. So one rank's death ends all others within moments, and with its name; a collective that
-//! does not finish within the timeout ends the job, with those it waits for. To end a job, rank 0 prints why
-//! and tells the others; each rank writes its [flight record](crate::FlightRecorder) and ends its process
+//! Over it go heartbeats (what each rank is doing), the last words of a rank that failed, and rank 0's word
+//! that the job ends. So one rank's death ends all others within moments, and with its name; a collective
+//! that does not finish within the timeout ends the job, with those it waits for. To end a job, rank 0 prints
+//! why and tells the others; each rank writes its [flight record](crate::FlightRecorder) and ends its process
 //! without MPI, which may be waiting for a rank that is no more. Data never travels here.
 //!
 //! Only ranks that show the job's token are let in, and when all are there nobody is listening any more.
@@ -59,7 +60,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Collective: connects the ranks and starts this rank's thread. From now on a job in which a collective of
+    /// Collective: connects the ranks and starts this rank's thread. From now on a job in which a collective
+    /// of
     /// `comm` takes longer than rank 0's `timeout`, or of which a rank disappears, is ended on all ranks with
     /// exit code 1.
     ///

@@ -291,8 +291,8 @@ impl Plane {
         self.finish(Ending { exit_code, sentence, printed: None })
     }
 
-    /// Another rank: rank 0 is gone, so each has to go by itself. The launcher ends all when the first one goes,
-    /// so rank 1 speaks, and others only if that does not help.
+    /// Another rank: rank 0 is gone, so each has to go by itself. The launcher ends all when the first one
+    /// goes, so rank 1 speaks, and others only if that does not help.
     fn end_without_leader(&mut self, sentence: String) -> Next {
         // A rank 0 that was only stopped finds this when it wakes, and has nothing to add.
         if let Some(link) = self.peers.get_mut(&0).and_then(|leader| leader.link.as_mut()) {

@@ -187,44 +187,38 @@ mod tests {
 
     #[test]
     fn who_is_waited_for_is_who_is_silent_or_else_who_is_behind() {
-        let cases: [(&str, Vec<Seen>, Option<&str>); 8] = [
+        let late = "collective 5 (all-reduce of bucket 2) has not finished within 10 s (comm.timeout_s): ";
+        let late_for = |whom: &str| Some(format!("{late}it waits for {whom}"));
+        let no_word = "no word from rank 1 on n1 for 10 s (comm.timeout_s): \
+                       stopped, or its host or network is down\n  rank 1 on n1: silent for 13.0 s, before that step 8, data wait, collective 5 ";
+        let cases = [
             ("all is well", vec![rank(0, 5, true, 3), rank(1, 4, false, 3)], None),
             ("nothing is under way", vec![rank(0, 5, false, 100), rank(1, 5, false, 100)], None),
             (
                 "one is behind",
                 vec![rank(0, 5, true, 11), rank(1, 4, false, 12), rank(2, 5, true, 11)],
-                Some(
-                    "collective 5 (all-reduce of bucket 2) has not finished within 10 s (comm.timeout_s): it waits for rank 1 on n1\n  rank 1 on n1: step 8, data wait; last was collective 4 (all-reduce of bucket 2), 12.0 s ago\n",
-                ),
+                late_for("rank 1 on n1\n  rank 1 on n1: step 8, data wait; last was collective 4 "),
             ),
             (
                 "one is stuck in an earlier one",
                 vec![rank(0, 5, true, 11), rank(1, 3, true, 9)],
-                Some(
-                    "collective 5 (all-reduce of bucket 2) has not finished within 10 s (comm.timeout_s): it waits for rank 1 on n1\n",
-                ),
+                late_for("rank 1 on n1\n"),
             ),
             (
                 "one is silent, so that it may be further than it said last",
                 vec![rank(0, 5, true, 11), silent_for(6, rank(1, 5, true, 0)), rank(2, 4, false, 1)],
-                Some(
-                    "collective 5 (all-reduce of bucket 2) has not finished within 10 s (comm.timeout_s): it waits for rank 1 on n1, of which nothing is heard: stopped",
-                ),
+                late_for("rank 1 on n1, of which nothing is heard: stopped"),
             ),
             (
                 "a silent one that nobody waits for yet",
                 vec![rank(0, 5, false, 1), silent_for(13, rank(1, 5, false, 0))],
-                Some(
-                    "no word from rank 1 on n1 for 10 s (comm.timeout_s): stopped, or its host or network is down\n  rank 1 on n1: silent for 13.0 s, before that step 8, data wait, collective 5 (all-reduce of bucket 2)\n",
-                ),
+                Some(no_word.to_owned()),
             ),
             ("a shorter silence", vec![rank(0, 5, false, 1), silent_for(9, rank(1, 5, false, 0))], None),
             (
                 "all are in it",
                 vec![rank(0, 5, true, 11), rank(1, 5, true, 11)],
-                Some(
-                    "collective 5 (all-reduce of bucket 2) has not finished within 10 s (comm.timeout_s): every rank is in it",
-                ),
+                Some(format!("{late}every rank is in it")),
             ),
         ];
         for (name, ranks, expected) in cases {
@@ -232,7 +226,7 @@ mod tests {
             match expected {
                 Some(expected) => {
                     let sentence = sentence.unwrap_or_else(|| panic!("{name}: nothing is found"));
-                    assert!(sentence.starts_with(expected), "{name}: {sentence}");
+                    assert!(sentence.starts_with(&expected), "{name}: {sentence}");
                     assert_eq!(sentence.lines().count(), 1 + ranks.len(), "{name}: every rank has a line");
                 }
                 None => assert_eq!(sentence, None, "{name}"),
