@@ -22,6 +22,8 @@ pub struct Outcome {
     pub stderr: String,
     /// Wall time.
     pub duration: Duration,
+    /// Process id.
+    pid: u32,
 }
 
 impl Outcome {
@@ -34,6 +36,22 @@ impl Outcome {
         assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         self
     }
+
+    /// The processes that are still there of a program that ran in a session of its own.
+    #[must_use]
+    pub fn left_behind(&self) -> Vec<String> {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        processes.filter_map(|process| alive_in_session(&process.path(), self.pid)).collect()
+    }
+}
+
+/// The command of a process if it belongs to a session and has not ended.
+fn alive_in_session(process: &Path, session: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(process.join("stat")).ok()?;
+    // Behind the name, which may hold anything: state, parent, process group, session.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ended = matches!(*fields.first()?, "Z" | "X");
+    (!ended && fields.get(3)?.parse() == Ok(session)).then_some(stat)
 }
 
 /// The binary under test, built by the same `cargo` profile as this program, in the folder above tests'.
@@ -55,6 +73,16 @@ pub fn wrn_dist(ranks: usize, arguments: &[&str]) -> Outcome {
 #[must_use]
 pub fn wrn_dist_for_long(ranks: usize, arguments: &[&str]) -> Outcome {
     run(command(ranks, arguments), LONG_TIME_LIMIT)
+}
+
+/// As [`wrn_dist`], in a session of its own, so that [`Outcome::left_behind`] can tell whether it is gone.
+#[must_use]
+pub fn wrn_dist_in_session(ranks: usize, arguments: &[&str]) -> Outcome {
+    let wanted = command(ranks, arguments);
+    let mut command = Command::new("setsid");
+    command.arg(wanted.get_program()).args(wanted.get_args());
+    command.envs(wanted.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    run(command, TIME_LIMIT)
 }
 
 fn command(ranks: usize, arguments: &[&str]) -> Command {
@@ -109,7 +137,13 @@ fn run(mut command: Command, time_limit: Duration) -> Outcome {
         std::thread::sleep(Duration::from_millis(5));
     };
     let text = |reader: std::thread::JoinHandle<String>| reader.join().expect("the reader does not panic");
-    Outcome { code: status.code(), stdout: text(stdout), stderr: text(stderr), duration: begin.elapsed() }
+    Outcome {
+        code: status.code(),
+        stdout: text(stdout),
+        stderr: text(stderr),
+        duration: begin.elapsed(),
+        pid: child.id(),
+    }
 }
 
 fn read_in_background(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::command::{Outcome, wrn_dist};
+use crate::command::{Outcome, wrn_dist, wrn_dist_in_session};
 use crate::dataset::{FashionMnist, write_fashion_mnist};
 
 /// Everything that several runs of one configuration share.
@@ -48,11 +48,27 @@ impl Experiment {
     /// `wrn-dist train` into the run folder `name`.
     #[must_use]
     pub fn train(&self, name: &str, ranks: usize, more: &[&str]) -> Outcome {
+        self.train_by(wrn_dist, name, ranks, more)
+    }
+
+    /// As [`Experiment::train`], in a session of its own.
+    #[must_use]
+    pub fn train_in_session(&self, name: &str, ranks: usize, more: &[&str]) -> Outcome {
+        self.train_by(wrn_dist_in_session, name, ranks, more)
+    }
+
+    fn train_by(
+        &self,
+        run: fn(usize, &[&str]) -> Outcome,
+        name: &str,
+        ranks: usize,
+        more: &[&str],
+    ) -> Outcome {
         let out = self.path(name);
         let out = out.to_str().expect("temporary paths are UTF-8");
         let mut arguments = vec!["train", "--config", self.config(), "--out", out];
         arguments.extend(more);
-        wrn_dist(ranks, &arguments)
+        run(ranks, &arguments)
     }
 
     /// Bytes of the tensors in the latest checkpoint of run `name`: weights with statistics, and optimizer.

@@ -137,6 +137,19 @@ fn a_missing_data_folder_is_named() {
 }
 
 #[test]
+fn a_fault_that_would_never_happen_is_refused() {
+    let experiment = experiment();
+    for fault in ["99:0:kill", "1:7:kill"] {
+        expect_error(
+            &experiment,
+            &["--inject-fault", fault],
+            1,
+            &["--inject-fault", "steps 1 to 4", "never comes"],
+        );
+    }
+}
+
+#[test]
 fn a_checkpoint_of_another_architecture_or_experiment_is_refused() {
     let experiment = experiment();
     let _ = experiment.train("first", 1, &[]).expect_code(0);
@@ -190,6 +203,7 @@ fn values_out_of_range_are_refused_with_their_key_before_anything_begins() {
         "train.threads=100000",
         "train.epochs=0",
         "comm.bucket_kib=18014398509481984",
+        "comm.timeout_s=0",
         "model.classes=4294967295",
         "optimizer.momentum=0",
         "schedule.rate=-1",

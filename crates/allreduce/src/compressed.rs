@@ -46,6 +46,15 @@ impl Wire {
             Wire::Bf16 | Wire::Fp16 => size_of::<u16>(),
         }
     }
+
+    /// Name of the format.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Wire::Fp32 => "fp32",
+            Wire::Bf16 => "bf16",
+            Wire::Fp16 => "fp16",
+        }
+    }
 }
 
 /// The algorithms for all formats, each with its memory.

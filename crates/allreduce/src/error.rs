@@ -52,6 +52,9 @@ pub enum CommError {
         /// Length of the message.
         received: usize,
     },
+    /// The ranks were about to run different operations.
+    #[error("the ranks do not run the same operations: {0}")]
+    OtherCollective(String),
     /// MPI's own reduction cannot sum 16-bit formats.
     #[error("MPI cannot sum {wire:?} values; leave compression at none, or let the ranks sum in order")]
     UnknownToLibrary {

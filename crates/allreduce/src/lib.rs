@@ -4,7 +4,8 @@
 //! [`Communicator`]: [`Solo`] for one rank, [`MpiCommunicator`] for those that an MPI launcher started.
 //! [`Reducer`] averages a flat gradient buffer over all ranks, one [`Bucket`] after the other, while backward
 //! goes on; [`Reduction::Ordered`] and [`Accumulation::Tree`] together make the result independent of the
-//! number of ranks, bit for bit. [`CommThread::agree`] lets ranks end together.
+//! number of ranks, bit for bit. [`CommThread::agree`] lets ranks end together, and the [`Control`] plane
+//! ends all of them when one fails alone, dies or hangs.
 //!
 //! Works on memory ranges and segment tables, and knows neither networks nor tensors.
 
@@ -14,7 +15,10 @@ mod backoff;
 mod buckets;
 mod communicator;
 mod compressed;
+mod control;
 mod error;
+mod finite;
+mod flight;
 mod hierarchical;
 #[cfg(test)]
 mod in_process;
@@ -33,7 +37,9 @@ pub use agreement::{Agreed, Failure};
 pub use buckets::{Bucket, Segment, plan_buckets};
 pub use communicator::{AbortSignal, Communicator, Reduction, Solo};
 pub use compressed::Wire;
+pub use control::Control;
 pub use error::CommError;
+pub use flight::{Collective, CollectiveKind, FlightRecorder, Status};
 pub use measure::{Measurement, measure_all_reduce};
 pub use mpi::MpiCommunicator;
 pub use reducer::{BucketRecord, Reducer, ReducerOptions, StepExchange};

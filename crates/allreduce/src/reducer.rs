@@ -11,6 +11,8 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use crate::accumulate::SumTree;
 use crate::communicator::Communicator;
+use crate::finite::{all_finite, scale};
+use crate::flight::{Collective, CollectiveKind};
 use crate::thread::Work;
 use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment, Wire};
 
@@ -40,6 +42,8 @@ pub struct BucketRecord {
     pub started: Duration,
     /// When its exchange was complete.
     pub finished: Duration,
+    /// Whether no average is infinite or NaN; the same on all ranks.
+    pub finite: bool,
 }
 
 /// The exchange of one step.
@@ -51,6 +55,14 @@ pub struct StepExchange {
     pub exposed: Duration,
     /// Segments that were never marked ready: their parameters took no part in the step.
     pub unready: Vec<usize>,
+}
+
+impl StepExchange {
+    /// Whether no average is infinite or NaN; the same on all ranks.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.buckets.iter().all(|bucket| bucket.finite)
+    }
 }
 
 /// The exchange of gradients, step after step.
@@ -123,6 +135,7 @@ struct Completion {
     bucket: usize,
     started: Instant,
     finished: Instant,
+    finite: bool,
     result: Result<(), CommError>,
 }
 
@@ -184,6 +197,15 @@ impl Reducer {
             step: Mutex::new(step),
             completions,
         }
+    }
+
+    /// The buckets as text, one a line, which must be equal on all ranks.
+    #[must_use]
+    pub fn description(&self) -> String {
+        let line = |(index, (bucket, _)): (usize, &(Bucket, Region))| {
+            format!("bucket {index}: elements {:?}, segments {:?}\n", bucket.range, bucket.segments)
+        };
+        self.core.buckets.iter().enumerate().map(line).collect()
     }
 
     /// A step of `local_micro_batches` on this rank begins.
@@ -258,6 +280,7 @@ impl Reducer {
                 queued: *queued - begin,
                 started: completion.started - begin,
                 finished: completion.finished - begin,
+                finite: completion.finite,
             });
         }
         let unready = (0..step.ready.len()).filter(|&segment| !step.ready[segment]).collect();
@@ -284,6 +307,7 @@ impl Reducer {
             core: Arc::clone(&self.core),
             bucket,
             started: None,
+            finite: true,
             result: Err(CommError::Ended),
         }));
     }
@@ -315,23 +339,27 @@ impl Core {
     }
 }
 
-fn scale(values: &mut [f32], factor: f32) {
-    if factor != 1.0 {
-        values.iter_mut().for_each(|value| *value *= factor);
-    }
-}
-
 /// The exchange of one bucket, on the communication thread. Reports one completion, also when it is
 /// abandoned.
 struct BucketWork {
     core: Arc<Core>,
     bucket: usize,
     started: Option<Instant>,
+    finite: bool,
     /// As if abandoned, until `done` says otherwise.
     result: Result<(), CommError>,
 }
 
 impl Work for BucketWork {
+    fn collective(&self) -> Collective {
+        Collective {
+            kind: CollectiveKind::AllReduce,
+            bucket: Some(self.bucket),
+            bytes: Some(self.core.bytes(self.bucket)),
+            dtype: Some(self.core.wire.name().into()),
+        }
+    }
+
     fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
         self.started = Some(Instant::now());
         let (bucket, region) = &self.core.buckets[self.bucket];
@@ -340,14 +368,16 @@ impl Work for BucketWork {
             lock(tree).fold_into(&bucket.range, &mut values);
         }
         let (compressed, plain) = values.split_at_mut(self.core.compressed_len(bucket));
+        self.finite = true;
         if !compressed.is_empty() {
             // What is rounded is scaled before, so that a mean that can be represented has a sum that can.
             scale(compressed, self.core.scale);
             communicator.all_reduce(compressed, self.core.wire)?;
+            self.finite &= all_finite(compressed);
         }
         if !plain.is_empty() {
             communicator.all_reduce(plain, Wire::Fp32)?;
-            scale(plain, self.core.scale);
+            self.finite &= scale(plain, self.core.scale);
         }
         Ok(())
     }
@@ -364,6 +394,7 @@ impl Drop for BucketWork {
             bucket: self.bucket,
             started: self.started.unwrap_or(finished),
             finished,
+            finite: self.finite,
             result: std::mem::replace(&mut self.result, Ok(())),
         });
     }

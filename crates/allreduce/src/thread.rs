@@ -11,6 +11,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::communicator::{AbortSignal, Communicator};
+use crate::flight::{Collective, CollectiveKind, FlightRecorder};
 use crate::scheduling::ask_for_short_slices;
 use crate::{CommError, Region, Topology};
 
@@ -22,6 +23,8 @@ const EXIT_FAILURE: i32 = 1;
 
 /// A piece of work for the communication thread.
 pub(crate) trait Work: Send {
+    /// What it is, as all ranks should see it.
+    fn collective(&self) -> Collective;
     /// Does it.
     fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError>;
     /// Hears how it went; after an earlier failure `run` may not have been called. Work dropped without this
@@ -33,6 +36,10 @@ enum Job {
     Work(Box<dyn Work>),
     /// Look at the abort signal.
     Wake,
+    /// From now on, compare with the other ranks before each collective.
+    Check,
+    /// Do the next work after the one that follows it.
+    SwapNextTwo,
     Shutdown(Sender<Result<(), CommError>>),
 }
 
@@ -50,6 +57,7 @@ struct Handle {
     signal: AbortSignal,
     topology: Topology,
     description: String,
+    flight: FlightRecorder,
     id: ThreadId,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Disconnected once the thread has ended.
@@ -81,17 +89,20 @@ impl CommThread {
                     Err(error) => drop(ready.send(Err(error))),
                     Ok(mut communicator) => {
                         communicator.interrupt_by(signal.clone());
-                        let _ = ready.send(Ok((communicator.topology().clone(), communicator.description())));
-                        serve(&mut *communicator, &receiver, &signal);
+                        let topology = communicator.topology().clone();
+                        let flight = FlightRecorder::new(topology.clone());
+                        let _ = ready.send(Ok((topology, communicator.description(), flight.clone())));
+                        serve(&mut *communicator, &receiver, &signal, &flight);
                     }
                 }
             })
         };
         let thread = thread.map_err(|error| CommError::Thread(error.to_string()))?;
-        let (topology, description) = started.recv().unwrap_or(Err(CommError::Ended))?;
+        let (topology, description, flight) = started.recv().unwrap_or(Err(CommError::Ended))?;
         let id = thread.thread().id();
         let thread = Mutex::new(Some(thread));
-        Ok(CommThread { handle: Arc::new(Handle { jobs, signal, topology, description, id, thread, ended }) })
+        let handle = Handle { jobs, signal, topology, description, flight, id, thread, ended };
+        Ok(CommThread { handle: Arc::new(handle) })
     }
 
     /// Where this rank stands.
@@ -106,12 +117,18 @@ impl CommThread {
         &self.handle.description
     }
 
+    /// What this rank is doing and did last.
+    #[must_use]
+    pub fn flight(&self) -> &FlightRecorder {
+        &self.handle.flight
+    }
+
     /// Collective: returns when every rank has come here.
     ///
     /// # Errors
     /// When the exchange failed or was aborted.
     pub fn barrier(&self) -> Result<(), CommError> {
-        self.call(|communicator| communicator.barrier())
+        self.call_as(Collective::of_kind(CollectiveKind::Barrier), |communicator| communicator.barrier())
     }
 
     /// Collective: replaces the elements by those of rank `root`.
@@ -119,7 +136,12 @@ impl CommThread {
     /// # Errors
     /// When there is no such rank, or the exchange failed or was aborted.
     pub fn broadcast(&self, region: Region, root: usize) -> Result<(), CommError> {
-        self.call(move |communicator| communicator.broadcast(&mut region.lock(), root))
+        let collective = Collective {
+            bytes: Some(region.len() * size_of::<f32>()),
+            dtype: Some("fp32".into()),
+            ..Collective::of_kind(CollectiveKind::Broadcast)
+        };
+        self.call_as(collective, move |communicator| communicator.broadcast(&mut region.lock(), root))
     }
 
     /// Collective: the bytes of every rank, by rank. Lengths may differ.
@@ -127,7 +149,20 @@ impl CommThread {
     /// # Errors
     /// When the exchange failed or was aborted.
     pub fn all_gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CommError> {
-        self.call(move |communicator| communicator.all_gather(&bytes))
+        let collective = Collective::of_kind(CollectiveKind::AllGather);
+        self.call_as(collective, move |communicator| communicator.all_gather(&bytes))
+    }
+
+    /// From the next operation on, ranks compare which one they are about to run, so that different ones are
+    /// an error of both rather than a wrong result or a wait without end. All ranks call this between the
+    /// same operations.
+    pub fn check_every_collective(&self) {
+        let _ = self.handle.jobs.send(Job::Check);
+    }
+
+    /// This rank runs its next two operations in the wrong order: a fault, to rehearse what comes of it.
+    pub fn swap_next_two(&self) {
+        let _ = self.handle.jobs.send(Job::SwapNextTwo);
     }
 
     /// Ends all ranks with `exit_code`, from any thread, also from a panic hook and while an operation waits
@@ -161,8 +196,17 @@ impl CommThread {
         &self,
         operation: impl FnOnce(&mut dyn Communicator) -> Result<T, CommError> + Send + 'static,
     ) -> Result<T, CommError> {
+        self.call_as(Collective::of_kind(CollectiveKind::Composite), operation)
+    }
+
+    /// Has `operation` done, which is `collective`, and waits for it.
+    pub(crate) fn call_as<T: Send + 'static>(
+        &self,
+        collective: Collective,
+        operation: impl FnOnce(&mut dyn Communicator) -> Result<T, CommError> + Send + 'static,
+    ) -> Result<T, CommError> {
         let (reply, result) = bounded(1);
-        self.submit(Box::new(Call { operation: Some(operation), value: None, reply }));
+        self.submit(Box::new(Call { collective, operation: Some(operation), value: None, reply }));
         result.recv().unwrap_or_else(|_| Err(self.gone()))
     }
 
@@ -213,44 +257,101 @@ impl Drop for Handle {
 }
 
 /// Serves until the end of communication.
-fn serve(communicator: &mut dyn Communicator, jobs: &Receiver<Job>, signal: &AbortSignal) {
+fn serve(
+    communicator: &mut dyn Communicator,
+    jobs: &Receiver<Job>,
+    signal: &AbortSignal,
+    flight: &FlightRecorder,
+) {
     let alone = communicator.topology().world_size == 1;
-    let mut failure: Option<CommError> = None;
+    let mut server = Server { communicator, flight, failure: None, checks: false };
+    // Where two are to be swapped, the first of them is held back.
+    let (mut swap, mut held) = (false, None);
     loop {
         // An abort comes before any answer: what waits for one must not run on into the end of the process.
         if let Some(exit_code) = signal.raised() {
-            return communicator.abort(exit_code);
+            return server.communicator.abort(exit_code);
         }
         match jobs.recv() {
             Ok(Job::Wake) => {}
-            Ok(Job::Work(mut work)) => {
-                let result = match &failure {
-                    Some(failure) => Err(failure.clone()),
-                    None => guarded(|| work.run(communicator)),
-                };
-                if let (Err(_), Some(exit_code)) = (&result, signal.raised()) {
-                    return communicator.abort(exit_code);
+            Ok(Job::Check) => server.checks = !alone,
+            Ok(Job::SwapNextTwo) => swap = true,
+            Ok(Job::Work(work)) if swap => (swap, held) = (false, Some(work)),
+            Ok(Job::Work(work)) => {
+                for mut work in std::iter::once(work).chain(held.take()) {
+                    let result = server.collective(work.collective(), |communicator| work.run(communicator));
+                    if let (Err(_), Some(exit_code)) = (&result, signal.raised()) {
+                        return server.communicator.abort(exit_code);
+                    }
+                    work.done(result);
                 }
-                failure = result.clone().err();
-                work.done(result);
             }
             Ok(Job::Shutdown(reply)) => {
-                let result = match failure {
-                    Some(failure) => Err(failure),
-                    None => guarded(|| communicator.barrier().and_then(|()| communicator.finalize())),
-                };
+                let barrier = Collective::of_kind(CollectiveKind::Barrier);
+                let result = server.collective(barrier, |communicator| {
+                    communicator.barrier().and_then(|()| communicator.finalize())
+                });
                 if result.is_err() && !alone {
-                    communicator.abort(signal.raised().unwrap_or(EXIT_FAILURE));
+                    server.communicator.abort(signal.raised().unwrap_or(EXIT_FAILURE));
                 }
                 return drop(reply.send(result));
             }
             // All handles of a rank alone are gone; with others, the last handle raises the signal.
             Err(_) => {
-                let _ = guarded(|| communicator.finalize());
+                let _ = guarded(|| server.communicator.finalize());
                 return;
             }
         }
     }
+}
+
+/// Runs one collective after the other, until one fails.
+struct Server<'a> {
+    communicator: &'a mut dyn Communicator,
+    flight: &'a FlightRecorder,
+    failure: Option<CommError>,
+    /// Whether ranks compare before each collective what it is.
+    checks: bool,
+}
+
+impl Server<'_> {
+    fn collective(
+        &mut self,
+        collective: Collective,
+        run: impl FnOnce(&mut dyn Communicator) -> Result<(), CommError>,
+    ) -> Result<(), CommError> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        let number = self.flight.begin(collective.clone());
+        let result = guarded(|| {
+            if self.checks {
+                compare(self.communicator, number, &collective)?;
+            }
+            run(self.communicator)
+        });
+        self.flight.end(&result);
+        self.failure = result.clone().err();
+        result
+    }
+}
+
+/// Collective: an error, the same on all ranks, unless all are about to run the same thing.
+fn compare(
+    communicator: &mut dyn Communicator,
+    number: u64,
+    collective: &Collective,
+) -> Result<(), CommError> {
+    let host = communicator.topology().host.clone();
+    let all = communicator.all_gather(format!("{number} {collective}\n{host}").as_bytes())?;
+    let all: Vec<_> = all.iter().map(|text| String::from_utf8_lossy(text)).collect();
+    let parts: Vec<(&str, &str)> =
+        all.iter().map(|text| text.split_once('\n').unwrap_or((text, ""))).collect();
+    let Some(rank) = parts.iter().position(|(what, _)| *what != parts[0].0) else { return Ok(()) };
+    let ((ours, our_host), (theirs, their_host)) = (parts[0], parts[rank]);
+    Err(CommError::OtherCollective(format!(
+        "rank 0 on {our_host} runs collective {ours}, rank {rank} on {their_host} runs collective {theirs}"
+    )))
 }
 
 fn guarded(work: impl FnOnce() -> Result<(), CommError>) -> Result<(), CommError> {
@@ -267,6 +368,7 @@ fn panicked(panic: &(dyn Any + Send)) -> CommError {
 
 /// An operation whose caller waits for its result.
 struct Call<T, F> {
+    collective: Collective,
     operation: Option<F>,
     value: Option<T>,
     reply: Sender<Result<T, CommError>>,
@@ -277,6 +379,10 @@ where
     T: Send,
     F: FnOnce(&mut dyn Communicator) -> Result<T, CommError> + Send,
 {
+    fn collective(&self) -> Collective {
+        self.collective.clone()
+    }
+
     fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
         if let Some(operation) = self.operation.take() {
             self.value = Some(operation(communicator)?);
@@ -296,7 +402,7 @@ mod tests {
 
     use super::*;
     use crate::Solo;
-    use crate::in_process::{InProcessCommunicator, comm_threads};
+    use crate::in_process::{InProcessCommunicator, comm_threads, on_each_comm_thread};
 
     #[test]
     fn a_rank_alone_serves_until_it_is_shut_down() {
@@ -378,6 +484,45 @@ mod tests {
         assert_eq!(comm.broadcast(Region::from_vec(vec![0.0]), 5), Err(refused.clone()));
         assert_eq!(comm.barrier(), Err(refused.clone()));
         assert_eq!(comm.shutdown(), Err(refused));
+    }
+
+    #[test]
+    fn checked_ranks_find_out_that_they_run_different_collectives() {
+        let results = on_each_comm_thread(3, |comm| {
+            comm.check_every_collective();
+            let region = Region::from_vec(vec![0.0; 4]);
+            comm.broadcast(region.clone(), 0).unwrap();
+            comm.all_gather(vec![0; comm.topology().rank]).unwrap();
+            match comm.topology().rank {
+                2 => comm.barrier(),
+                _ => comm.broadcast(region, 0),
+            }
+        });
+        let sentence = "rank 0 on host0 runs collective 3 broadcast, 16 bytes of fp32, \
+                        rank 2 on host2 runs collective 3 barrier";
+        for result in results {
+            assert_eq!(result, Err(CommError::OtherCollective(sentence.into())));
+        }
+    }
+
+    #[test]
+    fn swapped_operations_run_in_the_other_order() {
+        let comm = CommThread::start(|| Ok(Box::new(Solo::new()))).unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        comm.swap_next_two();
+        std::thread::scope(|scope| {
+            for index in 0..3 {
+                let (order, comm) = (Arc::clone(&order), &comm);
+                scope.spawn(move || {
+                    comm.call(move |_| {
+                        order.lock().unwrap().push(index);
+                        Ok(())
+                    })
+                });
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        assert_eq!(*order.lock().unwrap(), [1, 0, 2]);
     }
 
     #[test]

@@ -75,6 +75,9 @@ pub(crate) struct RunState {
     pub(crate) epoch_loss_sum: f64,
     /// Correct predictions of the epoch under way.
     pub(crate) epoch_correct: u64,
+    /// Steps of the epoch under way that were skipped, and are in neither sum.
+    #[serde(default)]
+    pub(crate) epoch_skipped: u64,
     /// Lowest test error so far, 0 to 1.
     pub(crate) best_top1_error: Option<f64>,
     /// Keys of the configuration that decide what the run computes.
@@ -413,6 +416,7 @@ mod tests {
                 step,
                 epoch_loss_sum: 0.1 + 0.2,
                 epoch_correct: 5,
+                epoch_skipped: 1,
                 best_top1_error: Some(1.0 / 3.0),
                 meaning: [("seed".to_owned(), "1".to_owned())].into(),
                 data: "abc".into(),

@@ -15,6 +15,7 @@ use torch_ext::{autocast, hooks};
 use crate::config::Determinism;
 use crate::device::Compute;
 use crate::error::Error;
+use crate::fault::{Fault, FaultKind};
 use crate::flat::Tail;
 use crate::input::{Input, Targets};
 use crate::memory::region_of;
@@ -45,6 +46,8 @@ pub(crate) struct StepOutcome {
     pub(crate) stop: bool,
     /// Samples of the global batch that could not be decoded and were skipped.
     pub(crate) skipped: u64,
+    /// Whether the averages were finite numbers; otherwise nothing was updated.
+    pub(crate) updated: bool,
     pub(crate) phases: Phases,
     pub(crate) exchange: StepExchange,
 }
@@ -68,6 +71,9 @@ pub(crate) struct Engine<'plan> {
     optimizer: Optimizer,
     input: Input,
     reducer: Arc<Reducer>,
+    comm: CommThread,
+    /// To happen to this rank.
+    fault: Option<Fault>,
     /// Where the exchange happens when the gradients are on a GPU: a copy in host memory.
     host_exchange: Option<Tensor>,
     hooks_count: Arc<AtomicBool>,
@@ -96,7 +102,7 @@ impl<'plan> Engine<'plan> {
             accumulation,
             wire: comm_config.compression.wire(),
         };
-        let reducer = Arc::new(Reducer::new(comm, region, segments, buckets, options));
+        let reducer = Arc::new(Reducer::new(comm.clone(), region, segments, buckets, options));
         let hooks_count = Arc::new(AtomicBool::new(false));
         if host_exchange.is_none() {
             for (segment, placed) in state.layout.segments.iter().enumerate() {
@@ -120,9 +126,42 @@ impl<'plan> Engine<'plan> {
             compute,
             state,
             reducer,
+            comm,
+            fault: None,
             host_exchange,
             hooks_count,
         })
+    }
+
+    /// Lets `fault` happen when its step comes, if it is this rank's.
+    pub(crate) fn rehearse(&mut self, fault: Option<Fault>) -> Result<(), Error> {
+        let Some(fault) = fault else { return Ok(()) };
+        let (steps, ranks) = (self.plan.total_steps(), self.comm.topology().world_size);
+        if fault.step > steps || fault.rank >= ranks {
+            return Err(Error::Other(format!(
+                "--inject-fault: the run has steps 1 to {steps} and ranks 0 to {}, so step {} of rank {} never comes",
+                ranks - 1,
+                fault.step,
+                fault.rank
+            )));
+        }
+        self.fault = Some(fault).filter(|fault| fault.rank == self.comm.topology().rank);
+        Ok(())
+    }
+
+    pub(crate) fn comm(&self) -> &CommThread {
+        &self.comm
+    }
+
+    /// A gradient that is not a number.
+    pub(crate) fn spoil_gradient(&mut self) -> Result<(), Error> {
+        let _ = self.state.gradients()?.f_narrow(0, 0, 1)?.f_fill_(f64::NAN)?;
+        Ok(())
+    }
+
+    /// The buckets of the exchange as text, one a line; ranks must agree on it.
+    pub(crate) fn describe_buckets(&self) -> String {
+        self.reducer.description()
     }
 
     /// Whether gradients are exchanged after backward as a whole, as those of a GPU are.
@@ -155,6 +194,7 @@ impl<'plan> Engine<'plan> {
             // The last bucket, which carries the tail, cannot have left before backward is through.
             self.announce_failure().map_err(StepError::Exchange)?;
         }
+        self.enter(step, "communication");
         let exchange = self.exchange().map_err(StepError::Exchange)?;
         phases.exposed_communication = exchange.exposed;
         local.map_err(StepError::Here)?;
@@ -162,8 +202,12 @@ impl<'plan> Engine<'plan> {
         if tail[Tail::Failed as usize] > 0.0 {
             return Err(StepError::Elsewhere);
         }
+        self.enter(step, "optimizer");
         let update_begin = Instant::now();
-        self.update(learning_rate).map_err(StepError::Exchange)?;
+        let updated = exchange.is_finite();
+        if updated {
+            self.update(learning_rate).map_err(StepError::Exchange)?;
+        }
         phases.optimizer = update_begin.elapsed();
         phases.step = begin.elapsed();
         let micro_batches = self.plan.batches.micro_batches() as f32;
@@ -172,9 +216,15 @@ impl<'plan> Engine<'plan> {
             correct: (tail[Tail::Correct as usize] * micro_batches).round() as u64,
             stop: tail[Tail::Stop as usize] > 0.0,
             skipped: (tail[Tail::Skipped as usize] * micro_batches).round() as u64,
+            updated,
             phases,
             exchange,
         })
+    }
+
+    /// For people, steps count from 1.
+    fn enter(&self, step: u64, phase: &'static str) {
+        self.comm.flight().enter(Some(step + 1), phase);
     }
 
     fn run_micro_batches(
@@ -191,24 +241,28 @@ impl<'plan> Engine<'plan> {
         let micro_batches = self.plan.batches.local_micro_batches();
         let last = micro_batches.end - 1;
         for micro_batch in micro_batches {
+            self.enter(step, "data wait");
             let clock = Instant::now();
             let batch = next_batch()?;
             phases.data_wait += clock.elapsed();
 
+            self.enter(step, "input");
             let clock = Instant::now();
-            let [len, height, width, _] = batch.shape();
-            let size = (width as u32, height as u32);
-            let mix = self.plan.data.mix.draw(self.plan.config.seed, step, micro_batch, len, size);
-            let (images, targets) = self.input.load(&batch, mix.as_ref())?;
+            let (images, targets) = self.load(&batch, step, micro_batch)?;
             drop(batch);
             phases.input += clock.elapsed();
 
+            self.enter(step, "forward");
             let clock = Instant::now();
             let loss = self.forward(&images, &targets, step, micro_batch)?;
             phases.forward += clock.elapsed();
 
+            self.enter(step, "backward");
             let clock = Instant::now();
             if micro_batch == last {
+                if let Some(fault) = self.fault_of(step) {
+                    fault.strike(self)?;
+                }
                 self.hooks_count.store(self.host_exchange.is_none(), Ordering::Release);
                 self.reducer.begin_last_backward();
                 self.mark_left_out(step, micro_batch);
@@ -221,6 +275,50 @@ impl<'plan> Engine<'plan> {
             }
         }
         Ok(())
+    }
+
+    fn fault_of(&self, step: u64) -> Option<FaultKind> {
+        self.fault.filter(|fault| fault.step == step + 1).map(|fault| fault.kind)
+    }
+
+    /// Computes this rank's part of `step` once more, without the others, to find out what is not finite in it.
+    /// `next_batch` yields the same micro batches again.
+    pub(crate) fn find_not_finite(
+        &mut self,
+        step: u64,
+        next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
+    ) -> Result<Option<String>, Error> {
+        self.enter(step, "search for what is not finite");
+        for micro_batch in self.plan.batches.local_micro_batches() {
+            let _ = self.state.exchange.f_zero_()?;
+            let (images, targets) = self.load(&next_batch()?, step, micro_batch)?;
+            let loss = self.forward(&images, &targets, step, micro_batch)?;
+            let value = loss.f_double_value(&[])?;
+            if !value.is_finite() {
+                return Ok(Some(format!("the loss became {value}")));
+            }
+            if self.fault_of(step) == Some(FaultKind::Nan) {
+                self.spoil_gradient()?;
+            }
+            loss.f_backward()?;
+            let gradients = self.state.gradients()?;
+            for (index, segment) in self.state.layout.segments.iter().enumerate() {
+                let gradient = gradients.f_narrow(0, segment.offset as i64, segment.len as i64)?;
+                if gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                    let name = self.segment_names(&[index]);
+                    return Ok(Some(format!("the gradient of {name} became infinite or NaN")));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// A micro batch on the device, mixed as the configuration says.
+    fn load(&self, batch: &Batch, step: u64, micro_batch: usize) -> Result<(Tensor, Targets), Error> {
+        let [len, height, width, _] = batch.shape();
+        let size = (width as u32, height as u32);
+        let mix = self.plan.data.mix.draw(self.plan.config.seed, step, micro_batch, len, size);
+        self.input.load(batch, mix.as_ref())
     }
 
     /// Loss of one micro batch; its batch statistics, loss and correct count are added to the exchange
@@ -258,8 +356,8 @@ impl<'plan> Engine<'plan> {
         DrawKey { seed: self.plan.config.seed, step, micro_batch: micro_batch as u64 }
     }
 
-    /// Backward has nothing to tell of the parameters that stochastic depth leaves out of the step's last micro
-    /// batch: the exchange of their buckets need not wait for its end.
+    /// Backward has nothing to tell of the parameters that stochastic depth leaves out of the step's last
+    /// micro batch: the exchange of their buckets need not wait for its end.
     fn mark_left_out(&self, step: u64, micro_batch: usize) {
         if self.plan.config.model.stochastic_depth == 0.0 || self.host_exchange.is_some() {
             return;

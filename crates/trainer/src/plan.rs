@@ -145,6 +145,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         ("data.prefetch", config.data.prefetch, 1024),
         ("comm.first_bucket_kib", config.comm.first_bucket_kib, 1 << 30),
         ("comm.bucket_kib", config.comm.bucket_kib, 1 << 30),
+        ("comm.timeout_s", config.comm.timeout_s as usize, 7 * 24 * 3600),
         ("checkpoint.every_epochs", config.checkpoint.every_epochs as usize, usize::MAX),
         ("checkpoint.keep_last", config.checkpoint.keep_last, usize::MAX),
         ("model.classes", config.model.classes.unwrap_or(1) as usize, 1 << 20),

@@ -40,6 +40,11 @@ impl RunDir {
         self.root.join("report").join("curves.svg")
     }
 
+    /// What each rank was doing when a run failed.
+    pub(crate) fn flight(&self) -> PathBuf {
+        self.root.join("flight")
+    }
+
     /// Creates the folder and keeps other processes out of it until the lock is dropped.
     pub(crate) fn lock(&self) -> Result<File, Error> {
         fs::create_dir_all(&self.root).map_err(Error::file("create", &self.root))?;

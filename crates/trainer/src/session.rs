@@ -1,27 +1,36 @@
 //! The ranks of one command, from their meeting to their common end.
 //!
-//! Owns the communication thread. Whatever a rank may fail at alone goes through [`Session::agree`], so that
-//! all ranks go on together or end together, and the reason is printed once.
+//! Owns the communication thread and the control plane. Whatever a rank may fail at alone goes through
+//! [`Session::agree`], so that all ranks go on together or end together, and the reason is printed once. What
+//! cannot be agreed on, since ranks no longer come to the same point, the control plane ends.
 
 use std::io::Write;
 use std::time::Duration;
 
-use allreduce::{CommError, CommThread, Communicator, MpiCommunicator, Reduction, Solo, Topology};
+use allreduce::{
+    CommError, CommThread, Communicator, Control, FlightRecorder, MpiCommunicator, Reduction, Solo, Topology,
+};
 
-use crate::config::Reduce;
+use crate::config::{CommConfig, Reduce};
 use crate::delayed::Delayed;
 use crate::error::{EXIT_FAILURE, EXIT_USAGE, Error};
+
+/// When ranks can no longer exchange anything, the reason is mostly another rank's death, which the control
+/// plane names within this time.
+const VERDICT: Duration = Duration::from_secs(2);
 
 /// This rank's connection to the others.
 pub(crate) struct Session {
     comm: CommThread,
+    /// Absent when there are no others.
+    control: Option<Control>,
 }
 
 impl Session {
     /// Meets the other ranks that the launcher started, or stands alone when there was none.
-    fn start(reduce: Reduce, delay: Duration) -> Result<Self, CommError> {
+    fn start(config: &CommConfig, delay: Duration) -> Result<Self, Error> {
         let alone = allreduce::discover().is_none_or(|launched| launched.world_size == 1);
-        let reduction = match reduce {
+        let reduction = match config.reduce {
             Reduce::Ordered => Reduction::Ordered,
             Reduce::FlatOrdered => Reduction::FlatOrdered,
             Reduce::Mpi => Reduction::Library,
@@ -31,7 +40,12 @@ impl Session {
                 if alone { Box::new(Solo::new()) } else { Box::new(MpiCommunicator::initialize(reduction)?) };
             Ok(if delay.is_zero() { communicator } else { Box::new(Delayed::new(communicator, delay)) })
         })?;
-        Ok(Session { comm })
+        let timeout = Duration::from_secs(config.timeout_s.into());
+        let control = match comm.topology().world_size {
+            1 => None,
+            _ => Some(Control::start(&comm, timeout).map_err(|failure| Error::Other(failure.sentence))?),
+        };
+        Ok(Session { comm, control })
     }
 
     pub(crate) fn topology(&self) -> &Topology {
@@ -45,6 +59,11 @@ impl Session {
 
     pub(crate) fn comm(&self) -> &CommThread {
         &self.comm
+    }
+
+    /// Where this rank notes what it is doing.
+    pub(crate) fn flight(&self) -> &FlightRecorder {
+        self.comm.flight()
     }
 
     /// Collective: the value if every rank succeeded, else the failure of the lowest rank that failed.
@@ -72,47 +91,92 @@ impl Session {
 /// Runs `body` on every rank and ends the ranks together.
 ///
 /// A failure that all ranks agreed on ends in an orderly way and is printed by the rank it belongs to. Any
-/// other failure, a panic included, is this rank's alone: it is printed and all ranks are aborted, since the
-/// others may be waiting.
+/// other failure, a panic included, is this rank's alone: the control plane prints it and ends all ranks,
+/// since the others may be waiting.
 ///
 /// # Errors
 /// The failure, already printed.
 pub(crate) fn with_session<T>(
-    reduce: Reduce,
+    config: &CommConfig,
     body: impl FnOnce(&Session) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    with_delayed_session(reduce, Duration::ZERO, body)
+    with_delayed_session(config, Duration::ZERO, body)
 }
 
 /// As [`with_session`], with a communicator that takes `delay` longer for each sum.
 pub(crate) fn with_delayed_session<T>(
-    reduce: Reduce,
+    config: &CommConfig,
     delay: Duration,
     body: impl FnOnce(&Session) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let session = Session::start(reduce, delay).map_err(Error::from).inspect_err(|error| {
+    let session = Session::start(config, delay).inspect_err(|error| {
         // Ranks that cannot meet all fail, and only their launcher's variables tell them apart.
         if allreduce::discover().is_none_or(|launched| launched.rank == 0) {
             print_error(None, error);
         }
     })?;
-    let topology = session.topology().clone();
-    let speaker = (topology.world_size > 1).then_some(&topology);
-    if topology.world_size > 1 {
-        abort_all_ranks_on_panic(session.comm.clone());
+    if let Some(control) = &session.control {
+        end_all_ranks_on_panic(control.clone());
     }
     let result = body(&session);
+    if let Err(error) = &result {
+        session.write_flight_record(error);
+    }
+    let can_agree = session.flight().failure().is_none();
     match &result {
-        Err(Error::Agreed(agreed)) if agreed.mine => print_error(speaker, &Error::Agreed(agreed.clone())),
-        Ok(_) | Err(Error::Agreed(_)) => {}
+        Err(Error::Agreed(agreed)) if can_agree => {
+            if agreed.mine {
+                session.print(&Error::Agreed(agreed.clone()));
+            }
+        }
+        Ok(_) => {}
         Err(error) => {
-            print_error(speaker, error);
-            session.comm.abort(error.exit_code());
+            session.fail(error);
             return result;
         }
     }
-    session.comm.shutdown().map_err(Error::from).inspect_err(|error| print_error(speaker, error))?;
+    session.flight().enter(None, "end");
+    let Session { comm, control } = session;
+    let (topology, flight) = (comm.topology().clone(), comm.flight().clone());
+    let ended = comm.shutdown().map_err(Error::from);
+    match (control, &ended) {
+        (Some(control), Ok(())) => control.leave(),
+        (Some(control), Err(error)) => fail_through(&control, error, flight.failure()),
+        (None, Ok(())) => {}
+        (None, Err(error)) => print_error((topology.world_size > 1).then_some(&topology), error),
+    }
+    ended?;
     result
+}
+
+impl Session {
+    /// This rank fails by itself.
+    fn fail(&self, error: &Error) {
+        match &self.control {
+            Some(control) => fail_through(control, error, self.flight().failure()),
+            None => self.print(error),
+        }
+        // Without a control plane, or if that did not help.
+        self.comm.abort(error.exit_code());
+    }
+
+    fn print(&self, error: &Error) {
+        print_error((self.topology().world_size > 1).then_some(self.topology()), error);
+    }
+
+    fn write_flight_record(&self, error: &Error) {
+        if let Err(reason) = self.flight().write(&error.to_string()) {
+            tracing::warn!(%reason, "cannot write the flight record");
+        }
+    }
+}
+
+/// Ends all ranks because of `error`. When the exchange itself failed, another rank's end may be the cause.
+fn fail_through(control: &Control, error: &Error, exchange: Option<CommError>) {
+    if matches!(exchange, Some(CommError::Mpi { .. } | CommError::Aborted | CommError::Ended)) {
+        control.await_verdict(VERDICT);
+    }
+    control.fail(error.exit_code(), &error.to_string());
 }
 
 fn print_error(speaker: Option<&Topology>, error: &Error) {
@@ -127,13 +191,19 @@ fn print_error(speaker: Option<&Topology>, error: &Error) {
 
 /// A panic on the thread that trains leaves the other ranks in a collective for ever, so it ends them too.
 /// Decoder threads catch their own panics and turn them into errors.
-fn abort_all_ranks_on_panic(comm: CommThread) {
+fn end_all_ranks_on_panic(control: Control) {
     let training_thread = std::thread::current().id();
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if std::thread::current().id() == training_thread {
             report(panic);
-            comm.abort(EXIT_FAILURE);
+            let payload = panic.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            let text = text.unwrap_or("without a message");
+            let place =
+                panic.location().map_or(String::new(), |at| format!(" at {}:{}", at.file(), at.line()));
+            control.fail(EXIT_FAILURE, &format!("panicked{place}: {text}"));
         }
     }));
 }

@@ -107,7 +107,7 @@ fn buckets_leave_in_index_order_as_soon_as_their_segments_are_ready() {
         reducer.seal();
         wait_until(&done, 3);
         let exchange = reducer.finish().unwrap();
-        assert_eq!(exchange.unready, []);
+        assert!(exchange.unready.is_empty());
         let records: Vec<_> = exchange.buckets.iter().map(|record| (record.bucket, record.bytes)).collect();
         assert_eq!(records, [(0, 256), (1, 256), (2, 296)]);
         for record in exchange.buckets {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use allreduce::{Measurement, measure_all_reduce};
 use serde::Serialize;
 
-use crate::config::{Compression, Reduce};
+use crate::config::{CommConfig, Compression, Reduce};
 use crate::error::Error;
 use crate::session::{Session, with_session};
 
@@ -71,7 +71,8 @@ const GROWTH: usize = 4;
 /// # Errors
 /// The failure, already printed.
 pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBench>, Error> {
-    with_session(options.reduce, |session| {
+    let config = CommConfig { reduce: options.reduce, ..CommConfig::default() };
+    with_session(&config, |session| {
         session.agree_equal("the options of bench allreduce", &format!("{options:?}"))?;
         let sizes = std::iter::successors(Some(options.min_bytes), |bytes| bytes.checked_mul(GROWTH));
         let rows = sizes

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::plan::MOST_EPOCHS;
 use crate::session::{Session, with_delayed_session};
 use crate::telemetry::PhaseSeconds;
-use crate::train::{configured_reduce, decoder_threads, next_batch, open_plan, training_pool};
+use crate::train::{configured_comm, decoder_threads, next_batch, open_plan, training_pool};
 
 /// What `wrn-dist bench step` was asked to do.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ pub struct StepMedians {
 /// As [`crate::train`].
 pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
     let loaded = config::load(&options.config, &options.overrides);
-    with_delayed_session(configured_reduce(&loaded), options.delay, |session| {
+    with_delayed_session(&configured_comm(&loaded), options.delay, |session| {
         let mut loaded = session.agree(loaded.map_err(Error::from))?;
         // The pool ends with the run: make it long enough.
         loaded.config.train.epochs = MOST_EPOCHS;

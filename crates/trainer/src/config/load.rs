@@ -196,8 +196,11 @@ impl Config {
             "comm.overlap",
             "comm.first_bucket_kib",
             "comm.bucket_kib",
+            "comm.timeout_s",
+            "comm.check",
             "train.evaluate_every_epochs",
             "train.memory",
+            "train.on_nan",
         ];
         self.keys_without(NOT_MEANING)
     }

@@ -137,6 +137,21 @@ pub struct TrainConfig {
     /// Epochs between evaluations; the last epoch is always evaluated.
     #[serde(default = "defaults::one")]
     pub evaluate_every_epochs: u32,
+    /// What to do with a step whose averaged gradient is infinite or NaN somewhere.
+    #[serde(default)]
+    pub on_nan: OnNan,
+}
+
+/// `train.on_nan:` all ranks see the same average, so they all do the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNan {
+    /// End the run and name the rank and the layer it comes from.
+    #[default]
+    Stop,
+    /// Leave weights, momentum and running statistics as they are and go on with the next batch. Many such steps
+    /// in a row end the run all the same.
+    Skip,
 }
 
 /// `train.determinism:`
@@ -345,6 +360,11 @@ pub struct CommConfig {
     pub first_bucket_kib: usize,
     /// Size of the other buckets in KiB.
     pub bucket_kib: usize,
+    /// Seconds after which a collective that has not finished, or a rank that is silent, ends the job. More than
+    /// the longest time for which one rank may keep the others waiting, such as to save a checkpoint.
+    pub timeout_s: u32,
+    /// When the ranks compare which collectives they are about to run.
+    pub check: CollectiveCheck,
 }
 
 impl Default for CommConfig {
@@ -356,6 +376,8 @@ impl Default for CommConfig {
             compression: Compression::None,
             first_bucket_kib: 1024,
             bucket_kib: 25 * 1024,
+            timeout_s: 600,
+            check: CollectiveCheck::Start,
         }
     }
 }
@@ -371,6 +393,18 @@ pub enum Reduce {
     FlatOrdered,
     /// MPI's own all-reduce.
     Mpi,
+}
+
+/// `comm.check:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CollectiveCheck {
+    /// The table of buckets, once, before the first step.
+    #[default]
+    Start,
+    /// Every single collective too: finds ranks that run different code. Costs a small message to and from
+    /// every rank each time.
+    Every,
 }
 
 /// `comm.compression:`

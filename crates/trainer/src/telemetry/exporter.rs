@@ -30,6 +30,10 @@ impl Exporter {
             .and_then(PrometheusBuilder::install)
             .map_err(|error| failed(error.to_string()))?;
         describe_counter!("wrn_dist_steps_total", "Optimizer steps");
+        describe_counter!(
+            "wrn_dist_skipped_steps_total",
+            "Steps left out, since their gradient was not finite"
+        );
         describe_counter!("wrn_dist_images_total", "Training images, over all ranks");
         describe_gauge!("wrn_dist_epoch", "Epoch under way, counted from 1");
         describe_gauge!("wrn_dist_loss", "Mean loss of the last global batch");
@@ -46,9 +50,12 @@ impl Exporter {
 /// Publishes a step of this rank.
 pub(crate) fn export_step(record: &StepRecord, images: usize) {
     counter!("wrn_dist_steps_total").increment(1);
+    counter!("wrn_dist_skipped_steps_total").increment(record.skipped.into());
     counter!("wrn_dist_images_total").increment(images as u64);
     gauge!("wrn_dist_epoch").set(record.epoch);
-    gauge!("wrn_dist_loss").set(record.loss);
+    if let Some(loss) = record.loss {
+        gauge!("wrn_dist_loss").set(loss);
+    }
     gauge!("wrn_dist_learning_rate").set(record.learning_rate);
     gauge!("wrn_dist_images_per_second").set(record.images_per_second);
     histogram!("wrn_dist_step_seconds").record(record.seconds.step);

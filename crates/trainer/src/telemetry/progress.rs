@@ -51,7 +51,8 @@ impl Progress {
 
     pub(crate) fn step(&mut self, record: &StepRecord) {
         let within = record.step - u64::from(record.epoch - 1) * self.steps_per_epoch;
-        let text = format!("loss {:.4}  {:.0} images/s", record.loss, record.images_per_second);
+        let loss = record.loss.map_or_else(|| "not finite".into(), |loss| format!("{loss:.4}"));
+        let text = format!("loss {loss}  {:.0} images/s", record.images_per_second);
         match &mut self.display {
             Display::Silent => {}
             Display::Bar(bar) => {

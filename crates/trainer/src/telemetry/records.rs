@@ -27,8 +27,11 @@ pub(crate) struct StepRecord {
     pub(crate) epoch: u32,
     /// Completed steps of the whole run.
     pub(crate) step: u64,
-    /// Mean over the global batch, before the update.
-    pub(crate) loss: f32,
+    /// Mean over the global batch, before the update; `None` where that is no finite number.
+    pub(crate) loss: Option<f32>,
+    /// The step changed nothing, since its gradient was infinite or NaN somewhere.
+    #[serde(default)]
+    pub(crate) skipped: bool,
     /// Share of the global batch, 0 to 1.
     pub(crate) top1_error: f64,
     pub(crate) learning_rate: f64,
@@ -105,9 +108,12 @@ pub(crate) struct EpochRecord {
     pub(crate) epoch: u32,
     /// Completed steps of the whole run.
     pub(crate) step: u64,
-    /// Mean of the steps' losses.
+    /// Steps that changed nothing, since their gradient was infinite or NaN somewhere.
+    #[serde(default)]
+    pub(crate) skipped_steps: u64,
+    /// Mean of the losses of all steps but the skipped ones.
     pub(crate) train_loss: f64,
-    /// Over all samples seen in the epoch, 0 to 1.
+    /// Over all samples of these steps, 0 to 1.
     pub(crate) train_top1_error: f64,
     /// Absent when the epoch was not evaluated.
     pub(crate) test_loss: Option<f64>,
@@ -194,7 +200,8 @@ mod tests {
         StepRecord {
             epoch: 1,
             step,
-            loss: 0.1,
+            loss: Some(0.1),
+            skipped: false,
             top1_error: 0.5,
             learning_rate: 0.1,
             skipped_samples: 0,
@@ -214,6 +221,7 @@ mod tests {
         EpochRecord {
             epoch,
             step: u64::from(epoch) * 2,
+            skipped_steps: 0,
             train_loss: 1.0,
             train_top1_error: 0.25,
             test_loss: Some(1.0),

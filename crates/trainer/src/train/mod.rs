@@ -13,11 +13,12 @@ use data_sharding::{Batch, EpochOrder, Pool, SampleKey};
 use self::resume::{refuse_other_architecture, refuse_other_keys};
 use self::run::Run;
 use crate::checkpoint;
-use crate::config::{self, AutoOr, LoadedConfig, Reduce};
+use crate::config::{self, AutoOr, CollectiveCheck, CommConfig, LoadedConfig};
 use crate::device::Compute;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::evaluate::{Evaluation, Views, evaluate};
+use crate::fault::Fault;
 use crate::input::Whitening;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
@@ -38,6 +39,8 @@ pub struct TrainOptions {
     pub resume: Resume,
     /// Where to save and stop before the end.
     pub stop_after: Option<StopAfter>,
+    /// A failure to rehearse.
+    pub inject_fault: Option<Fault>,
 }
 
 /// `--resume`
@@ -75,7 +78,7 @@ pub enum Finish {
 /// The failure that ended the run, already printed by the rank it belongs to.
 pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
     let loaded = config::load(&options.config, &options.overrides);
-    with_session(configured_reduce(&loaded), |session| {
+    with_session(&configured_comm(&loaded), |session| {
         let loaded = session.agree(loaded.map_err(Error::from))?;
         session.agree_equal("--stop-after", &format!("{:?}", options.stop_after))?;
         let mut plan = open_plan(session, &loaded)?;
@@ -109,7 +112,7 @@ pub fn evaluate_checkpoint(
     views: Views,
 ) -> Result<Option<Evaluation>, Error> {
     let loaded = config::load(config, overrides);
-    with_session(configured_reduce(&loaded), |session| {
+    with_session(&configured_comm(&loaded), |session| {
         let loaded = session.agree(loaded.map_err(Error::from))?;
         let plan = open_plan(session, &loaded)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
@@ -134,8 +137,9 @@ pub fn evaluate_checkpoint(
     })
 }
 
-pub(crate) fn configured_reduce(loaded: &Result<LoadedConfig, config::ConfigError>) -> Reduce {
-    loaded.as_ref().map_or_else(|_| Reduce::default(), |loaded| loaded.config.comm.reduce)
+/// How this rank would like to communicate, before the ranks have agreed on a configuration.
+pub(crate) fn configured_comm(loaded: &Result<LoadedConfig, config::ConfigError>) -> CommConfig {
+    loaded.as_ref().map_or_else(|_| CommConfig::default(), |loaded| loaded.config.comm.clone())
 }
 
 /// Collective: the plan, the same on every rank.
@@ -145,6 +149,9 @@ pub(crate) fn open_plan(session: &Session, loaded: &LoadedConfig) -> Result<Plan
     let keys = plan.config.common_to_ranks();
     let text: String = keys.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
     session.agree_equal("the configuration", &text)?;
+    if plan.config.comm.check == CollectiveCheck::Every {
+        session.comm().check_every_collective();
+    }
     session.agree_equal("the training data", plan.data.train.fingerprint())?;
     session.agree_equal("the test data", plan.data.test.fingerprint())?;
     plan.whitening = Whitening::prepare(session, &plan)?;

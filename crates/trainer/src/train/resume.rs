@@ -21,6 +21,7 @@ pub(super) fn fresh_position(plan: &Plan) -> RunState {
         step: 0,
         epoch_loss_sum: 0.0,
         epoch_correct: 0,
+        epoch_skipped: 0,
         best_top1_error: None,
         meaning: plan.config.meaning().into_iter().collect(),
         data: plan.data.train.fingerprint().to_owned(),

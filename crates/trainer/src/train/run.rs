@@ -12,6 +12,7 @@ use super::resume::{fresh_position, resume};
 use super::signals::listen_for_stop_signals;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
 use crate::checkpoint::{self, Checkpoint, RunState};
+use crate::config::OnNan;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
 use crate::error::Error;
@@ -44,7 +45,11 @@ pub(super) struct Run<'a> {
     first_step: u64,
     epoch_images: u64,
     epoch_duration: Duration,
+    skipped_in_a_row: u64,
 }
+
+/// So many steps without an update, one after the other, will not be followed by a good one.
+const MOST_SKIPPED: u64 = 16;
 
 impl<'a> Run<'a> {
     /// Collective: everything up to the first step.
@@ -55,8 +60,10 @@ impl<'a> Run<'a> {
         dir: RunDir,
         options: &TrainOptions,
     ) -> Result<Self, Error> {
-        let engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
+        let mut engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
+        session.agree(engine.rehearse(options.inject_fault))?;
         session.agree_equal("the layout of parameters", &engine.state.layout.description())?;
+        session.agree_equal("the table of buckets", &engine.describe_buckets())?;
         let fresh = fresh_position(plan);
         let position =
             if session.is_leader() { resume(plan, &engine, &dir, options, fresh.clone()) } else { Ok(fresh) };
@@ -76,6 +83,7 @@ impl<'a> Run<'a> {
         };
         let served_at = session.agree(exporter)?;
 
+        session.flight().keep_in(dir.flight());
         let lock = session.agree(if session.is_leader() { dir.lock().map(Some) } else { Ok(None) })?;
         let metrics = if session.is_leader() {
             dir.describe(plan, compute, session.comm(), &engine.state.layout)
@@ -102,6 +110,7 @@ impl<'a> Run<'a> {
             first_step,
             epoch_images: 0,
             epoch_duration: Duration::ZERO,
+            skipped_in_a_row: 0,
         };
         run.introduce(compute, served_at);
         Ok(run)
@@ -208,16 +217,24 @@ impl<'a> Run<'a> {
                 "gradients that never became ready, so nothing behind them was exchanged early: {names}"
             );
         }
+        if outcome.updated {
+            self.skipped_in_a_row = 0;
+        } else {
+            self.leave_out(step, learning_rate)?;
+        }
         self.position.step += 1;
-        self.position.epoch_loss_sum += f64::from(outcome.loss);
-        self.position.epoch_correct += outcome.correct;
+        if outcome.updated {
+            self.position.epoch_loss_sum += f64::from(outcome.loss);
+            self.position.epoch_correct += outcome.correct;
+        }
         let images = self.plan.config.train.global_batch;
         self.epoch_images += images as u64;
         self.epoch_duration += outcome.phases.step;
         let record = StepRecord {
             epoch: (step / self.plan.steps_per_epoch) as u32 + 1,
             step: self.position.step,
-            loss: outcome.loss,
+            loss: Some(outcome.loss).filter(|loss| loss.is_finite()),
+            skipped: !outcome.updated,
             top1_error: 1.0 - outcome.correct as f64 / images as f64,
             learning_rate,
             skipped_samples: outcome.skipped,
@@ -227,22 +244,47 @@ impl<'a> Run<'a> {
         };
         export_step(&record, images);
         self.progress.step(&record);
-        if !outcome.loss.is_finite() {
-            // The loss is a sum over all ranks, so they all come here.
-            return self.session.agree(Err(Error::Other(format!(
-                "the loss became {} at step {} (epoch {}, learning rate {learning_rate}); lower schedule.rate or lengthen \
-                 the warm-up and resume from the last checkpoint",
-                outcome.loss, record.step, record.epoch
-            ))));
-        }
         if let Some(metrics) = &mut self.metrics {
             metrics.step(record)?;
         }
         Ok(outcome)
     }
 
+    /// Collective: a step whose averaged gradient is not finite is left out, or is the end of the run.
+    fn leave_out(&mut self, step: u64, learning_rate: f64) -> Result<(), Error> {
+        self.position.epoch_skipped += 1;
+        self.skipped_in_a_row += 1;
+        let (number, epoch) = (step + 1, step / self.plan.steps_per_epoch + 1);
+        let place = format!("step {number} (epoch {epoch}, learning rate {learning_rate})");
+        let stop = self.plan.config.train.on_nan == OnNan::Stop;
+        if !stop
+            && self.skipped_in_a_row < MOST_SKIPPED
+            && self.position.epoch_skipped < self.plan.steps_per_epoch
+        {
+            self.progress.say(&format!("{place} is left out: its gradient is infinite or NaN somewhere"));
+            return Ok(());
+        }
+        // Where it comes from is known after another look at the same samples.
+        let found = training_pool(self.plan, step, self.workers)
+            .and_then(|mut pool| self.engine.find_not_finite(step, &mut || next_batch(&mut pool)));
+        let advice = match stop {
+            true => {
+                "lower schedule.rate or lengthen the warm-up and resume from the last checkpoint, or leave such \
+                     steps out with train.on_nan: skip"
+            }
+            false => {
+                "so many steps have been left out that the run is ended; lower schedule.rate and resume from the \
+                      last checkpoint"
+            }
+        };
+        let failure = |what: &str| Error::Other(format!("{what} at {place}; {advice}"));
+        self.session.agree(found.and_then(|what| what.map_or(Ok(()), |what| Err(failure(&what)))))?;
+        self.session.agree(Err(failure("the average over the ranks became infinite or NaN")))
+    }
+
     /// Collective: evaluates and reports the epoch that has just been completed.
     fn end_epoch(&mut self) -> Result<(), Error> {
+        self.session.flight().enter(None, "evaluation");
         self.position.epoch += 1;
         let epochs = self.plan.config.train.epochs;
         let due = self.position.epoch.is_multiple_of(self.plan.config.train.evaluate_every_epochs);
@@ -250,12 +292,14 @@ impl<'a> Run<'a> {
             true => Some(evaluate(self.session, self.plan, &self.engine, self.workers, Views::One)?),
             false => None,
         };
-        let steps = self.plan.steps_per_epoch as f64;
+        let skipped_steps = std::mem::take(&mut self.position.epoch_skipped);
+        let steps = (self.plan.steps_per_epoch - skipped_steps) as f64;
         let samples = steps * self.plan.config.train.global_batch as f64;
         let train_seconds = self.epoch_duration.as_secs_f64();
         let record = EpochRecord {
             epoch: self.position.epoch,
             step: self.position.step,
+            skipped_steps,
             train_loss: self.position.epoch_loss_sum / steps,
             train_top1_error: 1.0 - self.position.epoch_correct as f64 / samples,
             test_loss: evaluation.map(|evaluation| evaluation.loss()),
@@ -291,6 +335,7 @@ impl<'a> Run<'a> {
 
     /// Collective: rank 0 writes a checkpoint; all ranks learn whether it is complete.
     fn save(&mut self) -> Result<(), Error> {
+        self.session.flight().enter(None, "checkpoint");
         let written = if self.session.is_leader() { self.write_checkpoint() } else { Ok(()) };
         self.session.agree(written)
     }

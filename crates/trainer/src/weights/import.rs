@@ -76,6 +76,7 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
         step: 0,
         epoch_loss_sum: 0.0,
         epoch_correct: 0,
+        epoch_skipped: 0,
         best_top1_error: None,
         meaning: BTreeMap::new(),
         data: String::new(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use trainer::{EXIT_STOPPED, Finish, Resume, StopAfter, TrainOptions};
+use trainer::{EXIT_STOPPED, Fault, Finish, Resume, StopAfter, TrainOptions};
 
 use super::ConfigArguments;
 
@@ -20,6 +20,10 @@ pub(crate) struct Arguments {
     /// Save and exit with code 75 after this epoch or step, as epoch:N or step:N
     #[arg(long, value_name = "epoch:N|step:N", value_parser = stop_after)]
     stop_after: Option<StopAfter>,
+    /// Rehearse a failure: in this step a rank will panic, kill or stop itself, hang, exit, reorder its buckets
+    /// or make a gradient nan
+    #[arg(long, value_name = "STEP:RANK:KIND")]
+    inject_fault: Option<Fault>,
 }
 
 fn stop_after(text: &str) -> Result<StopAfter, String> {
@@ -46,6 +50,7 @@ pub(crate) fn run(arguments: Arguments) -> i32 {
         out: arguments.out,
         resume,
         stop_after: arguments.stop_after,
+        inject_fault: arguments.inject_fault,
     };
     match trainer::train(&options) {
         Ok(Finish::Completed) => 0,

@@ -1,0 +1,282 @@
+//! How the ranks come to have a connection to rank 0 each: addresses and a token travel over the
+//! communicator, then every rank knocks and shows the token. When all are there, rank 0 listens no longer.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::addresses::{HostAddress, choose, of_this_host};
+use super::wire::{Message, PROTOCOL, receive, send};
+use crate::{CommThread, Failure};
+
+/// Within this time all ranks must have met.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Within this time somebody who knocks must say who he is.
+const HELLO: Duration = Duration::from_secs(2);
+/// Within this time an address must answer.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// The connections of one rank: of rank 0 to all others, of the others to rank 0.
+#[derive(Debug)]
+pub(super) struct Connections {
+    /// Of every rank, by rank.
+    pub(super) hosts: Vec<String>,
+    /// As said by rank 0.
+    pub(super) timeout: Duration,
+    /// With the rank at the other end.
+    pub(super) streams: Vec<(usize, TcpStream)>,
+}
+
+/// What each rank tells all others of itself.
+#[derive(Serialize, Deserialize)]
+struct Introduction {
+    protocol: u32,
+    host: String,
+    addresses: Vec<HostAddress>,
+}
+
+/// What rank 0 tells all others: where it listens, and the token that belongs to this job.
+#[derive(Serialize, Deserialize)]
+struct Invitation {
+    addresses: Vec<SocketAddr>,
+    token: String,
+}
+
+/// Collective: makes the connections.
+pub(super) fn meet(comm: &CommThread, timeout: Duration) -> Result<Connections, Failure> {
+    let topology = comm.topology();
+    let me = Introduction { protocol: PROTOCOL, host: topology.host.clone(), addresses: of_this_host() };
+    let all: Vec<Introduction> = gather(comm, Some(&me))?
+        .into_iter()
+        .map(|introduction| introduction.filter(|rank: &Introduction| rank.protocol == PROTOCOL))
+        .collect::<Option<_>>()
+        .ok_or_else(|| failure("the ranks run different versions of this program".into()))?;
+    let hosts: Vec<String> = all.iter().map(|rank| rank.host.clone()).collect();
+
+    let listening = match topology.rank {
+        0 => {
+            let addresses: Vec<_> = all.into_iter().map(|rank| rank.addresses).collect();
+            comm_result(comm, listen(topology.local_size == topology.world_size, &addresses).map(Some))?
+        }
+        _ => comm_result(comm, Ok(None))?,
+    };
+    let invitation = gather(comm, listening.as_ref().map(|(_, invitation)| invitation))?;
+    let invitation: Invitation = invitation
+        .into_iter()
+        .next()
+        .flatten()
+        .ok_or_else(|| failure("rank 0 does not say where it listens".into()))?;
+    let streams = match &listening {
+        Some((listener, _)) => admit(listener, &invitation.token, &hosts, timeout),
+        None => {
+            knock(&invitation, topology.rank, &hosts[0]).map(|(stream, timeout)| (timeout, vec![(0, stream)]))
+        }
+    };
+    let (timeout, streams) = comm_result(comm, streams)?;
+    Ok(Connections { hosts, timeout, streams })
+}
+
+fn failure(sentence: String) -> Failure {
+    Failure { exit_code: super::EXIT_FAILURE, sentence }
+}
+
+/// Collective: the value if every rank succeeded, else the failure of the lowest that did not.
+fn comm_result<T>(comm: &CommThread, local: Result<T, String>) -> Result<T, Failure> {
+    comm.agree(local.map_err(failure)).map_err(|agreed| agreed.failure)
+}
+
+/// Collective: what every rank says, by rank.
+fn gather<T: Serialize + for<'de> Deserialize<'de>>(
+    comm: &CommThread,
+    mine: Option<&T>,
+) -> Result<Vec<Option<T>>, Failure> {
+    let mine = mine.map_or(Ok(Vec::new()), serde_json::to_vec).map_err(|error| failure(error.to_string()))?;
+    let all = comm.all_gather(mine).map_err(|error| failure(error.to_string()))?;
+    Ok(all.iter().map(|bytes| serde_json::from_slice(bytes).ok()).collect())
+}
+
+fn listen(all_on_one_host: bool, hosts: &[Vec<HostAddress>]) -> Result<(TcpListener, Invitation), String> {
+    let place = choose(all_on_one_host, hosts);
+    let bind = |ip: IpAddr| {
+        let listener = TcpListener::bind((ip, 0))?;
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        Ok((listener, port))
+    };
+    let (listener, port) = bind(place.bind)
+        .map_err(|error: io::Error| format!("the control plane cannot listen on {}: {error}", place.bind))?;
+    let addresses = place.reach.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
+    let token = format!("{:032x}", rand::random::<u128>());
+    Ok((listener, Invitation { addresses, token }))
+}
+
+/// Rank 0: lets in every other rank once, and nobody else.
+fn admit(
+    listener: &TcpListener,
+    token: &str,
+    hosts: &[String],
+    timeout: Duration,
+) -> Result<(Duration, Vec<(usize, TcpStream)>), String> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut streams: Vec<Option<TcpStream>> = hosts.iter().map(|_| None).collect();
+    while streams.iter().skip(1).any(Option::is_none) {
+        match listener.accept() {
+            Ok((stream, from)) => match admit_one(stream, token, &streams, timeout) {
+                Ok((rank, stream)) => streams[rank] = Some(stream),
+                Err(error) => tracing::warn!(%from, %error, "the control plane turned somebody away"),
+            },
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock) => {
+                if Instant::now() > deadline {
+                    let missing =
+                        streams.iter().skip(1).position(Option::is_none).map_or(0, |index| index + 1);
+                    return Err(format!(
+                        "rank {missing} on {} has not reached the control plane on {} within {} s",
+                        hosts[missing],
+                        hosts[0],
+                        PATIENCE.as_secs()
+                    ));
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            // The other side has gone again, or descriptors are short for a moment.
+            Err(error) => {
+                tracing::debug!(%error, "the control plane cannot accept a connection");
+                std::thread::sleep(Duration::from_millis(20));
+                if Instant::now() > deadline {
+                    return Err(format!("the control plane cannot accept connections: {error}"));
+                }
+            }
+        }
+    }
+    let streams =
+        streams.into_iter().enumerate().filter_map(|(rank, stream)| Some((rank, stream?))).collect();
+    Ok((timeout, streams))
+}
+
+fn admit_one(
+    stream: TcpStream,
+    token: &str,
+    known: &[Option<TcpStream>],
+    timeout: Duration,
+) -> io::Result<(usize, TcpStream)> {
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(HELLO))?;
+    let reason = match receive(&stream)? {
+        Message::Hello { protocol, .. } if protocol != PROTOCOL => {
+            format!("rank 0 speaks protocol {PROTOCOL}, not {protocol}")
+        }
+        Message::Hello { token: shown, .. } if shown != token => "the token is that of another job".into(),
+        Message::Hello { rank, .. } if rank == 0 || known.get(rank).is_none_or(Option::is_some) => {
+            format!("there is no such rank, or it is here already: {rank}")
+        }
+        Message::Hello { rank, .. } => {
+            send(&stream, &Message::Welcome { timeout })?;
+            return Ok((rank, stream));
+        }
+        _ => "a rank says hello first".into(),
+    };
+    send(&stream, &Message::Refused { reason: reason.clone() })?;
+    Err(io::Error::new(ErrorKind::PermissionDenied, reason))
+}
+
+/// Another rank: connects to rank 0.
+fn knock(invitation: &Invitation, rank: usize, host: &str) -> Result<(TcpStream, Duration), String> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut reasons = Vec::new();
+    while Instant::now() < deadline {
+        reasons.clear();
+        for address in &invitation.addresses {
+            match knock_at(*address, &invitation.token, rank) {
+                Ok(welcomed) => return Ok(welcomed),
+                Err(error) => reasons.push(format!("{address}: {error}")),
+            }
+        }
+        if reasons.is_empty() {
+            reasons.push("it has no address but the loopback one".into());
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Err(format!(
+        "cannot reach the control plane of rank 0 on {host} ({}): ranks need a TCP connection to rank 0",
+        reasons.join("; ")
+    ))
+}
+
+fn knock_at(address: SocketAddr, token: &str, rank: usize) -> io::Result<(TcpStream, Duration)> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT)?;
+    stream.set_nodelay(true)?;
+    // Rank 0 may be busy turning strangers away.
+    stream.set_read_timeout(Some(PATIENCE))?;
+    send(&stream, &Message::Hello { protocol: PROTOCOL, token: token.to_owned(), rank })?;
+    match receive(&stream)? {
+        Message::Welcome { timeout } => Ok((stream, timeout)),
+        Message::Refused { reason } => Err(io::Error::new(ErrorKind::PermissionDenied, reason)),
+        _ => Err(io::Error::new(ErrorKind::InvalidData, "no answer of ours")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::in_process::on_each_comm_thread;
+
+    #[test]
+    fn every_rank_is_connected_with_rank_0_and_learns_its_timeout() {
+        for world_size in [2, 5] {
+            let connections = on_each_comm_thread(world_size, |comm| {
+                // Others ask for something else; rank 0 decides.
+                meet(comm, Duration::from_secs(10 + comm.topology().rank as u64)).unwrap()
+            });
+            for (rank, connections) in connections.iter().enumerate() {
+                let peers: Vec<_> = connections.streams.iter().map(|&(peer, _)| peer).collect();
+                let expected: Vec<_> = if rank == 0 { (1..world_size).collect() } else { vec![0] };
+                assert_eq!(peers, expected);
+                assert_eq!(connections.timeout, Duration::from_secs(10));
+                assert_eq!(connections.hosts[world_size - 1], format!("host{}", world_size - 1));
+                for (_, stream) in &connections.streams {
+                    assert!(stream.local_addr().unwrap().ip().is_loopback(), "all are on one host");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn strangers_and_impostors_are_turned_away() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let hosts = vec!["here".to_owned(), "there".to_owned()];
+        let hello = |protocol, token: &str, rank| Message::Hello { protocol, token: token.into(), rank };
+        std::thread::scope(|scope| {
+            let admitted =
+                scope.spawn(|| admit(&listener, "secret", &hosts, Duration::from_secs(1)).unwrap());
+            let refused = [
+                (hello(PROTOCOL + 1, "secret", 1), "protocol"),
+                (hello(PROTOCOL, "guess", 1), "token"),
+                (hello(PROTOCOL, "secret", 2), "no such rank"),
+                (hello(PROTOCOL, "secret", 0), "no such rank"),
+                (Message::Farewell, "hello first"),
+            ];
+            for (message, expected) in refused {
+                let stream = TcpStream::connect(address).unwrap();
+                send(&stream, &message).unwrap();
+                match receive(&stream).unwrap() {
+                    Message::Refused { reason } => assert!(reason.contains(expected), "{reason}"),
+                    other => panic!("{other:?}"),
+                }
+            }
+            // Whoever speaks another language is not answered at all.
+            let stream = TcpStream::connect(address).unwrap();
+            io::Write::write_all(&mut &stream, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            assert!(receive(&stream).is_err());
+            drop(TcpStream::connect(address).unwrap());
+            let (_, timeout) = knock_at(address, "secret", 1).unwrap();
+            assert_eq!(timeout, Duration::from_secs(1));
+            assert_eq!(admitted.join().unwrap().1.len(), 1);
+        });
+    }
+}
