@@ -75,7 +75,7 @@ fn stages_of_an_imagenet_network_are_the_papers_table() {
             ("conv3", 28, "[1x1, 128; 3x3, 128; 1x1, 512] x 4"),
             ("conv4", 14, "[1x1, 256; 3x3, 256; 1x1, 1024] x 6"),
             ("conv5", 7, "[1x1, 512; 3x3, 512; 1x1, 2048] x 3"),
-            ("avg-pool", 1, "7x7 average, 1000 classes"),
+            ("avg-pool", 1, "7x7 average, fc 1000 classes"),
         ]
     );
 }
