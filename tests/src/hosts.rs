@@ -92,6 +92,18 @@ impl TwoHosts {
             .expect("the temporary folder is writable");
     }
 
+    /// Ids of the processes that still run on either host.
+    #[must_use]
+    pub fn left_behind(&self) -> Vec<String> {
+        let ids = |namespace: &String| {
+            let output = Command::new("ip").args(["netns", "pids", namespace]).output();
+            output
+                .map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let all: String = self.namespaces.iter().map(ids).collect();
+        all.split_whitespace().map(str::to_owned).collect()
+    }
+
     fn host_file(&self) -> PathBuf {
         self.folder.path().join("hosts")
     }

@@ -5,7 +5,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use end_to_end::{Experiment, FashionMnist, Outcome, mpirun_or_skip};
+use end_to_end::{Experiment, FashionMnist, Outcome, TwoHosts, mpirun_or_skip};
 use serde_json::Value;
 
 /// Start, three steps and the end of all ranks, on a busy machine too.
@@ -35,15 +35,25 @@ fn failing(experiment: &Experiment, ranks: usize, fault: &str, more: &[&str]) ->
     let Outcome { code, stderr, duration, .. } = &outcome;
     assert_ne!(*code, Some(0), "{fault} on {ranks} ranks:\n{stderr}");
     assert!(*duration < MOMENTS, "{fault} on {ranks} ranks took {duration:?}:\n{stderr}");
+    expect_gone(fault, || outcome.left_behind());
+    the_sentence(fault, stderr)
+}
+
+/// No process is left, or will be within a moment.
+fn expect_gone(fault: &str, left_behind: impl Fn() -> Vec<String>) {
     let begin = Instant::now();
-    while !outcome.left_behind().is_empty() {
-        assert!(begin.elapsed() < GONE_WITHIN, "{fault} on {ranks} ranks left {:?}", outcome.left_behind());
+    while !left_behind().is_empty() {
+        assert!(begin.elapsed() < GONE_WITHIN, "{fault} left {:?}", left_behind());
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// The one sentence about a failure with the lines that belong to it.
+fn the_sentence(fault: &str, stderr: &str) -> String {
     // Open MPI has a line of prose that begins with the same word.
     let is_sentence = |line: &&str| line.starts_with("error:") || line.starts_with("error (");
     let sentences: Vec<_> = stderr.lines().filter(is_sentence).collect();
-    assert_eq!(sentences.len(), 1, "{fault} on {ranks} ranks, printed once:\n{stderr}");
+    assert_eq!(sentences.len(), 1, "{fault}, printed once:\n{stderr}");
     let lines = stderr.lines().skip_while(|line| !is_sentence(line));
     let of_sentence = lines.enumerate().take_while(|(index, line)| *index == 0 || line.starts_with("  "));
     of_sentence.map(|(_, line)| format!("{line}\n")).collect()
@@ -216,4 +226,21 @@ fn a_step_whose_gradient_is_not_a_number_can_be_skipped_by_all_ranks() {
         assert_eq!(of_kind("epoch").map(|line| &line["skipped_steps"]).collect::<Vec<_>>(), [1, 0]);
         assert!(of_kind("epoch").all(|line| line["train_loss"].is_f64()));
     }
+}
+
+#[test]
+fn a_rank_that_is_killed_on_another_host_is_named_with_it() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let Some(hosts) = TwoHosts::set_up_or_skip(2, "1gbit") else { return };
+    let experiment = experiment();
+    let out = experiment.path("run");
+    let arguments = ["train", "--config", experiment.config(), "--out", out.to_str().unwrap()];
+    let outcome = hosts.wrn_dist(&[&arguments[..], &["--inject-fault", "3:3:kill"]].concat());
+    assert_ne!(outcome.code, Some(0));
+    assert!(outcome.duration < MOMENTS, "{:?}", outcome.duration);
+    expect_gone("kill", || hosts.left_behind());
+    let sentence = the_sentence("kill", &outcome.stderr);
+    expect_parts(&sentence, &["error: rank 3 on wrn-", "-b died (its connection ", "; rank 0 "]);
 }
