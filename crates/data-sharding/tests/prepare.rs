@@ -262,6 +262,19 @@ fn halves_of_an_image_folder_become_data_sets_of_their_own() {
 }
 
 #[test]
+fn halves_with_other_class_folders_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, destination) = (folder.path().join("source"), folder.path().join("prepared"));
+    for class in ["train/ant", "train/bee", "val/ant", "val/cat"] {
+        fs::create_dir_all(source.join(class)).unwrap();
+        fs::write(source.join(class).join("1.jpg"), cmyk_jpeg()).unwrap();
+    }
+    let refused = prepare_kind("imagefolder", &source, &destination).unwrap_err();
+    assert!(refused.contains("missing bee, additional cat"), "{refused}");
+    assert!(!destination.join("train").exists());
+}
+
+#[test]
 fn an_occupied_folder_is_left_alone() {
     let dir = tempdir().unwrap();
     let (source, out) = (dir.path().join("in"), dir.path().join("out"));

@@ -76,6 +76,14 @@ impl DataPlan {
     ) -> Result<Self, Error> {
         let train = open(loaded, kind, Split::Train)?;
         let test = open(loaded, kind, Split::Test)?;
+        if train.classes() != test.classes() {
+            let (train, test) = (train.classes().len(), test.classes().len());
+            let problem = format!(
+                "the classes of the halves differ, {train} of training and {test} of test, so their labels mean \
+                 different things; expected the same names in both"
+            );
+            return Err(loaded.error("data.path", problem).into());
+        }
         let stored = train.image();
         if let Some(stored) = stored.filter(|stored| stored.height != stored.width) {
             let problem =

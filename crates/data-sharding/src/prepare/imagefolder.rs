@@ -76,3 +76,28 @@ pub(crate) fn list(root: &Path, source: String, progress: &Progress) -> Result<L
 fn invalid(path: &Path, problem: &str, expected: &str) -> DataError {
     DataError::Invalid { path: path.into(), problem: problem.into(), expected: expected.into() }
 }
+
+/// A label is the place of a class among its half's folders, so both halves must have the same ones.
+pub(crate) fn require_equal_classes(
+    folder: &Path,
+    first: &Listing,
+    other: &Listing,
+) -> Result<(), DataError> {
+    let lacks = |of: &Listing, class: &String| !of.classes.contains(class);
+    let missing: Vec<_> = first.classes.iter().filter(|class| lacks(other, class)).cloned().collect();
+    let unknown: Vec<_> = other.classes.iter().filter(|class| lacks(first, class)).cloned().collect();
+    if missing.is_empty() && unknown.is_empty() {
+        return Ok(());
+    }
+    let name = |classes: &[String]| match classes {
+        [] => "none".to_owned(),
+        some => some.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", "),
+    };
+    let problem = format!(
+        "has other class folders than {}: missing {}, additional {}",
+        first.source.trim_start_matches("imagefolder "),
+        name(&missing),
+        name(&unknown)
+    );
+    Err(invalid(folder, &problem, "the same class folders in both, empty ones where a class has no images"))
+}

@@ -82,11 +82,21 @@ pub fn prepare(
             let halves: Vec<&str> =
                 ["train", "val", "test"].into_iter().filter(|half| source.join(half).is_dir()).collect();
             if halves.is_empty() {
+                progress.warn(&format!(
+                    "{}: has no folders train and val with the class folders in them; made one set of all, which \
+                     cannot be trained on by itself",
+                    source.display()
+                ));
                 let listing = imagefolder::list(source, "imagefolder".into(), progress)?;
                 write::write(&listing, destination, options, progress)?;
             }
+            let mut listings = Vec::with_capacity(halves.len());
             for half in halves {
-                let listing = imagefolder::list(&source.join(half), format!("imagefolder {half}"), progress)?;
+                let folder = source.join(half);
+                listings.push((half, imagefolder::list(&folder, format!("imagefolder {half}"), progress)?));
+                imagefolder::require_equal_classes(&folder, &listings[0].1, &listings[listings.len() - 1].1)?;
+            }
+            for (half, listing) in listings {
                 write::write(&listing, &destination.join(half), options, progress)?;
             }
         }

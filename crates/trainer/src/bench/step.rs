@@ -168,8 +168,11 @@ impl StepBench {
             "{:<24}{:>14.1}{:>14.1}\n",
             "images/s", self.with_exchange.images_per_second, self.without_exchange.images_per_second
         );
+        if self.world_size == 1 {
+            return text;
+        }
         text += &format!(
-            "the exchange makes the step {:.2} % longer; {} bucket(s), the first all-reduce starts after {:.0} % of backward\n",
+            "the exchange makes the step {:.1} % longer; {} bucket(s), the first all-reduce starts after {:.0} % of backward\n",
             100.0 * self.exposed_share,
             self.with_exchange.buckets,
             100.0 * self.with_exchange.first_exchange_at_share_of_backward

@@ -45,7 +45,7 @@ enum Command {
 struct PrepareArguments {
     /// Data set: imagenet, imagefolder, cifar10, cifar100, svhn, svhn-without-extra or fashion-mnist
     kind: PrepareKind,
-    /// Folder with the published files
+    /// Folder with the published files; for imagefolder, with train and val, each with a folder a class
     source: PathBuf,
     /// Folder to make
     destination: PathBuf,
@@ -55,7 +55,7 @@ struct PrepareArguments {
     /// Leave out files that are no JPEG or PNG, with a warning each, instead of stopping at the first
     #[arg(long)]
     skip_bad: bool,
-    /// Size at which a new shard is begun, in MiB
+    /// Size of source files at which a new shard is begun, in MiB
     #[arg(long, value_name = "MIB", default_value = "512", value_parser = clap::value_parser!(u64).range(1..1 << 20))]
     shard_mib: u64,
     /// Decides the order in which samples lie in the shards
@@ -81,7 +81,10 @@ struct PrepareArguments {
 pub(crate) fn run(arguments: &Arguments) -> i32 {
     let progress = Progress::visible();
     let result = match &arguments.command {
-        Command::Prepare(arguments) => prepare(arguments, &progress).map(|()| 0),
+        Command::Prepare(arguments) => prepare(arguments, &progress).map(|()| {
+            super::show(&format!("{}: ready\n", arguments.destination.display()));
+            0
+        }),
         Command::Show(arguments) => return super::data_show::run(arguments),
         Command::Fetch { kind, destination, from } => {
             data_sharding::fetch(*kind, destination, from.as_deref(), &progress).map(|()| 0)
@@ -89,7 +92,11 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
         Command::Index { dir } => data_sharding::index(dir, &progress).map(|()| 0),
         Command::Verify { dir } => data_sharding::verify(dir, &progress).map(|problems| {
             problems.iter().for_each(|problem| super::complain(problem));
-            if problems.is_empty() { 0 } else { EXIT_FAILURE }
+            if problems.is_empty() {
+                super::show(&format!("{}: every byte is as it was prepared\n", dir.display()));
+                return 0;
+            }
+            EXIT_FAILURE
         }),
     };
     result.unwrap_or_else(|error| {
