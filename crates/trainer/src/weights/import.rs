@@ -77,6 +77,8 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
         epoch_loss_sum: 0.0,
         epoch_correct: 0,
         epoch_skipped: 0,
+        epoch_counted: 0,
+        epoch_skipped_samples: 0,
         best_top1_error: None,
         meaning: BTreeMap::new(),
         data: String::new(),
