@@ -133,7 +133,11 @@ fn a_global_batch_that_ranks_and_micro_batch_do_not_divide_is_refused_with_its_l
 
 #[test]
 fn a_missing_data_folder_is_named() {
-    expect_error(&experiment(), &["--set", "data.path=/nowhere/at/all"], 1, &["/nowhere/at/all"]);
+    let parts = [
+        "--set data.path=/nowhere/at/all: data.path: /nowhere/at/all cannot be opened",
+        "expected the data set's",
+    ];
+    expect_error(&experiment(), &["--set", "data.path=/nowhere/at/all"], 2, &parts);
 }
 
 #[test]
@@ -143,10 +147,13 @@ fn a_fault_that_would_never_happen_is_refused() {
         expect_error(
             &experiment,
             &["--inject-fault", fault],
-            1,
+            2,
             &["--inject-fault", "steps 1 to 4", "never comes"],
         );
     }
+    // The network fits into the first bucket.
+    let parts = ["--inject-fault", "one bucket", "comm.first_bucket_kib"];
+    expect_error(&experiment, &["--inject-fault", "2:0:reorder"], 2, &parts);
 }
 
 #[test]

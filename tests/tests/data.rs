@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use end_to_end::wrn_dist;
 
@@ -63,10 +63,18 @@ fn preparing_survives_kill_9_at_any_moment() {
     assert!(contents(&whole).len() > 10);
 
     let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("wrn-dist");
+    // Other moments in each run; WRN_DIST_SEED repeats those of one.
+    let seed = std::env::var("WRN_DIST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seed: u64 = seed.unwrap_or(clock.as_micros() as u64);
+    eprintln!("moments of WRN_DIST_SEED={seed}");
+    let mut state = seed;
     let mut interrupted = 0;
-    // Moments spread by the golden ratio over the time that is left.
-    for attempt in 1..=10_u32 {
-        let moment = undisturbed.mul_f64(f64::from(attempt) * 0.618_034 % 1.0 / 4.0);
+    for _ in 0..10 {
+        // Knuth's MMIX generator; the upper bits are the good ones. Attempts go on from what is there already, so
+        // a moment late in the whole time would come too late.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let moment = undisturbed.mul_f64((state >> 11) as f64 / (1_u64 << 53) as f64 / 4.0);
         let mut child = Command::new(&binary)
             .args(arguments)
             .args([text(&killed), "--shard-mib", "1"])
@@ -76,7 +84,9 @@ fn preparing_survives_kill_9_at_any_moment() {
             .unwrap();
         std::thread::sleep(moment);
         child.kill().unwrap();
-        interrupted += u32::from(!child.wait().unwrap().success());
+        let interrupts = !child.wait().unwrap().success();
+        eprintln!("killed after {moment:.1?}{}", if interrupts { "" } else { ", too late" });
+        interrupted += u32::from(interrupts);
     }
     assert!(interrupted >= 3, "only {interrupted} attempts were interrupted");
     let _ = wrn_dist(1, &[&arguments[..], &[text(&killed), "--shard-mib", "1"]].concat()).expect_code(0);
@@ -102,13 +112,28 @@ fn verify_names_all_damage_and_ends_with_1() {
         assert!(verified.stderr.contains(&part), "{}\nlacks {part}", verified.stderr);
     }
     let _ = wrn_dist(1, &["data", "verify", text(&source)]).expect_code(1);
+    // Neither preparing once more nor indexing calls it ready.
+    for command in [&["data", "prepare", "imagefolder", text(&source)][..], &["data", "index"]] {
+        let out = [text(&out), "--shard-mib", "1"];
+        let more = if command.len() > 2 { &out[..] } else { &out[..1] };
+        let refused = wrn_dist(1, &[command, more].concat()).expect_code(1);
+        assert!(refused.stderr.contains("wrn-dist data verify"), "{}", refused.stderr);
+        assert!(!refused.stdout.contains("ready"), "{}", refused.stdout);
+    }
 }
 
 #[test]
 fn wrong_usage_is_told_with_the_choices() {
     for (arguments, choice) in [
-        (["data", "prepare", "mnist", "a", "b"], "imagenet, imagefolder, cifar10, cifar100, svhn"),
-        (["data", "fetch", "imagenet", "a", "--from=b"], "cifar10, cifar100, svhn"),
+        (
+            ["data", "prepare", "mnist", "a", "b"],
+            "imagenet, imagefolder, fashion-mnist, cifar10, cifar100, svhn",
+        ),
+        (["data", "fetch", "imagenet", "a", "--from=http://b"], "cifar10, cifar100, svhn"),
+        (["data", "fetch", "cifar10", "a", "--from=nonsense"], "expected one such as https://"),
+        (["bench", "data", "a", "--batch", "70000"], "1..=65536"),
+        (["bench", "data", "a", "--image-size", "9000"], "1..=8192"),
+        (["bench", "step", "--config=a", "--delay-ms", "1e9"], "expected 0 to 10000 milliseconds"),
     ] {
         let outcome = wrn_dist(1, &arguments).expect_code(2);
         assert!(outcome.stderr.contains(choice), "{}", outcome.stderr);

@@ -142,9 +142,89 @@ fn a_damaged_sample_ends_the_run_or_is_skipped_and_counted() {
     let (metrics, _) =
         shards.train("goes on", 1, &["data.order=sequential", "data.on_bad_sample=skip-and-log"]);
     let skipped: Vec<u64> = metrics.iter().filter_map(|line| line["skipped_samples"].as_u64()).collect();
-    // Its two visits stand in the first step of each epoch.
-    assert_eq!(skipped, [2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0]);
-    assert!(metrics[0]["loss"].as_f64().unwrap().is_finite());
+    // Its two visits stand in the first step of each epoch, whose own line counts them too.
+    assert_eq!(skipped, [2, 0, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 0, 2]);
+    // A mean over the samples that are there: with the skipped ones counted as zeros it would be an eighth less.
+    let whole = Shards::new();
+    let (sound, _) = whole.train("sound", 1, &sets);
+    let [loss, of_sound] = [&metrics, &sound].map(|metrics| metrics[0]["loss"].as_f64().unwrap());
+    assert!((loss / of_sound - 1.0).abs() < 0.1, "{loss} with two of 16 samples skipped, {of_sound} without");
+    // Fewer than five classes have no top-5 error.
+    assert!(metrics[6]["test_top5_error"].is_null() && metrics[6]["test_top1_error"].is_f64());
+}
+
+/// Overwrites the images of a shard with zeros, as far as `spared` allows; its index stays right.
+fn spoil_images(shard: &Path, spared: usize) {
+    let mut bytes = fs::read(shard).unwrap();
+    let mut at = 0;
+    let mut images = 0;
+    // A header block, the file's own blocks; names of images end in .jpg or .png.
+    while bytes.get(at).is_some_and(|&byte| byte != 0) {
+        let name = bytes[at..at + 100].split(|&byte| byte == 0).next().unwrap().to_vec();
+        let size = std::str::from_utf8(&bytes[at + 124..at + 135]).unwrap();
+        let size = usize::from_str_radix(size.trim_matches(['\0', ' ']), 8).unwrap();
+        if !name.ends_with(b".cls") {
+            images += 1;
+            if images > spared {
+                bytes[at + 512..at + 512 + size].fill(0);
+            }
+        }
+        at += 512 + size.next_multiple_of(512);
+    }
+    assert!(images > spared);
+    fs::write(shard, bytes).unwrap();
+}
+
+#[test]
+fn a_data_set_in_which_no_image_can_be_decoded_is_not_trained_on() {
+    let shards = Shards::new();
+    spoil_images(&shards.path("shards/train/shard-000000.tar"), 0);
+    for ranks in [1, 2] {
+        if ranks > 1 && !mpirun_or_skip() {
+            return;
+        }
+        let out = shards.path(&format!("train {ranks}"));
+        let ended = shards
+            .command(ranks, &["train", "--out", out.to_str().unwrap()], &["data.on_bad_sample=skip-and-log"])
+            .expect_code(1);
+        assert_eq!(
+            ended.stderr.matches("no sample of step 1 could be decoded").count(),
+            1,
+            "{}",
+            ended.stderr
+        );
+        assert!(!out.join("checkpoints").exists(), "nothing is saved");
+    }
+
+    let shards = Shards::new();
+    spoil_images(&shards.path("shards/val/shard-000000.tar"), 0);
+    let out = shards.path("test");
+    let ended = shards
+        .command(1, &["train", "--out", out.to_str().unwrap()], &["data.on_bad_sample=skip-and-log"])
+        .expect_code(1);
+    assert!(ended.stderr.contains("no test image could be decoded"), "{}", ended.stderr);
+}
+
+#[test]
+fn test_images_that_cannot_be_decoded_are_wrong_and_counted() {
+    let shards = Shards::new();
+    spoil_images(&shards.path("shards/val/shard-000000.tar"), 15);
+    let (metrics, _) = shards.train("run", 2, &["data.on_bad_sample=skip-and-log", "train.epochs=1"]);
+    let epoch = metrics.last().unwrap();
+    assert_eq!((&epoch["test_samples"], &epoch["test_skipped_samples"]), (&20.into(), &5.into()));
+    assert!(epoch["test_loss"].as_f64().unwrap() > 0.5 && epoch["test_top1_error"].as_f64().unwrap() >= 0.25);
+    let evaluated = shards.command(
+        1,
+        &["eval", "--checkpoint", shards.path("run").to_str().unwrap()],
+        &["data.on_bad_sample=skip-and-log"],
+    );
+    let evaluated = evaluated.expect_code(0);
+    assert!(
+        evaluated.stdout.contains("20 test images, 5 of which could not be decoded: loss "),
+        "{}",
+        evaluated.stdout
+    );
+    assert!(!evaluated.stdout.contains("top-5"), "{}", evaluated.stdout);
 }
 
 #[test]
@@ -164,7 +244,9 @@ fn combinations_that_make_no_sense_are_refused_with_their_key() {
         ("data.repetitions=0", ["data.repetitions:", "1 to 1024"]),
         ("data.rand_magnitude=31", ["data.rand_magnitude:", "0 to 30"]),
         ("data.image_size={from: 8}", ["data.image_size:", "expected a number of pixels"]),
-        ("data.path=/nonexistent", ["data.path:", "`train`"]),
+        ("data.path=/nonexistent", ["data.path:", "expected the data set's folder"]),
+        ("data.image_size={from: 24, to: 32, until_epoch: 0}", ["data.image_size.until_epoch:", "1 or more"]),
+        ("data.image_size={from: 32, to: 24, until_epoch: 2}", ["data.image_size.from:", "sizes that grow"]),
         ("train.micro_batch=1", ["data.mixup:", "micro_batch"]),
     ] {
         let refused = shards.command(1, &["plan"], &[set]).expect_code(2);
@@ -188,12 +270,16 @@ fn a_picture_and_a_measurement_of_the_data() {
     let folder = shards.path("shards/train");
     let measure =
         ["--batch", "8", "--batches", "2", "--rounds", "1", "--threads", "2", "--image-size", "32", "--json"];
-    for folder in [folder, shards.path("images/train")] {
+    // Shards, the prepared set that they are a half of, and files.
+    for folder in [folder, shards.path("shards"), shards.path("images/train")] {
         let arguments = [&["bench", "data", folder.to_str().unwrap()][..], &measure].concat();
         let bench: Value = serde_json::from_str(&wrn_dist(1, &arguments).expect_code(0).stdout).unwrap();
         assert_eq!(bench["shape"], serde_json::json!([8, 32, 32, 3]));
         assert!(bench["images_per_second"].as_f64().unwrap() > 0.0);
-        assert!(bench["decoder_milliseconds"]["decode"].as_f64().unwrap() > 0.0);
+        let decode = bench["decoder_milliseconds"]["decode"].as_f64().unwrap();
+        let parts = bench["decode_milliseconds"].as_object().unwrap();
+        let sum: f64 = parts.values().map(|part| part.as_f64().unwrap()).sum();
+        assert!(decode > 0.0 && (sum / decode - 1.0).abs() < 1e-6 && parts.len() == 4, "{bench:#}");
         assert!(bench["limit"].as_str().unwrap().len() > 20);
     }
     let of_config =

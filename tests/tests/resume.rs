@@ -124,3 +124,23 @@ fn two_runs_do_not_share_a_folder() {
     Command::new("kill").args(["-TERM", &first.id().to_string()]).status().unwrap();
     assert_eq!(first.wait().unwrap().code(), Some(STOPPED));
 }
+
+#[test]
+fn another_number_of_ranks_is_told_which_key_to_write() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    let derived = ["--set", "train.micro_batch=null"];
+    let stop = [&derived[..], &["--stop-after", "step:1"]].concat();
+    let _ = experiment.train("run", 2, &stop).expect_code(75);
+    let refused = experiment.train("run", 1, &derived).expect_code(1);
+    assert!(
+        refused.stderr.contains("train.micro_batch was 16, is 32 (without this key it is"),
+        "{}",
+        refused.stderr
+    );
+    let advice = "train.micro_batch=16";
+    assert!(refused.stderr.contains(&format!("--set {advice} goes on as before")), "{}", refused.stderr);
+    let _ = experiment.train("run", 1, &["--set", advice, "--stop-after", "step:2"]).expect_code(75);
+}

@@ -4,21 +4,16 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::kind::SourceKind;
+use crate::text::{printable, shown};
 
 /// Why data cannot be opened, cut into batches or decoded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// A name that is no [`SourceKind`].
-    #[error("`{name}` is no known data set; expected one of {}", SourceKind::names())]
+    /// A name that is no [`SourceKind`], no [`PrepareKind`](crate::PrepareKind) or no
+    /// [`FetchKind`](crate::FetchKind).
+    #[error("`{}` is no known data set; expected one of {known}", printable(name))]
     UnknownKind {
-        /// The name as given.
-        name: String,
-    },
-
-    /// A name that is no [`PrepareKind`](crate::PrepareKind) or can not be fetched.
-    #[error("`{name}` is no known source; expected one of {known}")]
-    UnknownSource {
         /// The name as given.
         name: String,
         /// The names there are.
@@ -26,7 +21,7 @@ pub enum DataError {
     },
 
     /// None of the accepted files is there.
-    #[error("{}: no file with the {content} found; expected {expected} ({origin})", folder.display())]
+    #[error("{}: no file with the {content} found; expected {expected} ({origin})", shown(folder))]
     MissingFile {
         /// Where it was looked for.
         folder: PathBuf,
@@ -39,7 +34,7 @@ pub enum DataError {
     },
 
     /// The operating system refuses to read a file.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {source}", shown(path))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -48,7 +43,7 @@ pub enum DataError {
     },
 
     /// The operating system refuses to write a file.
-    #[error("{}: cannot be written: {source}", path.display())]
+    #[error("{}: cannot be written: {source}", shown(path))]
     Write {
         /// The file or folder.
         path: PathBuf,
@@ -57,7 +52,7 @@ pub enum DataError {
     },
 
     /// A file that does not hold what it should.
-    #[error("{}: {problem}; expected {expected}", path.display())]
+    #[error("{}: {}; expected {}", shown(path), printable(problem), printable(expected))]
     Invalid {
         /// The file or folder.
         path: PathBuf,
@@ -75,7 +70,7 @@ pub enum DataError {
     },
 
     /// A file that cannot be downloaded.
-    #[error("{url}: {problem}")]
+    #[error("{}: {}", printable(url), printable(problem))]
     Fetch {
         /// Its address.
         url: String,
@@ -84,7 +79,7 @@ pub enum DataError {
     },
 
     /// A gzip file whose stream does not decode.
-    #[error("{}: corrupt gzip stream after {decoded} decoded bytes: {source}", path.display())]
+    #[error("{}: corrupt gzip stream after {decoded} decoded bytes: {source}", shown(path))]
     Gzip {
         /// The file.
         path: PathBuf,
@@ -97,7 +92,8 @@ pub enum DataError {
     /// The first four bytes are not those of the expected kind of IDX file.
     #[error(
         "{}: starts with 0x{found:08x}; expected 0x{expected:08x}, the mark of an IDX file of unsigned bytes with \
-         {dimensions} dimension(s)", path.display()
+         {dimensions} dimension(s)",
+        shown(path)
     )]
     Magic {
         /// The file.
@@ -113,7 +109,7 @@ pub enum DataError {
     /// Images of another size than the data set has.
     #[error(
         "{}: images are {}x{} (height x width); expected {}x{}",
-        path.display(), found[0], found[1], expected[0], expected[1]
+        shown(path), found[0], found[1], expected[0], expected[1]
     )]
     ImageSize {
         /// The file.
@@ -125,7 +121,7 @@ pub enum DataError {
     },
 
     /// A file whose length does not fit what it should hold.
-    #[error("{}: {problem}: expected {expected}, found {found}", path.display())]
+    #[error("{}: {problem}: expected {expected}, found {found}", shown(path))]
     Length {
         /// The file.
         path: PathBuf,
@@ -138,7 +134,7 @@ pub enum DataError {
     },
 
     /// A file without a single sample.
-    #[error("{}: holds no samples; expected at least one", path.display())]
+    #[error("{}: holds no samples; expected at least one", shown(path))]
     Empty {
         /// The file.
         path: PathBuf,
@@ -147,7 +143,7 @@ pub enum DataError {
     /// A label that names no class.
     #[error(
         "{}: {label} {value} of sample {sample} is out of range; expected 0 to {}",
-        path.display(), classes - 1
+        shown(path), classes - 1
     )]
     LabelRange {
         /// The file.
@@ -165,7 +161,8 @@ pub enum DataError {
     /// As many labels as images are needed.
     #[error(
         "{} has {image_count} images but {} has {label_count} labels; expected equal counts",
-        images.display(), labels.display()
+        shown(images),
+        shown(labels)
     )]
     CountMismatch {
         /// File of images.
@@ -179,7 +176,7 @@ pub enum DataError {
     },
 
     /// A list of class names that does not fit the data set.
-    #[error("{}: {found}; expected {expected} class names, one a line, in UTF-8", path.display())]
+    #[error("{}: {}; expected {expected} class names, one a line, in UTF-8", shown(path), printable(found))]
     ClassNames {
         /// The file.
         path: PathBuf,
@@ -275,7 +272,7 @@ pub enum DataError {
     },
 
     /// A sample that does not exist.
-    #[error("{data_set}: sample {sample} does not exist; expected 0 to {}", samples.saturating_sub(1))]
+    #[error("{}: sample {sample} does not exist; expected 0 to {}", printable(data_set), samples.saturating_sub(1))]
     NoSuchSample {
         /// Name of the source.
         data_set: String,
@@ -286,7 +283,7 @@ pub enum DataError {
     },
 
     /// A sample that cannot be decoded.
-    #[error("{data_set}: sample {sample} cannot be decoded: {reason}")]
+    #[error("{}: sample {sample} cannot be decoded: {}", printable(data_set), printable(reason))]
     Decode {
         /// Name of the source.
         data_set: String,

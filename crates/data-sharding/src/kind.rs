@@ -111,7 +111,7 @@ static SVHN: SourceFacts = SourceFacts {
 static SVHN_WITHOUT_EXTRA: SourceFacts = SourceFacts { name: "svhn-without-extra", ..SVHN };
 
 impl SourceKind {
-    const ALL: [SourceKind; 5] = [
+    pub(crate) const ALL: [SourceKind; 5] = [
         SourceKind::FashionMnist,
         SourceKind::Cifar10,
         SourceKind::Cifar100,
@@ -131,10 +131,19 @@ impl SourceKind {
         }
     }
 
-    /// All names, for messages.
-    pub(crate) fn names() -> String {
-        Self::ALL.map(|kind| kind.facts().name).join(", ")
+    /// As a choice for [`choose`].
+    pub(crate) fn named(self) -> (&'static str, Self) {
+        (self.facts().name, self)
     }
+}
+
+/// The choice that `name` names.
+pub(crate) fn choose<T: Copy>(choices: &[(&'static str, T)], name: &str) -> Result<T, DataError> {
+    let found = choices.iter().find(|(known, _)| *known == name);
+    found.map(|(_, choice)| *choice).ok_or_else(|| DataError::UnknownKind {
+        name: name.into(),
+        known: choices.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", "),
+    })
 }
 
 impl fmt::Display for SourceKind {
@@ -147,10 +156,7 @@ impl FromStr for SourceKind {
     type Err = DataError;
 
     fn from_str(name: &str) -> Result<Self, DataError> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.facts().name == name)
-            .ok_or_else(|| DataError::UnknownKind { name: name.into() })
+        choose(&Self::ALL.map(Self::named), name)
     }
 }
 
@@ -176,6 +182,13 @@ mod tests {
         assert_eq!(
             error,
             "`Cifar10` is no known data set; expected one of fashion-mnist, cifar10, cifar100, svhn, svhn-without-extra"
+        );
+        let fetched = "fashion-mnist".parse::<crate::FetchKind>().unwrap_err().to_string();
+        assert!(fetched.ends_with("expected one of cifar10, cifar100, svhn"), "{fetched}");
+        let prepared = "mnist".parse::<crate::PrepareKind>().unwrap_err().to_string();
+        assert!(
+            prepared.contains("expected one of imagenet, imagefolder, fashion-mnist, cifar10,"),
+            "{prepared}"
         );
     }
 

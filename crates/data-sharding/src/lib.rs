@@ -14,11 +14,13 @@
 
 mod atomic;
 mod augment;
+mod breakdown;
 mod cifar;
 mod error;
 mod fetch;
 mod file;
 mod files;
+mod folders;
 mod idx;
 mod image_size;
 pub mod jpeg;
@@ -34,14 +36,16 @@ mod random;
 mod sampler;
 mod shards;
 mod source;
+mod text;
 mod verify;
 
 pub use augment::{
     Augmentation, AutoAugment, ColorJitter, Crop, CropVariant, DeviceParameters, Filter, ImageSize, Mix,
     MixDraw, PaddingMode, PasteBox, RandomErasing, RandomResizedCrop, SampleKey,
 };
+pub use breakdown::{DecodeBreakdown, decode_breakdown};
 pub use error::DataError;
-pub use fetch::{FetchKind, fetch};
+pub use fetch::{Address, FetchKind, fetch};
 pub use files::ImageFiles;
 pub use kind::{SourceFacts, SourceKind, Split};
 pub use layout::{BatchLayout, EvaluationBatch, evaluation_batches};

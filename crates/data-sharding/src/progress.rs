@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::text::printable;
+
 /// Shows how far a long operation is. Bars appear on standard error, and only where that is a terminal;
 /// warnings are lines on standard error anywhere.
 pub struct Progress {
@@ -54,7 +56,7 @@ impl Progress {
     /// Tells the user of something that does not stop the work.
     pub(crate) fn warn(&self, sentence: &str) {
         if !self.silent {
-            self.bar.suspend(|| eprintln!("warning: {sentence}"));
+            self.bar.suspend(|| eprintln!("warning: {}", printable(sentence)));
         }
     }
 }

@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::DataError;
 use crate::file;
+use crate::kind::SourceKind;
 use crate::progress::Progress;
 
 /// A published file.
@@ -32,21 +33,21 @@ pub(crate) enum Checksum {
 const TORONTO: Option<&str> = Some("https://www.cs.toronto.edu/~kriz/");
 const STANFORD: Option<&str> = Some("http://ufldl.stanford.edu/housenumbers/");
 
-pub(crate) static CIFAR10: [Published; 1] = [Published {
+static CIFAR10: [Published; 1] = [Published {
     file: "cifar-10-binary.tar.gz",
     bytes: Some(170_052_171),
     checksum: Checksum::Sha256("c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
     from: TORONTO,
 }];
 
-pub(crate) static CIFAR100: [Published; 1] = [Published {
+static CIFAR100: [Published; 1] = [Published {
     file: "cifar-100-binary.tar.gz",
     bytes: Some(168_513_733),
     checksum: Checksum::Md5("03b5dce01913d631647c71ecec9e9cb8"),
     from: TORONTO,
 }];
 
-pub(crate) static SVHN: [Published; 3] = [
+static SVHN: [Published; 3] = [
     Published {
         file: "train_32x32.mat",
         bytes: Some(182_040_794),
@@ -87,6 +88,19 @@ pub(crate) static IMAGENET_DEVKIT: Published = Published {
     checksum: Checksum::Md5("fa75699e90414af021442c21a62c3abf"),
     from: None,
 };
+
+/// The data sets whose archives anybody may fetch.
+pub(crate) const FETCHED: [SourceKind; 3] = [SourceKind::Cifar10, SourceKind::Cifar100, SourceKind::Svhn];
+
+/// The archives that a data set of small images is made from; none where they are not known.
+pub(crate) fn archives(kind: SourceKind) -> &'static [Published] {
+    match kind {
+        SourceKind::Cifar10 => &CIFAR10,
+        SourceKind::Cifar100 => &CIFAR100,
+        SourceKind::Svhn | SourceKind::SvhnWithoutExtra => &SVHN,
+        SourceKind::FashionMnist => &[],
+    }
+}
 
 /// A checksum in the making.
 enum Hasher {

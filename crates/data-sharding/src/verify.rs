@@ -6,6 +6,7 @@ use crate::error::DataError;
 use crate::prepare::Files;
 use crate::progress::Progress;
 use crate::shards;
+use crate::text::printable;
 
 /// Reads everything that belongs to the prepared data set in `folder` and gives a sentence for each thing that is
 /// wrong; none where all is well.
@@ -13,12 +14,13 @@ use crate::shards;
 /// # Errors
 /// If the folder itself cannot be read, or holds no data set.
 pub fn verify(folder: &Path, progress: &Progress) -> Result<Vec<String>, DataError> {
-    if let Some(files) = Files::read(folder) {
-        return Ok(files.verify(folder, progress));
-    }
     let mut problems = Vec::new();
-    for half in shards::halves(folder)? {
-        problems.extend(shards::verify::verify(&half, progress)?);
+    if let Some(files) = Files::read(folder) {
+        problems = files.verify(folder, progress);
+    } else {
+        for half in shards::halves(folder)? {
+            problems.extend(shards::verify::verify(&half, progress)?);
+        }
     }
-    Ok(problems)
+    Ok(problems.iter().map(|problem| printable(problem).into_owned()).collect())
 }

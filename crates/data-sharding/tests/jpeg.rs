@@ -1,8 +1,9 @@
-//! Regions of JPEGs of every kind have the pixels of a full decode, exactly.
+//! Regions of JPEGs of every kind have the coefficients and the pixels of a full decode, exactly.
 #![allow(clippy::unwrap_used)] // All of it is test code.
 
 mod jpeg_support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use data_sharding::jpeg::{
@@ -27,8 +28,25 @@ fn crop(rgb: &[u8], row: usize, left: usize, top: usize, width: usize, height: u
     (top..top + height).flat_map(|y| &rgb[3 * (y * row + left)..][..3 * width]).copied().collect()
 }
 
-/// Checks that each region has the pixels of libjpeg-turbo's full decode: without a seek record, with one, and cut out
-/// and decoded by libjpeg-turbo. Tells whether there is a record.
+/// The quantised coefficients of an MCU's blocks, by its row and column.
+type Mcus = BTreeMap<(u32, u32), Vec<[i16; 64]>>;
+
+fn coefficients(
+    decoder: &mut ImageDecoder,
+    jpeg: &[u8],
+    region: Region,
+    record: Option<&[u8]>,
+) -> (Option<Way>, Mcus) {
+    let mut mcus = Mcus::new();
+    let keep = |row, column, blocks: &[[i16; 64]]| {
+        assert!(mcus.insert((row, column), blocks.to_vec()).is_none(), "each MCU once");
+    };
+    let way = decoder.coefficients(jpeg, region, None, record, keep).unwrap();
+    (way, mcus)
+}
+
+/// Checks that each region has the pixels of libjpeg-turbo's full decode, and the coefficients of the image's, without a
+/// seek record and with one. Tells whether there is a record.
 fn assert_regions_equal_full_decode(
     decoder: &mut ImageDecoder,
     name: &str,
@@ -41,6 +59,8 @@ fn assert_regions_equal_full_decode(
     let mut reference = Reference::new();
     let (mut full, mut rgb) = (Vec::new(), Vec::new());
     let (width, height) = reference.decode(jpeg, None, &mut full);
+    // That these are libjpeg's too, the pixels show that are made of them.
+    let (_, all_mcus) = coefficients(decoder, jpeg, Region::whole(width, height), None);
     assert_eq!(decoder.header(jpeg), Ok(ImageHeader { width, height }), "{name}");
     for &region in regions {
         let [left, top, w, h] = [region.left, region.top, region.width, region.height].map(|x| x as usize);
@@ -55,12 +75,18 @@ fn assert_regions_equal_full_decode(
                 "{name}: {region:?} of {width}x{height}, {way:?}"
             );
         }
-        if let Some(record) = &record {
-            let (cut, inner) = decoder.cut(jpeg, region, record).unwrap().unwrap();
-            let (cut_width, _) = reference.decode(cut, None, &mut rgb);
-            let pixels = crop(&rgb, cut_width as usize, inner.left as usize, inner.top as usize, w, h);
-            assert_eq!((inner.width, inner.height), (region.width, region.height));
-            assert!(pixels == expected, "{name}: {region:?} of {width}x{height}, cut");
+        for seek in [None, record.as_deref()] {
+            let (way, mcus) = coefficients(decoder, jpeg, region, seek);
+            let expected =
+                record.as_ref().map(|_| if seek.is_some() { Way::Indexed } else { Way::Sequential });
+            assert_eq!(way, expected, "{name}: {region:?} of {width}x{height}");
+            assert_eq!(mcus.is_empty(), record.is_none());
+            for (place, blocks) in &mcus {
+                assert!(
+                    all_mcus.get(place) == Some(blocks),
+                    "{name}: {region:?} of {width}x{height}, {place:?}"
+                );
+            }
         }
     }
     record.is_some()
@@ -175,7 +201,7 @@ fn regions_of_real_images_have_the_pixels_of_a_full_decode() {
     let images = images_of_folder(Path::new(&folder));
     let mut decoder = ImageDecoder::new().unwrap();
     let mut random = Random::new(2);
-    let (mut cuts, mut indexed) = (0, 0);
+    let (mut compared, mut indexed) = (0, 0);
     for image in &images {
         let bytes = std::fs::read(image).unwrap();
         let name = image.display().to_string();
@@ -189,9 +215,9 @@ fn regions_of_real_images_have_the_pixels_of_a_full_decode() {
         let regions = regions(width, height, 60, &mut random);
         if assert_regions_equal_full_decode(&mut decoder, &name, &bytes, &regions) {
             indexed += 1;
-            cuts += regions.len();
+            compared += regions.len();
         }
     }
-    eprintln!("{} images, {indexed} with a seek record, {cuts} cuts", images.len());
-    assert!(cuts > 0);
+    eprintln!("{} images, {indexed} with a seek record, {compared} regions of these", images.len());
+    assert!(compared > 0);
 }

@@ -14,8 +14,8 @@ use std::process::Command;
 
 use common::{cifar_record, gzip, write_cifar, write_fashion_mnist};
 use data_sharding::{
-    Adapt, PrepareKind, PrepareOptions, Progress, ReadMode, ShardSet, SourceKind, Split, open, prepare,
-    verify,
+    Adapt, PrepareKind, PrepareOptions, Progress, ReadMode, ShardSet, SourceKind, Split, index, open,
+    prepare, verify,
 };
 use mat_support as mat;
 use shards_support::{contents, image_folder, jpeg, options, png, prepare_folder, tar};
@@ -188,6 +188,10 @@ fn imagenet_archives_that_do_not_belong_together_are_refused() {
             "has 1 classes, the development kit 4, not the same",
         ),
         (
+            damage("ILSVRC2012_img_train.tar", &|_| tar(&[("x\x1b[2J\n.tar", b"")])),
+            "holds `x\\u{1b}[2J\\n.tar`; expected archives",
+        ),
+        (
             damage("ILSVRC2012_img_train.tar", &|_| tar(&[("photos.tar", b"")])),
             "holds `photos.tar`; expected archives named like n01440764.tar",
         ),
@@ -242,6 +246,117 @@ fn bad_files_can_be_left_out() {
     prepare_folder(&source, &out, &PrepareOptions { skip_bad: true, ..options() }).unwrap();
     assert_eq!(ShardSet::open(&out, ReadMode::Read).unwrap().len(), 10);
     assert_eq!(verify(&out, &Progress::silent()).unwrap(), [""; 0]);
+}
+
+#[test]
+fn bad_files_can_be_left_out_where_an_attempt_without_that_has_failed_and_not_the_other_way_round() {
+    let dir = tempdir().unwrap();
+    let (source, out, whole) = (dir.path().join("in"), dir.path().join("out"), dir.path().join("whole"));
+    image_folder(&source, 3, 12);
+    let bad = source.join("class-1/zz.jpg");
+    fs::write(&bad, b"not an image").unwrap();
+    let skipping = PrepareOptions { skip_bad: true, ..options() };
+    prepare_folder(&source, &out, &PrepareOptions { threads: 1, ..options() }).unwrap_err();
+    // With other options it is refused, and they are named.
+    let error = prepare_folder(&source, &out, &PrepareOptions { seed: 3, ..skipping.clone() }).unwrap_err();
+    assert!(
+        error.contains(
+            "an unfinished data set of another source or with other options (--seed: then 0, now 3)"
+        ),
+        "{error}"
+    );
+    prepare_folder(&source, &out, &skipping).unwrap();
+    prepare_folder(&source, &whole, &skipping).unwrap();
+    assert!(contents(&out) == contents(&whole));
+    let error = prepare_folder(&source, &out, &options()).unwrap_err();
+    assert!(error.contains("another data set (made with --skip-bad, or its source has changed)"), "{error}");
+
+    // Nothing was left out of what was prepared without it.
+    fs::remove_file(&bad).unwrap();
+    let sound = dir.path().join("sound");
+    prepare_folder(&source, &sound, &options()).unwrap();
+    prepare_folder(&source, &sound, &skipping).unwrap();
+}
+
+#[test]
+fn a_damaged_finished_data_set_is_not_called_ready() {
+    let dir = tempdir().unwrap();
+    let (photos, shards) = (dir.path().join("photos"), dir.path().join("shards"));
+    image_folder(&photos, 3, 12);
+    let (records, small) = (dir.path().join("records"), dir.path().join("small"));
+    fs::create_dir(&records).unwrap();
+    write_cifar(&records, SourceKind::Cifar100, 3);
+    for (kind, source, out, file) in [
+        ("imagefolder", &photos, &shards, "shard-000001.tar"),
+        ("cifar100", &records, &small, "cifar-100-binary/test.bin"),
+    ] {
+        prepare_kind(kind, source, out).unwrap();
+        let whole = contents(out);
+        let path = out.join(file);
+        let shorter = &whole[file][..whole[file].len() - 7];
+        let expected =
+            format!("{} bytes, as the manifest says; `wrn-dist data verify` names", whole[file].len());
+        for (damage, found) in
+            [(Some(shorter), format!("has {} bytes", shorter.len())), (None, "cannot be read".into())]
+        {
+            match damage {
+                Some(bytes) => fs::write(&path, bytes).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            let refused = prepare_kind(kind, source, out).unwrap_err();
+            assert!(refused.starts_with(&format!("{}: {found}", path.display())), "{refused}");
+            assert!(refused.contains(&expected), "{refused}");
+            // Indexing looks too.
+            let indexed = index(out, &Progress::silent()).unwrap_err().to_string();
+            match kind {
+                "imagefolder" => assert_eq!(indexed, refused),
+                _ => assert!(
+                    indexed.contains("is that of cifar100, which is kept in the files of its own"),
+                    "{indexed}"
+                ),
+            }
+        }
+        fs::write(&path, &whole[file]).unwrap();
+        prepare_kind(kind, source, out).unwrap();
+        assert!(contents(out) == whole);
+    }
+    // What can be made anew is.
+    let whole = contents(&shards);
+    for name in ["samples.index", "seek.index"] {
+        fs::write(shards.join(name), b"oops").unwrap();
+        prepare_kind("imagefolder", &photos, &shards).unwrap();
+        assert!(contents(&shards) == whole, "{name}");
+    }
+}
+
+#[test]
+fn a_destination_within_an_image_folder_is_refused_before_anything_is_made() {
+    let dir = tempdir().unwrap();
+    let source = dir.path().join("in");
+    image_folder(&source, 2, 2);
+    std::os::unix::fs::symlink(&source, dir.path().join("link")).unwrap();
+    let before = contents(&source);
+    for out in
+        [source.clone(), source.join("out"), source.join("class-0/deep/out"), dir.path().join("link/out")]
+    {
+        let error = prepare_folder(&source, &out, &options()).unwrap_err();
+        let expected =
+            format!("lies in {}, which is the source; expected a folder outside of it", source.display());
+        assert!(error.contains(&expected), "{error}");
+    }
+    assert!(contents(&source) == before && fs::read_dir(&source).unwrap().count() == 2);
+    prepare_folder(&source, &dir.path().join("in-shards"), &options()).unwrap();
+}
+
+#[test]
+fn a_preparation_that_comes_to_nothing_leaves_no_folder() {
+    let dir = tempdir().unwrap();
+    let empty = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    for kind in ["imagenet", "imagefolder", "cifar10", "cifar100", "svhn", "fashion-mnist"] {
+        prepare_kind(kind, &empty, &dir.path().join("a/b/out")).unwrap_err();
+        assert!(!dir.path().join("a").exists(), "{kind}");
+    }
 }
 
 #[test]

@@ -174,6 +174,7 @@ fn wrong_shards_made_elsewhere_are_refused_in_words() {
             tar(&[("a.jpg", &image), ("a.cls", b"4294967295")]),
             "has the label 4294967295; expected labels below 1048576",
         ),
+        (tar(&[("\x1b[31ma\r.cls", b"1")]), "sample `\\u{1b}[31ma\\r` has no .jpg"),
         (tar(&[("readme.txt", b"hello")]), "holds no samples"),
         (whole[..700].to_vec(), "`a.jpg` is said to have"),
         (b"no tar at all, but long enough to be a header of one. ".repeat(20), "is damaged after byte 0"),

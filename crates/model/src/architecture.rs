@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::ModelError;
+use crate::grammar;
 use crate::plan::{self, Plan, Residual, Width};
 
 /// A network's name, taken apart.
@@ -15,18 +16,6 @@ pub struct Architecture {
     name: String,
     pub(crate) plan: Plan,
 }
-
-/// What exists, for error messages.
-const KNOWN: &str = "\
-wrn-<depth>-<width> with depth = 6N+4 (10, 16, 22, 28, 40, ...) and width of 1 or more, such as wrn-28-10; \
-wrn-<depth>-<width>-b<kernels> with blocks of other convolutions (wrn-40-2-b313: 3x3, 1x1, 3x3), \
-depth = 6N+4, or 3lN+4 where all l kernels are equal; \
-wrn-<18|34>-<width>-imagenet; wrn-<50|101|152>-<width>-bottleneck; \
-resnet-<18|34|50|101|152> for ImageNet; resnet-<20|32|44|56|110|1202> for small images; \
-preact-resnet-<20|32|44|56|110|164|1001>; \
-resnext-<50|101|152>-<cardinality>x<width>d for ImageNet; resnext-<20|29|38>-<cardinality>x<width>d for small images; \
-any of these behind se- with squeeze and excitation; \
-densenet-bc-<depth>-<growth> with depth = 6N+4 for small images; densenet-<121|161|169|201>; dpn-<68|92|98|107|131>";
 
 /// Beyond these a network would fit no machine, and sizes could overflow.
 const LARGEST_DEPTH: u32 = 2_000;
@@ -43,23 +32,27 @@ impl FromStr for Architecture {
     type Err = ModelError;
 
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        let parts: Vec<&str> = text.split('-').collect();
-        let parsed = match parts[..] {
-            ["se", ref plain @ ..] => residual(plain).map(squeezed),
-            ["densenet", "bc", depth, growth] => dense_bc(depth, growth),
-            ["densenet", depth] => {
-                listed("densenet", depth, |depth| plan::dense_imagenet(depth).map(Plan::Dense))
-            }
-            ["dpn", depth] => listed("dpn", depth, |depth| plan::dual_path(depth).map(Plan::DualPath)),
-            ref plain => residual(plain),
-        }
-        .map(|(name, plan)| Architecture { name, plan });
-        parsed.map_err(|reason| ModelError::Architecture {
+        parse(text).map_err(|reason| ModelError::Architecture {
             text: text.to_owned(),
             reason,
-            known: KNOWN.to_owned(),
+            suggestion: grammar::suggestion(text, |other| parse(other).is_ok()),
         })
     }
+}
+
+/// The network, or what is wrong with the string.
+fn parse(text: &str) -> Result<Architecture, String> {
+    let parts: Vec<&str> = text.split('-').collect();
+    let parsed = match parts[..] {
+        ["se", ref plain @ ..] => residual(plain).map(squeezed),
+        ["densenet", "bc", depth, growth] => dense_bc(depth, growth),
+        ["densenet", depth] => {
+            listed("densenet", depth, |depth| plan::dense_imagenet(depth).map(Plan::Dense))
+        }
+        ["dpn", depth] => listed("dpn", depth, |depth| plan::dual_path(depth).map(Plan::DualPath)),
+        ref plain => residual(plain),
+    };
+    parsed.map(|(name, plan)| Architecture { name, plan })
 }
 
 impl fmt::Display for Architecture {

@@ -1,17 +1,22 @@
 //! What can be wrong with a request for a network.
 
+use crate::grammar;
+
 /// A network that cannot be built or run.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// An architecture string that names nothing.
-    #[error("`{text}` is no architecture: {reason}. Known: {known}")]
+    #[error(
+        "`{text}` is no architecture: {reason}{}. Known:{}",
+        suggestion.as_ref().map_or_else(String::new, |meant| format!("; did you mean {meant}?")), grammar::families()
+    )]
     Architecture {
         /// As given.
         text: String,
         /// What is wrong with it.
         reason: String,
-        /// What exists.
-        known: String,
+        /// What may have been meant.
+        suggestion: Option<String>,
     },
     /// An option that the architecture does not allow.
     #[error("{0}")]

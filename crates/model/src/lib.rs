@@ -33,6 +33,7 @@ mod checkpoint;
 mod error;
 mod footprint;
 mod forward;
+mod grammar;
 mod init;
 mod memory;
 mod names;

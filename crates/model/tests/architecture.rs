@@ -82,6 +82,42 @@ fn a_name_that_is_no_network_is_refused_with_itself_the_reason_and_what_exists()
 }
 
 #[test]
+fn a_network_that_may_have_been_meant_is_named() {
+    for (name, meant) in [
+        ("WRN-28-10", "wrn-28-10"),
+        ("wrn28-10", "wrn-28-10"),
+        ("wrn_28_10", "wrn-28-10"),
+        ("WideResNet-28-10", "wrn-28-10"),
+        ("wide_resnet50_2", "wrn-50-2-bottleneck"),
+        ("wide_resnet101_2", "wrn-101-2-bottleneck"),
+        ("wrn-50-2", "wrn-50-2-bottleneck"),
+        ("wrn-18-2", "wrn-18-2-imagenet"),
+        ("ResNet50", "resnet-50"),
+        ("resnext50_32x4d", "resnext-50-32x4d"),
+        ("seresnet50", "se-resnet-50"),
+        ("se_wrn_16_8", "se-wrn-16-8"),
+        ("preactresnet-110", "preact-resnet-110"),
+        ("densenet121", "densenet-121"),
+        ("dpn92", "dpn-92"),
+        ("wnr-28-10", "wrn-28-10"),
+        ("resent-50", "resnet-50"),
+        (" wrn-16-8", "wrn-16-8"),
+    ] {
+        let message = name.parse::<Architecture>().unwrap_err().to_string();
+        assert!(message.contains(&format!("; did you mean {meant}?")), "{name}: {message}");
+    }
+    for name in ["", "transformer", "vgg-16", "wrn-29-10-b", "resnet-35"] {
+        let message = name.parse::<Architecture>().unwrap_err().to_string();
+        assert!(!message.contains("did you mean"), "{name}: {message}");
+        // The forms that there are, one a line.
+        assert!(
+            message.lines().count() > 10 && message.contains("\n  resnet-<18|34|50|101|152>"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn names_are_read_and_written_alike_and_differ_when_the_networks_do() {
     let names = [
         "wrn-10-1",

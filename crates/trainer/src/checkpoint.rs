@@ -78,6 +78,12 @@ pub(crate) struct RunState {
     /// Steps of the epoch under way that were skipped, and are in neither sum.
     #[serde(default)]
     pub(crate) epoch_skipped: u64,
+    /// Samples of the epoch under way that are in these sums.
+    #[serde(default)]
+    pub(crate) epoch_counted: u64,
+    /// Samples of the epoch under way that could not be decoded and were skipped.
+    #[serde(default)]
+    pub(crate) epoch_skipped_samples: u64,
     /// Lowest test error so far, 0 to 1.
     pub(crate) best_top1_error: Option<f64>,
     /// Keys of the configuration that decide what the run computes.
@@ -180,7 +186,10 @@ pub(crate) fn save_weights(
 /// For output that must not replace anything.
 pub(crate) fn refuse_existing(path: &Path) -> Result<(), CheckpointError> {
     match path.symlink_metadata() {
-        Ok(_) => Err(file_error("write", path)(std::io::ErrorKind::AlreadyExists.into())),
+        Ok(_) => {
+            let reason = "it exists already and is not overwritten; name another or remove it";
+            Err(file_error("write", path)(std::io::Error::new(std::io::ErrorKind::AlreadyExists, reason)))
+        }
         Err(_) => Ok(()),
     }
 }
@@ -349,7 +358,7 @@ fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
     Err(CheckpointError::File {
         action: "find a checkpoint (a folder with state.json, or a run directory) at",
         path: path.to_owned(),
-        source: std::io::ErrorKind::NotFound.into(),
+        source: std::io::Error::new(std::io::ErrorKind::NotFound, "there is none"),
     })
 }
 
@@ -417,6 +426,8 @@ mod tests {
                 epoch_loss_sum: 0.1 + 0.2,
                 epoch_correct: 5,
                 epoch_skipped: 1,
+                epoch_counted: 9,
+                epoch_skipped_samples: 2,
                 best_top1_error: Some(1.0 / 3.0),
                 meaning: [("seed".to_owned(), "1".to_owned())].into(),
                 data: "abc".into(),

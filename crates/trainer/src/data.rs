@@ -74,6 +74,7 @@ impl DataPlan {
         seed: u64,
         data: &mut DataConfig,
     ) -> Result<Self, Error> {
+        require_folder(loaded)?;
         let train = open(loaded, kind, Split::Train)?;
         let test = open(loaded, kind, Split::Test)?;
         if train.classes() != test.classes() {
@@ -171,6 +172,18 @@ impl DataPlan {
 /// Whether images are whitened, which comes before the crop, so that both happen on the device.
 pub(crate) fn whitens(data: &DataConfig) -> bool {
     matches!(data.normalize, Some(NormalizeConfig::Named(NamedNormalization::Zca)))
+}
+
+/// That there is nothing where the configuration says is the configuration's fault, unlike what may be wrong with the
+/// files.
+fn require_folder(loaded: &LoadedConfig) -> Result<(), ConfigError> {
+    let path = &loaded.config.data.path;
+    let problem: String = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => return Ok(()),
+        Ok(_) => "is no folder".into(),
+        Err(error) => format!("cannot be opened: {error}"),
+    };
+    Err(loaded.error("data.path", format!("{} {problem}; expected the data set's folder", path.display())))
 }
 
 fn open(loaded: &LoadedConfig, kind: Kind, split: Split) -> Result<DataSet, Error> {
@@ -272,7 +285,7 @@ fn resolve_crop(
         ImageSizeConfig::Growing(growing) => ImageSize {
             from: growing.from,
             to: growing.to,
-            until: u64::from(growing.until_epoch).saturating_sub(1),
+            until: u64::from(growing.until_epoch.max(1)) - 1,
             step: growing.step,
         },
     };
@@ -281,6 +294,17 @@ fn resolve_crop(
             let key =
                 if size.from == size.to { "data.image_size" } else { &format!("data.image_size.{key}") };
             return Err(loaded.error(key, format!("{value} is out of range; expected 1 to {LARGEST_SIDE}")));
+        }
+    }
+    if let Some(ImageSizeConfig::Growing(growing)) = data.image_size {
+        if growing.until_epoch == 0 {
+            let problem = "0 is out of range; expected 1 or more, as epochs are counted from 1";
+            return Err(loaded.error("data.image_size.until_epoch", problem));
+        }
+        if growing.from > growing.to {
+            let problem =
+                format!("{} is more than `to`, {}; expected sizes that grow", growing.from, growing.to);
+            return Err(loaded.error("data.image_size.from", problem));
         }
     }
     let test_size = *data.test_size.get_or_insert(size.to);

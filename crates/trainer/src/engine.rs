@@ -38,7 +38,7 @@ pub(crate) struct Phases {
 /// What one step brought, equal on all ranks but for the times.
 #[derive(Clone, Debug)]
 pub(crate) struct StepOutcome {
-    /// Mean loss over the global batch.
+    /// Mean loss over the samples of the global batch that were not skipped.
     pub(crate) loss: f32,
     /// Correct predictions among the global batch.
     pub(crate) correct: u64,
@@ -138,12 +138,19 @@ impl<'plan> Engine<'plan> {
         let Some(fault) = fault else { return Ok(()) };
         let (steps, ranks) = (self.plan.total_steps(), self.comm.topology().world_size);
         if fault.step > steps || fault.rank >= ranks {
-            return Err(Error::Other(format!(
+            return Err(Error::Usage(format!(
                 "--inject-fault: the run has steps 1 to {steps} and ranks 0 to {}, so step {} of rank {} never comes",
                 ranks - 1,
                 fault.step,
                 fault.rank
             )));
+        }
+        if fault.kind == FaultKind::Reorder && self.state.layout.buckets(&self.plan.config.comm).len() < 2 {
+            return Err(Error::Usage(
+                "--inject-fault: the exchange has one bucket, so there is no order to change; smaller \
+                 comm.first_bucket_kib and comm.bucket_kib make more"
+                    .into(),
+            ));
         }
         self.fault = Some(fault).filter(|fault| fault.rank == self.comm.topology().rank);
         Ok(())
@@ -211,11 +218,12 @@ impl<'plan> Engine<'plan> {
         phases.optimizer = update_begin.elapsed();
         phases.step = begin.elapsed();
         let micro_batches = self.plan.batches.micro_batches() as f32;
+        let skipped = (tail[Tail::Skipped as usize] * micro_batches).round() as u64;
         Ok(StepOutcome {
-            loss: tail[Tail::Loss as usize],
+            loss: mean_of_counted(tail[Tail::Loss as usize], self.plan.batches.global_batch(), skipped),
             correct: (tail[Tail::Correct as usize] * micro_batches).round() as u64,
             stop: tail[Tail::Stop as usize] > 0.0,
-            skipped: (tail[Tail::Skipped as usize] * micro_batches).round() as u64,
+            skipped,
             updated,
             phases,
             exchange,
@@ -432,5 +440,26 @@ impl<'plan> Engine<'plan> {
             let _ = self.state.running_statistics.f_add_(&averaged)?;
         }
         self.optimizer.step(learning_rate)
+    }
+}
+
+/// A mean over all samples in which the `skipped` ones are zeros, as the mean over the others.
+fn mean_of_counted(mean: f32, samples: usize, skipped: u64) -> f32 {
+    match (samples as u64).saturating_sub(skipped) {
+        _ if skipped == 0 => mean,
+        counted => (f64::from(mean) * samples as f64 / counted as f64) as f32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipped_samples_do_not_lower_the_loss() {
+        assert_eq!(mean_of_counted(2.5, 8, 0), 2.5);
+        // Six losses of 4 and two zeros.
+        assert_eq!(mean_of_counted(3.0, 8, 2), 4.0);
+        assert!(mean_of_counted(0.0, 8, 8).is_nan(), "there is nothing to take the mean of");
     }
 }

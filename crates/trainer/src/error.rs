@@ -59,6 +59,9 @@ pub enum Error {
          random-sized or center, and data.test_resize above data.test_size"
     )]
     NoMargins,
+    /// The command line asks for something that this run does not have.
+    #[error("{0}")]
+    Usage(String),
     /// A sentence that belongs to no other kind.
     #[error("{0}")]
     Other(String),
@@ -80,6 +83,7 @@ impl Error {
         match self {
             Error::Config(_)
             | Error::NoMargins
+            | Error::Usage(_)
             | Error::Model(ModelError::Architecture { .. } | ModelError::Option(_))
             | Error::Weights(WeightsError::Naming { .. }) => EXIT_USAGE,
             Error::Agreed(agreed) => agreed.failure.exit_code,

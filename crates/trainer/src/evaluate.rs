@@ -32,6 +32,10 @@ pub struct Evaluation {
     pub top1_correct: u64,
     /// Images whose right class is among the five most probable.
     pub top5_correct: u64,
+    /// Number of classes.
+    pub classes: u64,
+    /// Images that could not be decoded. They count as wrong, and have no part in the loss.
+    pub skipped: u64,
     /// Sum of the cross-entropy losses.
     pub loss_sum: f64,
     /// Wall time on this rank.
@@ -39,10 +43,10 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Mean loss.
+    /// Mean loss of the images that could be decoded.
     #[must_use]
     pub fn loss(&self) -> f64 {
-        self.loss_sum / self.samples.max(1) as f64
+        self.loss_sum / self.samples.saturating_sub(self.skipped).max(1) as f64
     }
 
     /// Share of images whose most probable class is wrong, 0 to 1.
@@ -51,10 +55,10 @@ impl Evaluation {
         1.0 - self.top1_correct as f64 / self.samples.max(1) as f64
     }
 
-    /// Share of images whose right class is not among the five most probable, 0 to 1.
+    /// Share of images whose right class is not among the five most probable, 0 to 1; `None` with fewer classes.
     #[must_use]
-    pub fn top5_error(&self) -> f64 {
-        1.0 - self.top5_correct as f64 / self.samples.max(1) as f64
+    pub fn top5_error(&self) -> Option<f64> {
+        (self.classes >= 5).then(|| 1.0 - self.top5_correct as f64 / self.samples.max(1) as f64)
     }
 }
 
@@ -65,14 +69,16 @@ struct BatchCounts {
     samples: u64,
     top1_correct: u64,
     top5_correct: u64,
+    skipped: u64,
     loss_sum: f64,
 }
 
 impl BatchCounts {
-    const BYTES: usize = 40;
+    const BYTES: usize = 48;
 
     fn to_bytes(self) -> [u8; Self::BYTES] {
-        let words = [self.batch, self.samples, self.top1_correct, self.top5_correct, self.loss_sum.to_bits()];
+        let counts = [self.batch, self.samples, self.top1_correct, self.top5_correct, self.skipped];
+        let words = counts.into_iter().chain([self.loss_sum.to_bits()]);
         let mut bytes = [0; Self::BYTES];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
             chunk.copy_from_slice(&word.to_le_bytes());
@@ -91,7 +97,8 @@ impl BatchCounts {
             samples: word(1),
             top1_correct: word(2),
             top5_correct: word(3),
-            loss_sum: f64::from_bits(word(4)),
+            skipped: word(4),
+            loss_sum: f64::from_bits(word(5)),
         }
     }
 }
@@ -114,20 +121,25 @@ pub(crate) fn evaluate(
         .flat_map(|rank| rank.chunks_exact(BatchCounts::BYTES).map(BatchCounts::from_bytes))
         .collect();
     all.sort_by_key(|counts| counts.batch);
-    let mut total = Evaluation::default();
+    let mut total = Evaluation { classes: plan.network.classes().into(), ..Evaluation::default() };
     for counts in all {
         total.samples += counts.samples;
         total.top1_correct += counts.top1_correct;
         total.top5_correct += counts.top5_correct;
+        total.skipped += counts.skipped;
         total.loss_sum += counts.loss_sum;
     }
-    let complete = match total.samples == plan.data.test.len() as u64 {
-        true => Ok(()),
-        false => Err(Error::Other(format!(
-            "evaluation saw {} of {} test images",
-            total.samples,
-            plan.data.test.len()
-        ))),
+    let images = plan.data.test.len() as u64;
+    let complete = if total.samples != images {
+        Err(Error::Other(format!("evaluation saw {} of {images} test images", total.samples)))
+    } else if total.skipped == images {
+        Err(Error::Other(
+            "no test image could be decoded (the lines above say why), so there is nothing to report; `wrn-dist data \
+             verify` finds damage"
+                .into(),
+        ))
+    } else {
+        Ok(())
     };
     session.agree(complete)?;
     total.duration = begin.elapsed();
@@ -159,6 +171,8 @@ fn count_local_batches(
     for batch in indices {
         let images = next_batch(&mut pool)?;
         let samples = images.len() / views;
+        // All views of an image are decoded from the same file.
+        let skipped = images.skipped().len().div_ceil(views);
         let (logits, labels) = engine.evaluate(&images)?;
         let _no_grad = tch::no_grad_guard();
         let (logits, labels) = match views {
@@ -183,6 +197,7 @@ fn count_local_batches(
             samples: samples as u64,
             top1_correct: count(1)?,
             top5_correct: count(top)?,
+            skipped: skipped as u64,
             loss_sum: loss.f_double_value(&[])?,
         });
     }
@@ -195,8 +210,31 @@ mod tests {
 
     #[test]
     fn counts_survive_the_way_over_the_wire() {
-        let counts =
-            BatchCounts { batch: 7, samples: 64, top1_correct: 60, top5_correct: 64, loss_sum: 12.5e-3 };
+        let counts = BatchCounts {
+            batch: 7,
+            samples: 64,
+            top1_correct: 60,
+            top5_correct: 64,
+            skipped: 3,
+            loss_sum: 12.5e-3,
+        };
         assert_eq!(BatchCounts::from_bytes(&counts.to_bytes()), counts);
+    }
+
+    #[test]
+    fn skipped_images_are_wrong_but_not_in_the_loss_and_few_classes_have_no_top_5() {
+        let counts = Evaluation {
+            samples: 10,
+            top1_correct: 4,
+            top5_correct: 8,
+            skipped: 2,
+            loss_sum: 16.0,
+            ..Evaluation::default()
+        };
+        for (classes, top5) in [(4, None), (5, Some(1.0 - 0.8)), (10, Some(1.0 - 0.8))] {
+            let evaluation = Evaluation { classes, ..counts };
+            assert_eq!((evaluation.loss(), evaluation.top1_error()), (2.0, 0.6));
+            assert_eq!(evaluation.top5_error(), top5);
+        }
     }
 }

@@ -39,8 +39,8 @@ pub use model::Naming;
 
 pub use bench::{
     AllReduceBench, AllReduceOptions, BenchOptions, DataBench, DataBenchOptions, DataBenchSource,
-    DecoderTimes, ModelBench, ModelBenchOptions, StepBench, bench_all_reduce, bench_data, bench_model,
-    bench_step,
+    DecodeTimes, DecoderTimes, ModelBench, ModelBenchOptions, StepBench, bench_all_reduce, bench_data,
+    bench_model, bench_step,
 };
 pub use checkpoint::CheckpointError;
 pub use doctor::doctor;

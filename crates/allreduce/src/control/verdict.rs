@@ -78,7 +78,10 @@ fn seconds(duration: Duration) -> String {
 pub(super) fn died(dead: &Seen, why: &str, judge: &Seen) -> String {
     let mut sentence = format!("{} died ({why})", dead.name());
     let _ = match &dead.status {
-        Some(status) => write!(sentence, ", last heard of {} s ago in {}", seconds(dead.age), place(status)),
+        // It may have gone on since.
+        Some(status) => {
+            write!(sentence, ", last heard of at {}, {} s before", place(status), seconds(dead.age))
+        }
         None => write!(sentence, " before its first word"),
     };
     match (judge.waiting(), judge.collective()) {
@@ -254,7 +257,7 @@ mod tests {
         let dead = silent_for(1, rank(2, 4, false, 0));
         assert_eq!(
             died(&dead, "its connection closed", &rank(0, 5, true, 1)),
-            "rank 2 on n2 died (its connection closed), last heard of 1.0 s ago in step 8, data wait; \
+            "rank 2 on n2 died (its connection closed), last heard of at step 8, data wait, 1.0 s before; \
              rank 0 waits for it in collective 5 (all-reduce of bucket 2)"
         );
         let dead = Seen { status: None, ..dead };

@@ -14,42 +14,41 @@ use transfer::Transfer;
 
 use crate::atomic::unwritable;
 use crate::error::DataError;
+use crate::folders;
+use crate::kind::{SourceKind, choose};
 use crate::progress::Progress;
 use crate::published::{self, Published};
 use crate::shards::build::Lock;
 
 /// A data set that may be downloaded by anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FetchKind {
-    /// CIFAR-10, 170 MB.
-    Cifar10,
-    /// CIFAR-100, 169 MB.
-    Cifar100,
-    /// SVHN's cropped digits: train, extra and test, 1.6 GB.
-    Svhn,
-}
-
-impl FetchKind {
-    const NAMES: [(&str, FetchKind); 3] =
-        [("cifar10", FetchKind::Cifar10), ("cifar100", FetchKind::Cifar100), ("svhn", FetchKind::Svhn)];
-
-    fn files(self) -> &'static [Published] {
-        match self {
-            FetchKind::Cifar10 => &published::CIFAR10,
-            FetchKind::Cifar100 => &published::CIFAR100,
-            FetchKind::Svhn => &published::SVHN,
-        }
-    }
-}
+pub struct FetchKind(SourceKind);
 
 impl FromStr for FetchKind {
     type Err = DataError;
 
     fn from_str(name: &str) -> Result<Self, DataError> {
-        let found = Self::NAMES.into_iter().find(|(known, _)| *known == name);
-        found.map(|(_, kind)| kind).ok_or_else(|| DataError::UnknownSource {
-            name: name.into(),
-            known: Self::NAMES.map(|(name, _)| name).join(", "),
+        choose(&published::FETCHED.map(SourceKind::named), name).map(FetchKind)
+    }
+}
+
+/// Where files can be fetched from: a folder of a server, by HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address(String);
+
+impl FromStr for Address {
+    type Err = DataError;
+
+    fn from_str(text: &str) -> Result<Self, DataError> {
+        let host = ["https://", "http://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+        if host.is_some_and(|host| {
+            !host.trim_start_matches('/').is_empty() && !text.contains(char::is_whitespace)
+        }) {
+            return Ok(Address(text.into()));
+        }
+        Err(DataError::Fetch {
+            url: text.into(),
+            problem: "is no address; expected one such as https://example.org/folder".into(),
         })
     }
 }
@@ -64,19 +63,18 @@ impl FromStr for FetchKind {
 pub fn fetch(
     kind: FetchKind,
     destination: &Path,
-    from: Option<&str>,
+    from: Option<&Address>,
     progress: &Progress,
 ) -> Result<(), DataError> {
-    fetch_files(kind.files(), destination, from, progress)
+    folders::made_for(destination, || fetch_files(published::archives(kind.0), destination, from, progress))
 }
 
 fn fetch_files(
     files: &[Published],
     destination: &Path,
-    from: Option<&str>,
+    from: Option<&Address>,
     progress: &Progress,
 ) -> Result<(), DataError> {
-    fs::create_dir_all(destination).map_err(unwritable(destination))?;
     let _lock = Lock::wait(destination)?;
     for published in files {
         let path = destination.join(published.file);
@@ -86,7 +84,7 @@ fn fetch_files(
             }
             continue;
         }
-        let Some(folder) = from.or(published.from) else { continue };
+        let Some(folder) = from.map(|address| &*address.0).or(published.from) else { continue };
         let url = format!("{}/{}", folder.trim_end_matches('/'), published.file);
         let partial = partial(&path);
         Transfer { url: &url, bytes: published.bytes, partial: &partial, progress }.run()?;

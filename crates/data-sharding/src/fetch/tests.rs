@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use md5::{Digest, Md5};
 use tempfile::tempdir;
 
-use super::{fetch_files, partial};
+use super::{Address, fetch_files, partial};
 use crate::progress::Progress;
 use crate::published::{Checksum, Published};
 
@@ -94,7 +94,8 @@ fn published(content: &[u8], bytes: Option<u64>) -> [Published; 1] {
 }
 
 fn fetch_from(server: &Server, files: &[Published], folder: &Path) -> Result<(), String> {
-    fetch_files(files, folder, Some(&server.url), &Progress::silent()).map_err(|error| error.to_string())
+    fetch_files(files, folder, Some(&server.url.parse().unwrap()), &Progress::silent())
+        .map_err(|error| error.to_string())
 }
 
 #[test]
@@ -177,4 +178,15 @@ fn a_wrong_file_that_is_there_is_named_and_kept() {
     assert!(error.contains("set.bin: has 4 bytes; expected 300000"), "{error}");
     assert_eq!(fs::read(dir.path().join("set.bin")).unwrap(), b"mine");
     assert!(server.ranges.lock().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_no_address_is_refused_with_an_example() {
+    for text in ["nonsense", "", "http://", "ftp://host/x", "/some/folder", "http://a b/", "https:///"] {
+        let error = text.parse::<Address>().unwrap_err().to_string();
+        assert_eq!(error, format!("{text}: is no address; expected one such as https://example.org/folder"));
+    }
+    for text in ["http://127.0.0.1:80/data/", "https://example.org"] {
+        assert_eq!(text.parse::<Address>().unwrap(), Address(text.into()));
+    }
 }

@@ -1,9 +1,9 @@
 //! Bits of an entropy-coded segment (ITU-T T.81, F.1.2.3): most significant first, and a byte 0xff followed by a
-//! stuffed 0x00. Reading, writing and copying from one to the other; what the bits mean is `huffman.rs`'s.
+//! stuffed 0x00. Reads them; what they mean is `huffman.rs`'s.
 
 /// A place in an entropy-coded segment: offset of the byte, stuffed ones counted, times eight, plus the bits of that
 /// byte that lie before. Never points into a stuffed byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BitPosition(pub(super) usize);
 
 impl BitPosition {
@@ -138,127 +138,6 @@ impl<'a> BitReader<'a> {
     }
 }
 
-/// Appends bits to a buffer, stuffing as it goes.
-pub(super) struct BitWriter<'a> {
-    out: &'a mut Vec<u8>,
-    /// The last `bits` bits written, at the top; fewer than 64. Zeros below.
-    buffer: u64,
-    bits: u32,
-}
-
-impl<'a> BitWriter<'a> {
-    pub(super) fn new(out: &'a mut Vec<u8>) -> Self {
-        BitWriter { out, buffer: 0, bits: 0 }
-    }
-
-    /// Writes the lower `count` bits of `value`, at most 32; those above must be zero.
-    #[inline(always)]
-    pub(super) fn put(&mut self, value: u32, count: u32) {
-        if count == 0 {
-            return;
-        }
-        self.put_top(u64::from(value) << (64 - count), count);
-    }
-
-    /// Writes the upper `count` bits of `value`, 1 to 64; those below must be zero.
-    #[inline(always)]
-    fn put_top(&mut self, value: u64, count: u32) {
-        self.buffer |= value >> self.bits;
-        if self.bits + count < 64 {
-            self.bits += count;
-            return;
-        }
-        self.flush_word();
-        let written = 64 - self.bits;
-        self.buffer = if written < 64 { value << written } else { 0 };
-        self.bits = count - written;
-    }
-
-    #[inline(always)]
-    fn flush_word(&mut self) {
-        if has_ff(self.buffer) {
-            self.flush_stuffed();
-        } else {
-            self.out.extend_from_slice(&self.buffer.to_be_bytes());
-        }
-    }
-
-    #[cold]
-    fn flush_stuffed(&mut self) {
-        for byte in self.buffer.to_be_bytes() {
-            self.out.push(byte);
-            if byte == 0xff {
-                self.out.push(0);
-            }
-        }
-    }
-
-    /// Copies the bits from `from` up to `to` of an entropy-coded segment. False where `to` does not lie behind
-    /// `from`, or a marker lies between them.
-    #[must_use]
-    pub(super) fn copy(&mut self, data: &[u8], from: BitPosition, to: BitPosition) -> bool {
-        if to < from || to.0.div_ceil(8) > data.len() {
-            return false;
-        }
-        let (mut at, end) = (from.byte(), to.byte());
-        if from.bit() > 0 {
-            let last = if at == end { to.bit() } else { 8 };
-            if at == end && to.bit() == from.bit() {
-                return true;
-            }
-            let byte = u32::from(data[at]) & (0xff >> from.bit());
-            self.put(byte >> (8 - last), last - from.bit());
-            if at == end {
-                return true;
-            }
-            match Self::behind(data, at) {
-                Some(next) => at = next,
-                None => return false,
-            }
-        }
-        while at < end {
-            match word_at(data, at) {
-                Some(word) if at + 8 <= end && !has_ff(word) => {
-                    self.put_top(word, 64);
-                    at += 8;
-                }
-                _ => {
-                    self.put(u32::from(data[at]), 8);
-                    match Self::behind(data, at) {
-                        Some(next) => at = next,
-                        None => return false,
-                    }
-                }
-            }
-        }
-        if at == end && to.bit() > 0 {
-            self.put(u32::from(data[end]) >> (8 - to.bit()), to.bit());
-        }
-        at == end
-    }
-
-    /// Offset of the byte that follows the one at `at`; none where that is the first of a marker.
-    fn behind(data: &[u8], at: usize) -> Option<usize> {
-        match data[at] {
-            0xff if data.get(at + 1) != Some(&0) => None,
-            0xff => Some(at + 2),
-            _ => Some(at + 1),
-        }
-    }
-
-    /// Ends the segment: fills the last byte with ones.
-    pub(super) fn finish(mut self) {
-        let padding = (8 - self.bits % 8) % 8;
-        self.put((1 << padding) - 1, padding);
-        for &byte in &self.buffer.to_be_bytes()[..(self.bits / 8) as usize] {
-            self.out.push(byte);
-            if byte == 0xff {
-                self.out.push(0);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,38 +185,6 @@ mod tests {
                 assert_eq!(reader.peek(1), bit, "{position:?}");
                 reader.skip(1);
             }
-        }
-    }
-
-    #[test]
-    fn a_copy_has_the_same_bits_at_any_shift() {
-        let data = segment();
-        let all = bits(&data);
-        for shift in 0..9 {
-            for (from, to) in
-                [(0, 3200), (3, 4), (5, 5), (8, 16), (100, 101), (17, 2999), (1000, 1500), (64, 128)]
-            {
-                let mut out = Vec::new();
-                let mut writer = BitWriter::new(&mut out);
-                writer.put(0, shift);
-                let end = all.get(to).map_or(BitPosition(8 * data.len()), |&(position, _)| position);
-                assert!(writer.copy(&data, all[from].0, end), "{from} to {to}");
-                writer.finish();
-                let copied: Vec<u32> = bits(&out).into_iter().map(|(_, bit)| bit).collect();
-                let expected: Vec<u32> = all[from..to].iter().map(|&(_, bit)| bit).collect();
-                assert_eq!(copied[shift as usize..][..to - from], expected, "{from} to {to}, shift {shift}");
-                assert!(copied[shift as usize + to - from..].iter().all(|&bit| bit == 1));
-            }
-        }
-    }
-
-    #[test]
-    fn a_copy_stops_at_markers_and_ends() {
-        let data = [1, 2, 0xff, 0xd9, 3, 4, 5, 6, 7, 8, 9, 10];
-        let copy = |from, to| BitWriter::new(&mut Vec::new()).copy(&data, BitPosition(from), BitPosition(to));
-        assert!(copy(0, 16));
-        for (from, to) in [(0, 40), (0, 25), (17, 33), (9, 8), (0, 97), (200, 300)] {
-            assert!(!copy(from, to), "{from} to {to}");
         }
     }
 }

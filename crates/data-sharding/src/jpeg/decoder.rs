@@ -80,26 +80,40 @@ impl ImageDecoder {
         }
     }
 
-    /// Cuts `region` out of a JPEG without decoding it: a smaller valid JPEG with the same tables that holds the
-    /// least part from which the region's pixels come out as in the whole image, for another decoder than this; and
-    /// where the region lies in it. `None` where the image has no use for a seek record, or `seek` is not its own.
+    /// Entropy-decodes what [`decode`](Self::decode) would make pixels of, and does no more: calls `mcu` with the row and
+    /// the column of each MCU, counted from the image's corner, and the quantised coefficients of its blocks, each
+    /// `[8, 8]`, in the order of the scan. `None`, and no calls, where libjpeg-turbo decodes such an image by itself.
     ///
     /// # Errors
-    /// As for [`decode`](Self::decode), but for what only decoding brings to light.
-    pub fn cut(
+    /// As for [`decode`](Self::decode), but for what only comes to light behind the entropy decoding.
+    pub fn coefficients(
         &mut self,
         bytes: &[u8],
         region: Region,
-        seek: &[u8],
-    ) -> Result<Option<(&[u8], Region)>, ImageError> {
-        if let Format::Png = Format::of(bytes)? {
-            return Ok(None);
-        }
-        check(region, jpeg_frame(bytes)?.1)?;
-        let cut = self.part.cut(bytes, seek, region);
-        Ok(cut.map(|(jpeg, cover)| {
-            (jpeg, Region { left: region.left - cover.left, top: region.top - cover.top, ..region })
-        }))
+        target: Option<(u32, u32)>,
+        seek: Option<&[u8]>,
+        mcu: impl FnMut(u32, u32, &[[i16; 64]]),
+    ) -> Result<Option<Way>, ImageError> {
+        let denominator = match Format::of(bytes)? {
+            Format::Png => return Ok(None),
+            Format::Jpeg => wanted(bytes, region, target)?.2,
+        };
+        Ok(self.part.coefficients(bytes, seek, region, denominator, mcu))
+    }
+
+    /// Does what comes before the entropy decoding, for measuring it. Tells whether there is any of our own.
+    pub(crate) fn open(
+        &mut self,
+        bytes: &[u8],
+        region: Region,
+        target: Option<(u32, u32)>,
+        seek: Option<&[u8]>,
+    ) -> Result<bool, ImageError> {
+        let denominator = match Format::of(bytes)? {
+            Format::Png => return Ok(false),
+            Format::Jpeg => wanted(bytes, region, target)?.2,
+        };
+        Ok(self.part.open(bytes, seek, region, denominator).is_some())
     }
 
     fn decode_png(&mut self, bytes: &[u8], region: Region, rgb: &mut Vec<u8>) -> Result<Decoded, ImageError> {
@@ -125,9 +139,7 @@ impl ImageDecoder {
         seek: Option<&[u8]>,
         rgb: &mut Vec<u8>,
     ) -> Result<Decoded, ImageError> {
-        let (frame, header) = jpeg_frame(bytes)?;
-        check(region, header)?;
-        let denominator = target.map_or(1, |target| cover::denominator(region, target));
+        let (frame, header, denominator) = wanted(bytes, region, target)?;
         if let Some((cover, way)) = self.part.decode(bytes, seek, region, denominator, rgb) {
             let scaled = cover.scaled();
             return Ok(Decoded { width: scaled.width, height: scaled.height, view: cover.view(region), way });
@@ -202,6 +214,17 @@ fn jpeg_frame(bytes: &[u8]) -> Result<(Frame, ImageHeader), ImageError> {
     let header = ImageHeader { width: frame.width.into(), height: frame.height.into() };
     refuse_bombs(header, bytes, MAX_PIXELS_A_BYTE)?;
     Ok((frame, header))
+}
+
+/// Frame and size of a JPEG that `region` lies within, and by how much it may be scaled down meanwhile.
+fn wanted(
+    bytes: &[u8],
+    region: Region,
+    target: Option<(u32, u32)>,
+) -> Result<(Frame, ImageHeader, u32), ImageError> {
+    let (frame, header) = jpeg_frame(bytes)?;
+    check(region, header)?;
+    Ok((frame, header, target.map_or(1, |target| cover::denominator(region, target))))
 }
 
 fn refuse_bombs(header: ImageHeader, bytes: &[u8], pixels_a_byte: u64) -> Result<(), ImageError> {

@@ -2,7 +2,7 @@
 
 use super::Region;
 
-/// Why an image cannot be decoded, cut or indexed.
+/// Why an image cannot be decoded or indexed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {

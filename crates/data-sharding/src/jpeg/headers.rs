@@ -2,16 +2,10 @@
 
 use super::cover::Cover;
 use super::markers::{APP0, APP14, DHT, DQT, SOI, SOS};
-use super::scan::{Scan, ScanComponent};
+use super::scan::Scan;
 
-/// Replaces `out` by everything up to the first bit of the scan. `dc_table` writes the DC table of a component, which
-/// it gets with its index. `None` where it cannot, or a segment would be too long.
-pub(super) fn write<'a>(
-    scan: &Scan<'a>,
-    cover: Cover,
-    out: &mut Vec<u8>,
-    mut dc_table: impl FnMut(usize, &ScanComponent<'a>, &mut Vec<u8>) -> Option<()>,
-) -> Option<()> {
+/// Replaces `out` by everything up to the first bit of the scan. `None` where a segment would be too long.
+pub(super) fn write(scan: &Scan, cover: Cover, out: &mut Vec<u8>) -> Option<()> {
     out.clear();
     out.extend_from_slice(&[0xff, SOI]);
     if let Some(jfif) = scan.jfif {
@@ -24,10 +18,13 @@ pub(super) fn write<'a>(
     for tables in scan.quantization.iter() {
         segment(out, DQT, &[tables])?;
     }
-    for (index, component) in scan.components.iter().enumerate() {
-        dc_table(index, &component, out)?;
-        let [counts, symbols] = component.ac.parts();
-        segment(out, DHT, &[&[0x10 | component.ac_number], counts, symbols])?;
+    for component in scan.components.iter() {
+        for (place, table) in
+            [(component.dc_number, component.dc), (0x10 | component.ac_number, component.ac)]
+        {
+            let [counts, symbols] = table.parts();
+            segment(out, DHT, &[&[place], counts, symbols])?;
+        }
     }
     let [width, height] =
         [cover.right - cover.left, cover.bottom - cover.top].map(|side| (side as u16).to_be_bytes());
@@ -37,7 +34,7 @@ pub(super) fn write<'a>(
 }
 
 /// Writes a marker segment whose body is put together from parts.
-pub(super) fn segment(out: &mut Vec<u8>, marker: u8, parts: &[&[u8]]) -> Option<()> {
+fn segment(out: &mut Vec<u8>, marker: u8, parts: &[&[u8]]) -> Option<()> {
     let length = 2 + parts.iter().map(|part| part.len()).sum::<usize>();
     out.extend_from_slice(&[0xff, marker]);
     out.extend_from_slice(&u16::try_from(length).ok()?.to_be_bytes());

@@ -7,7 +7,7 @@ use super::bits::BitReader;
 const LOOKUP_BITS: u32 = 11;
 const LOOKUP_LEN: usize = 1 << LOOKUP_BITS;
 /// The largest category of a DC difference with samples of eight bits.
-pub(super) const DC_CATEGORIES: usize = 12;
+const DC_CATEGORIES: usize = 12;
 /// What the end-of-block code adds to the coefficient index: more than any other way can reach.
 const END_OF_BLOCK: u32 = 128;
 
@@ -42,7 +42,7 @@ impl<'a> TableSpec<'a> {
     }
 
     /// Each symbol with its code and the code's length, shortest first.
-    pub(super) fn codes(&self) -> impl Iterator<Item = (u8, u32, u32)> {
+    fn codes(&self) -> impl Iterator<Item = (u8, u32, u32)> {
         let mut code = 0_u32;
         let lengths = self
             .counts

@@ -14,8 +14,6 @@
 mod bits;
 mod color;
 mod cover;
-mod cut;
-mod dc_codes;
 mod decoder;
 mod encoder;
 mod error;

@@ -5,20 +5,27 @@
 use std::ops::Range;
 
 use super::cover::Cover;
-use super::markers::{DHT, EOI};
+use super::markers::EOI;
 use super::reconstruct::{Block, CoefficientSource, Reconstructor};
-use super::scan::Scan;
+use super::scan::{MAX_BLOCKS, Scan};
 use super::seek::Entries;
 use super::walk::{Tables, Walk};
-use super::{ImageError, Region, Way, cut, headers};
+use super::{ImageError, Region, Way, headers};
 
 /// Decodes parts of one image after another, keeping its memory.
 pub(super) struct PartDecoder {
     entries: Entries,
     tables: Tables,
-    /// The headers of a part, or a whole cut.
+    /// The headers of a part.
     jpeg: Vec<u8>,
     reconstructor: Reconstructor,
+}
+
+/// A part of an image, and how its coefficients are come by.
+pub(super) struct Opened<'a> {
+    scan: Scan<'a>,
+    cover: Cover,
+    way: Way,
 }
 
 impl PartDecoder {
@@ -43,46 +50,56 @@ impl PartDecoder {
         denominator: u32,
         rgb: &mut Vec<u8>,
     ) -> Option<(Cover, Way)> {
-        let scan = Scan::of(bytes)?;
-        let cover = Cover::new(&scan.frame, region, denominator, true);
-        let rows = cover.rows(&scan.frame);
-        self.tables.load(&scan)?;
-        let indexed = record.is_some_and(|record| self.entries.read(record, bytes, &scan, rows.end - 1));
-        headers::write(&scan, cover, &mut self.jpeg, |_, component, out| {
-            let [counts, symbols] = component.dc.parts();
-            headers::segment(out, DHT, &[&[component.dc_number], counts, symbols])
-        })?;
-        self.jpeg.extend_from_slice(&[0xff, EOI]);
-
-        let scaled = cover.scaled();
+        let opened = self.open(bytes, record, region, denominator)?;
+        let scaled = opened.cover.scaled();
         let len = 3 * scaled.width as usize * scaled.height as usize;
         super::decoder::grow(rgb, len);
-        let columns = cover.columns(&scan.frame);
-        let mut part = Part {
-            scan: &scan,
-            entries: indexed.then_some(&self.entries),
-            walk: Walk::new(&scan, &self.tables, &bytes[scan.start..]),
-            gap: rows.start * scan.mcus_across + columns.start,
-            row: rows.start,
-            column: columns.start,
-            columns,
-            failed: false,
-        };
+        let mut part = Part::new(&opened, &self.tables, &self.entries, bytes);
         let size = (scaled.width, scaled.height);
         let done = self.reconstructor.reconstruct(&self.jpeg, denominator, size, &mut part, &mut rgb[..len]);
-        (done && !part.failed).then_some((cover, if indexed { Way::Indexed } else { Way::Sequential }))
+        (done && !part.failed).then_some((opened.cover, opened.way))
     }
 
-    /// Cuts the same part out as a JPEG of its own. `None` also where the record cannot be used.
-    pub(super) fn cut(&mut self, bytes: &[u8], record: &[u8], region: Region) -> Option<(&[u8], Cover)> {
-        let scan = Scan::of(bytes)?;
-        let cover = Cover::new(&scan.frame, region, 1, true);
-        self.tables.load(&scan)?;
-        if !self.entries.read(record, bytes, &scan, cover.rows(&scan.frame).end - 1) {
-            return None;
+    /// Calls `mcu` with the row, the column and the coefficients of each MCU that [`decode`](Self::decode) reads.
+    pub(super) fn coefficients(
+        &mut self,
+        bytes: &[u8],
+        record: Option<&[u8]>,
+        region: Region,
+        denominator: u32,
+        mut mcu: impl FnMut(u32, u32, &[Block]),
+    ) -> Option<Way> {
+        let opened = self.open(bytes, record, region, denominator)?;
+        let count: usize = opened.scan.components.iter().map(|component| component.blocks as usize).sum();
+        let mut blocks = [[0; 64]; MAX_BLOCKS];
+        let blocks = blocks.get_mut(..count)?;
+        let mut part = Part::new(&opened, &self.tables, &self.entries, bytes);
+        for row in opened.cover.rows(&opened.scan.frame) {
+            for column in opened.cover.columns(&opened.scan.frame) {
+                blocks.fill([0; 64]);
+                part.next(blocks)?;
+                mcu(row, column, blocks);
+            }
         }
-        cut::cut(bytes, &scan, &self.tables, &self.entries, cover, &mut self.jpeg)?;
-        Some((&self.jpeg, cover))
+        Some(opened.way)
+    }
+
+    /// Reads what comes before the entropy-coded data: headers, tables and the record.
+    pub(super) fn open<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        record: Option<&[u8]>,
+        region: Region,
+        denominator: u32,
+    ) -> Option<Opened<'a>> {
+        let scan = Scan::of(bytes)?;
+        let cover = Cover::new(&scan.frame, region, denominator, true);
+        self.tables.load(&scan)?;
+        let last_row = cover.rows(&scan.frame).end - 1;
+        let indexed = record.is_some_and(|record| self.entries.read(record, bytes, &scan, last_row));
+        headers::write(&scan, cover, &mut self.jpeg)?;
+        self.jpeg.extend_from_slice(&[0xff, EOI]);
+        Some(Opened { scan, cover, way: if indexed { Way::Indexed } else { Way::Sequential } })
     }
 }
 
@@ -101,7 +118,22 @@ struct Part<'a> {
     failed: bool,
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    fn new(opened: &'a Opened<'a>, tables: &'a Tables, entries: &'a Entries, bytes: &'a [u8]) -> Self {
+        let Opened { scan, cover, way } = opened;
+        let (columns, row) = (cover.columns(&scan.frame), cover.rows(&scan.frame).start);
+        Part {
+            scan,
+            entries: (*way == Way::Indexed).then_some(entries),
+            walk: Walk::new(scan, tables, &bytes[scan.start..]),
+            gap: row * scan.mcus_across + columns.start,
+            row,
+            column: columns.start,
+            columns,
+            failed: false,
+        }
+    }
+
     fn enter_row(&mut self) -> Option<()> {
         let passed = match self.entries {
             Some(entries) => {

@@ -1,4 +1,4 @@
-//! Which JPEGs can be indexed and cut, and what has to be known of them: sequential Huffman coding, eight bits, one
+//! Which JPEGs our own entropy decoder takes, and what has to be known of them: sequential Huffman coding, eight bits, one
 //! or three components, all in one scan, no restart markers. That is nearly every photo; the others take the plain
 //! way.
 
@@ -7,7 +7,7 @@ use super::huffman::TableSpec;
 use super::markers::{APP0, APP14, APP15, COM, DHT, DQT, DRI, EOI, Frame, SEQUENTIAL, SOS, Segments};
 
 /// Blocks of an MCU of an interleaved scan (ITU-T T.81, B.2.3).
-const MAX_BLOCKS: u32 = 10;
+pub(super) const MAX_BLOCKS: usize = 10;
 
 /// A component's part in the scan.
 #[derive(Clone, Copy)]
@@ -22,7 +22,7 @@ pub(super) struct ScanComponent<'a> {
     pub(super) ac: TableSpec<'a>,
 }
 
-/// The one scan of a JPEG that can be cut, and all that its decoding depends on.
+/// The one scan of such a JPEG, and all that its decoding depends on.
 pub(super) struct Scan<'a> {
     pub(super) frame: Frame,
     /// One or three, in the order of the frame.
@@ -159,7 +159,7 @@ fn components<'a>(
         components.push(ScanComponent { blocks, dc_number, ac_number, dc: dc?, ac: ac? })?;
     }
     let blocks: u32 = components.iter().map(|component| component.blocks).sum();
-    (blocks <= MAX_BLOCKS).then_some(components)
+    (blocks as usize <= MAX_BLOCKS).then_some(components)
 }
 
 /// Whether the image ends where its scan does. `data` begins at the scan, `end` is behind its last bit; the rest of

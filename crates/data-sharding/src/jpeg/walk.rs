@@ -51,17 +51,6 @@ pub(super) struct Walk<'a> {
     pub(super) predictors: Predictors,
 }
 
-/// Where one component's first block of an MCU lies.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct FirstBlock {
-    /// Value of its DC coefficient.
-    pub(super) dc: i32,
-    /// Behind the code of the DC difference.
-    pub(super) behind_dc: BitPosition,
-    /// Behind the component's last block of the MCU.
-    pub(super) end: BitPosition,
-}
-
 impl<'a> Walk<'a> {
     /// A walk that begins with the scan. `data` is the file from there on; `tables` are the scan's.
     pub(super) fn new(scan: &Scan, tables: &'a Tables, data: &'a [u8]) -> Self {
@@ -119,23 +108,6 @@ impl<'a> Walk<'a> {
             }
         }
         self.reader = reader;
-        (!reader.overrun()).then_some(())
-    }
-
-    /// Passes over one MCU and tells where the components' first blocks lie.
-    pub(super) fn dissect(&mut self, first: &mut [FirstBlock; 3]) -> Option<()> {
-        let reader = &mut self.reader;
-        let components = self.components.iter().flatten().zip(&mut self.predictors);
-        for ((tables, predictor), first) in components.zip(first) {
-            for block in 0..tables.blocks {
-                *predictor += tables.dc.read(reader)?;
-                if block == 0 {
-                    (first.dc, first.behind_dc) = (*predictor, reader.position());
-                }
-                tables.ac.read(reader, |_, _| ())?;
-            }
-            first.end = reader.position();
-        }
         (!reader.overrun()).then_some(())
     }
 }

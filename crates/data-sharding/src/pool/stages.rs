@@ -19,7 +19,7 @@ const STAGES: usize = 4;
 pub struct StageTimes {
     /// Getting the bytes of files.
     pub read: Duration,
-    /// From bytes to pixels: cutting, entropy decoding, inverse transform, colours.
+    /// From bytes to pixels: headers, entropy decoding, inverse transform, colours.
     pub decode: Duration,
     /// Scaling and mirroring.
     pub resize: Duration,

@@ -22,12 +22,14 @@ pub(super) fn work(shared: &Shared, tasks: &Receiver<Task>, finished: &Sender<Fi
             if shared.stopping.load(Ordering::Relaxed) {
                 break;
             }
-            if let Err(error) = decoder.fill(&job, position, slot) {
+            let filled = decoder.fill(&job, position, slot);
+            // At once, so that between two readings of the sums lies no more than the time between them.
+            shared.stages.add(&mut decoder.stopwatch);
+            if let Err(error) = filled {
                 job.fail(position, error);
                 break;
             }
         }
-        shared.stages.add(&mut decoder.stopwatch);
         if let Some(slab) = part.join() {
             let mut outcome = job.outcome.lock().unwrap_or_else(PoisonError::into_inner);
             let result = match outcome.failure.take() {

@@ -35,16 +35,11 @@ struct Checked {
 }
 
 impl<'a> Checker<'a> {
-    pub(crate) fn new(
-        destination: &Path,
-        options: &'a PrepareOptions,
-        progress: &'a Progress,
-    ) -> Result<Self, DataError> {
-        fs::create_dir_all(destination).map_err(unwritable(destination))?;
+    pub(crate) fn new(destination: &Path, options: &'a PrepareOptions, progress: &'a Progress) -> Self {
         let record = destination.join(RECORD);
         let text = fs::read(&record).unwrap_or_default();
         let checked = serde_json::from_slice(&text).unwrap_or_default();
-        Ok(Checker { record, checked, options, progress })
+        Checker { record, checked, options, progress }
     }
 
     /// Warns, or with `strict` refuses, when `path` is not the published archive.

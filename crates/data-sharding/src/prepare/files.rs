@@ -11,7 +11,7 @@ use crate::atomic::{self, unwritable};
 use crate::error::DataError;
 use crate::file;
 use crate::progress::Progress;
-use crate::shards::manifest::{FileEntry, MANIFEST};
+use crate::shards::manifest::{FileEntry, MANIFEST, check_sizes};
 
 const FORMAT: &str = "wrn-dist files 1";
 const LARGEST_MANIFEST: u64 = 1 << 20;
@@ -45,6 +45,11 @@ impl Files {
         let small = fs::metadata(&path).is_ok_and(|metadata| metadata.len() <= LARGEST_MANIFEST);
         let files: Files = serde_json::from_slice(&fs::read(&path).ok().filter(|_| small)?).ok()?;
         (files.format == FORMAT).then_some(files)
+    }
+
+    /// Whether all files are there with their sizes; see [`check_sizes`].
+    pub(crate) fn check_sizes(&self, folder: &Path) -> Result<(), DataError> {
+        check_sizes(folder, self.files.iter().map(|entry| (&*entry.file, entry.bytes)))
     }
 
     /// What is wrong with the files, a sentence each.

@@ -13,14 +13,15 @@ mod small;
 mod svhn;
 mod write;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub(crate) use files::Files;
 pub use options::{Cap, PrepareOptions, Side};
 
 use crate::error::DataError;
-use crate::kind::SourceKind;
+use crate::folders;
+use crate::kind::{SourceKind, choose};
 use crate::progress::Progress;
 use check::Checker;
 
@@ -35,27 +36,13 @@ pub enum PrepareKind {
     Small(SourceKind),
 }
 
-impl PrepareKind {
-    const NAMES: [(&str, PrepareKind); 7] = [
-        ("imagenet", PrepareKind::ImageNet),
-        ("imagefolder", PrepareKind::ImageFolder),
-        ("cifar10", PrepareKind::Small(SourceKind::Cifar10)),
-        ("cifar100", PrepareKind::Small(SourceKind::Cifar100)),
-        ("svhn", PrepareKind::Small(SourceKind::Svhn)),
-        ("svhn-without-extra", PrepareKind::Small(SourceKind::SvhnWithoutExtra)),
-        ("fashion-mnist", PrepareKind::Small(SourceKind::FashionMnist)),
-    ];
-}
-
 impl FromStr for PrepareKind {
     type Err = DataError;
 
     fn from_str(name: &str) -> Result<Self, DataError> {
-        let found = Self::NAMES.into_iter().find(|(known, _)| *known == name);
-        found.map(|(_, kind)| kind).ok_or_else(|| DataError::UnknownSource {
-            name: name.into(),
-            known: Self::NAMES.map(|(name, _)| name).join(", "),
-        })
+        let shards = [("imagenet", PrepareKind::ImageNet), ("imagefolder", PrepareKind::ImageFolder)];
+        let small = SourceKind::ALL.map(|kind| (kind.facts().name, PrepareKind::Small(kind)));
+        choose(&[&shards[..], &small].concat(), name)
     }
 }
 
@@ -63,7 +50,8 @@ impl FromStr for PrepareKind {
 /// called again and goes on; the result has the same bytes.
 ///
 /// # Errors
-/// If the source is not what it should be, or something cannot be read or written.
+/// If the source is not what it should be, the destination holds something else, something damaged or lies in the
+/// source, or something cannot be read or written. Folders that were made in vain are taken away again.
 pub fn prepare(
     kind: PrepareKind,
     source: &Path,
@@ -71,7 +59,18 @@ pub fn prepare(
     options: &PrepareOptions,
     progress: &Progress,
 ) -> Result<(), DataError> {
-    let mut checker = Checker::new(destination, options, progress)?;
+    refuse_inside(kind, source, destination)?;
+    folders::made_for(destination, || prepare_in(kind, source, destination, options, progress))
+}
+
+fn prepare_in(
+    kind: PrepareKind,
+    source: &Path,
+    destination: &Path,
+    options: &PrepareOptions,
+    progress: &Progress,
+) -> Result<(), DataError> {
+    let mut checker = Checker::new(destination, options, progress);
     match kind {
         PrepareKind::ImageNet => {
             for (half, listing) in imagenet::list(source, &mut checker, progress)? {
@@ -103,4 +102,27 @@ pub fn prepare(
         PrepareKind::Small(kind) => small::prepare(kind, source, destination, &mut checker, progress)?,
     }
     checker.done()
+}
+
+/// What is made must not be taken for a part of what it is made from: of an image folder, every folder is a class.
+fn refuse_inside(kind: PrepareKind, source: &Path, destination: &Path) -> Result<(), DataError> {
+    let (from, to) = (resolved(source), resolved(destination));
+    if to == from || kind == PrepareKind::ImageFolder && to.starts_with(&from) {
+        return Err(DataError::Invalid {
+            path: destination.into(),
+            problem: format!("lies in {}, which is the source", source.display()),
+            expected: "a folder outside of it".into(),
+        });
+    }
+    Ok(())
+}
+
+/// An absolute path without links and detours, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let existing = absolute.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    match existing {
+        Some((ancestor, real)) => real.join(absolute.strip_prefix(ancestor).unwrap_or(Path::new(""))),
+        None => absolute,
+    }
 }

@@ -15,7 +15,7 @@ pub struct PrepareOptions {
     pub skip_bad: bool,
     /// Make larger images smaller; otherwise image files stay as they are, to the byte.
     pub cap: Option<Cap>,
-    /// Build the seek index, so that crops can be cut out of compressed images.
+    /// Build the seek index, so that of a crop nothing around it need be entropy-decoded.
     pub seek_index: bool,
 }
 

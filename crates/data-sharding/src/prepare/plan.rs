@@ -19,6 +19,8 @@ pub(crate) struct Plan {
     /// What each shard holds of `order`.
     shards: Vec<Range<usize>>,
     pub(crate) origin: Origin,
+    /// The same, if no file were left out. What has been made so far under this plan is made under the other too.
+    pub(crate) without_skipping: Origin,
 }
 
 impl Plan {
@@ -61,7 +63,7 @@ impl Plan {
         };
         text(&mut hash, &listing.source);
         text(&mut hash, &images);
-        for number in [options.seed, options.shard_bytes, options.skip_bad.into()] {
+        for number in [options.seed, options.shard_bytes] {
             hash.update(&number.to_le_bytes());
         }
         listing.classes.iter().for_each(|class| text(&mut hash, class));
@@ -71,14 +73,18 @@ impl Plan {
             hash.update(&sample.length.to_le_bytes());
             hash.update(&sample.label.to_le_bytes());
         }
-        let origin = Origin {
-            source: listing.source.clone(),
-            seed: options.seed,
-            shard_bytes: options.shard_bytes,
-            images,
-            plan: format!("{:032x}", hash.digest128()),
+        let origin = |skip_bad: bool| {
+            let mut hash = hash.clone();
+            hash.update(&[skip_bad.into()]);
+            Origin {
+                source: listing.source.clone(),
+                seed: options.seed,
+                shard_bytes: options.shard_bytes,
+                images: images.clone(),
+                plan: format!("{:032x}", hash.digest128()),
+            }
         };
-        Ok(Plan { order, shards, origin })
+        Ok(Plan { order, shards, origin: origin(options.skip_bad), without_skipping: origin(false) })
     }
 
     pub(crate) fn shard_names(&self) -> Vec<String> {

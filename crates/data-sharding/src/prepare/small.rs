@@ -17,7 +17,7 @@ use crate::error::DataError;
 use crate::file;
 use crate::kind::{SourceKind, Split};
 use crate::progress::Progress;
-use crate::published::{self, Published};
+use crate::published;
 use crate::shards::build::Lock;
 use crate::shards::manifest;
 use crate::source::{Adapt, open};
@@ -33,7 +33,7 @@ pub(crate) fn prepare(
     let _lock = Lock::wait(destination)?;
     if manifest::exists(destination) {
         return match Files::read(destination) {
-            Some(files) if files.source == kind.to_string() => Ok(()),
+            Some(files) if files.source == kind.to_string() => files.check_sizes(destination),
             _ => Err(DataError::Invalid {
                 path: destination.into(),
                 problem: "holds another data set".into(),
@@ -43,8 +43,7 @@ pub(crate) fn prepare(
     }
     let files = match kind {
         SourceKind::FashionMnist => copy_idx(kind, source, destination)?,
-        SourceKind::Cifar10 => cifar_files(kind, &published::CIFAR10[0], source, destination, checker)?,
-        SourceKind::Cifar100 => cifar_files(kind, &published::CIFAR100[0], source, destination, checker)?,
+        SourceKind::Cifar10 | SourceKind::Cifar100 => cifar_files(kind, source, destination, checker)?,
         SourceKind::Svhn | SourceKind::SvhnWithoutExtra => {
             svhn_files(kind, source, destination, checker, progress)?
         }
@@ -77,12 +76,13 @@ fn copy_idx(kind: SourceKind, source: &Path, destination: &Path) -> Result<Vec<S
 /// From the archive as published, or from the folder that it unpacks to.
 fn cifar_files(
     kind: SourceKind,
-    published: &Published,
     source: &Path,
     destination: &Path,
     checker: &mut Checker<'_>,
 ) -> Result<Vec<String>, DataError> {
-    let Some(layout) = cifar::archive(kind) else { return Ok(Vec::new()) };
+    let (Some(layout), [published, ..]) = (cifar::archive(kind), published::archives(kind)) else {
+        return Ok(Vec::new());
+    };
     let folder = destination.join(layout.folder);
     fs::create_dir_all(&folder).map_err(unwritable(&folder))?;
     let mut wanted: Vec<&str> = layout.train.iter().chain(layout.test).map(|&(name, _)| name).collect();
@@ -147,12 +147,13 @@ fn svhn_files(
     let mut names = Vec::new();
     for &(name, _) in layout.train.iter().chain(layout.test) {
         let stem = name.trim_end_matches(".bin");
-        let published = published::SVHN.iter().find(|published| published.file.starts_with(stem));
-        let Some(published) = published else { continue };
+        let archives = published::archives(kind);
+        let Some(published) = archives.iter().find(|published| published.file.starts_with(stem)) else {
+            continue;
+        };
         let from = source.join(published.file);
         if !from.try_exists().unwrap_or(true) {
-            let expected =
-                published::SVHN.iter().map(|published| published.file).collect::<Vec<_>>().join(", ");
+            let expected = archives.iter().map(|published| published.file).collect::<Vec<_>>().join(", ");
             return Err(missing(kind, source, expected));
         }
         let target = folder.join(name);

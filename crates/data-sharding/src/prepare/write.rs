@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
 use super::listing::{Listing, Sample};
 use super::options::PrepareOptions;
 use super::plan::Plan;
@@ -15,13 +13,7 @@ use crate::image_size::{HeaderReader, ImageFormat};
 use crate::progress::Progress;
 use crate::shards::archive::ShardWriter;
 use crate::shards::build::{self, Build, Lock, remove};
-use crate::shards::manifest::{self, Manifest, UNFINISHED};
-
-/// What is being made in a folder, until its manifest says it.
-#[derive(PartialEq, Eq, Serialize, Deserialize)]
-struct State {
-    plan: String,
-}
+use crate::shards::manifest::{self, Manifest, Origin, UNFINISHED};
 
 /// Makes the shards of `listing` in `folder`.
 pub(crate) fn write(
@@ -52,38 +44,65 @@ pub(crate) fn write(
     }
     build.tidy()?;
     remove(&folder.join(UNFINISHED))?;
-    // A data set that was finished without a seek index may get one now.
-    if options.seek_index { build::index_locked(folder, true, build.threads, progress) } else { Ok(()) }
+    // A data set that was finished earlier may have been damaged since, or get the seek index only now.
+    build::index_locked(folder, options.seek_index, build.threads, progress)
 }
 
 /// Whether the folder already holds all of the plan. A folder with anything else in it is refused.
 fn claim(folder: &Path, plan: &Plan) -> Result<bool, DataError> {
-    let other = |what: &str| DataError::Invalid {
+    let other = |what: String| DataError::Invalid {
         path: folder.into(),
         problem: format!("holds {what}"),
         expected: "an empty folder, or an earlier attempt with the same source and options".into(),
     };
+    // Whatever was made while bad files were an error has none left out.
+    let fits = |earlier: &Origin| [&plan.origin, &plan.without_skipping].contains(&earlier);
     if manifest::exists(folder) {
         let (manifest, _) = Manifest::read(folder)?;
         return match manifest.origin {
-            Some(origin) if origin == plan.origin => Ok(true),
-            _ => Err(other("another data set")),
+            Some(earlier) if fits(&earlier) => Ok(true),
+            earlier => Err(other(format!("another data set{}", differences(earlier.as_ref(), &plan.origin)))),
         };
     }
-    let state = State { plan: plan.origin.plan.clone() };
     let path = folder.join(UNFINISHED);
     match fs::read(&path) {
-        Ok(text) if serde_json::from_slice::<State>(&text).is_ok_and(|earlier| earlier == state) => Ok(false),
-        Ok(_) => Err(other("an unfinished data set of another source or with other options")),
+        Ok(text) => {
+            let earlier = serde_json::from_slice::<Origin>(&text).ok();
+            if !earlier.as_ref().is_some_and(fits) {
+                let what = "an unfinished data set of another source or with other options";
+                return Err(other(format!("{what}{}", differences(earlier.as_ref(), &plan.origin))));
+            }
+        }
         Err(_) => {
             let mut entries = fs::read_dir(folder).map_err(unwritable(folder))?.flatten();
             if entries.any(|entry| !entry.file_name().to_string_lossy().starts_with('.')) {
-                return Err(other("other files"));
+                return Err(other("other files".into()));
             }
-            let text = serde_json::to_vec(&state).map_err(|e| unwritable(&path)(e.into()))?;
-            atomic::write(&path, &text)?;
-            Ok(false)
         }
+    }
+    let text = serde_json::to_vec(&plan.origin).map_err(|e| unwritable(&path)(e.into()))?;
+    atomic::write(&path, &text)?;
+    Ok(false)
+}
+
+/// What sets an earlier plan apart from the one of now, by the names of the options, in parentheses.
+fn differences(earlier: Option<&Origin>, now: &Origin) -> String {
+    let Some(earlier) = earlier else { return String::new() };
+    let mib = |origin: &Origin| (origin.shard_bytes >> 20).to_string();
+    let parts = [
+        ("its source", earlier.source.clone(), now.source.clone()),
+        ("--seed", earlier.seed.to_string(), now.seed.to_string()),
+        ("--shard-mib", mib(earlier), mib(now)),
+        ("--cap-shorter, --cap-longer and --quality", earlier.images.clone(), now.images.clone()),
+    ];
+    let named: Vec<String> = parts
+        .into_iter()
+        .filter(|(_, then, now)| then != now)
+        .map(|(name, then, now)| format!("{name}: then {then}, now {now}"))
+        .collect();
+    match named.is_empty() {
+        true => " (made with --skip-bad, or its source has changed)".into(),
+        false => format!(" ({})", named.join("; ")),
     }
 }
 

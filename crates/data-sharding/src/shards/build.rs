@@ -211,12 +211,13 @@ pub(crate) fn find_shards(folder: &Path) -> Result<Vec<String>, DataError> {
     Ok(names)
 }
 
-/// Whether the seek index is there and belongs to the manifest.
-pub(crate) fn has_seek_index(folder: &Path, manifest: &Manifest) -> bool {
+/// Whether the sample index, and if it is wanted the seek index, are there, whole, and belong to the manifest.
+fn has_indices(folder: &Path, manifest: &Manifest, seek: bool) -> bool {
     let sizes: Vec<u64> = manifest.shards.iter().map(|shard| shard.bytes).collect();
-    SampleIndex::open(&folder.join(SAMPLE_INDEX), &sizes, manifest.classes.len())
-        .and_then(|index| SeekIndex::open(&folder.join(SEEK_INDEX), index.len(), index.checksum()))
-        .is_ok()
+    SampleIndex::open(&folder.join(SAMPLE_INDEX), &sizes, manifest.classes.len()).is_ok_and(|index| {
+        format!("{:032x}", index.checksum()) == manifest.index.checksum
+            && (!seek || SeekIndex::open(&folder.join(SEEK_INDEX), index.len(), index.checksum()).is_ok())
+    })
 }
 
 /// Makes indices and manifest for shards that were made elsewhere, or anew with a seek index for any shards.
@@ -241,10 +242,11 @@ pub(crate) fn index_locked(
     }
     // Another process may have done it meanwhile.
     let made = manifest::exists(folder).then(|| Manifest::read(folder)).transpose()?;
-    if let Some((manifest, _)) = &made
-        && (!seek || has_seek_index(folder, manifest))
-    {
-        return Ok(());
+    if let Some((manifest, _)) = &made {
+        manifest.check_sizes(folder)?;
+        if has_indices(folder, manifest, seek) {
+            return Ok(());
+        }
     }
     let shards = match &made {
         Some((manifest, _)) => manifest.shards.iter().map(|shard| shard.file.clone()).collect(),

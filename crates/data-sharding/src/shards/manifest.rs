@@ -108,8 +108,15 @@ impl Manifest {
         }
         let mut text = Vec::new();
         opened.take(LARGEST_MANIFEST).read_to_end(&mut text).map_err(|e| file::unreadable(&path, e))?;
-        let manifest: Manifest = serde_json::from_slice(&text)
-            .map_err(|e| invalid(format!("is no manifest ({e})"), "what `wrn-dist data prepare` writes"))?;
+        let manifest: Manifest =
+            serde_json::from_slice(&text).map_err(|error| match serde_json::from_slice(&text) {
+                Ok(Foreign { source, .. }) => {
+                    let problem =
+                        format!("is that of {source}, which is kept in the files of its own format");
+                    invalid(problem, "a data set of shards")
+                }
+                Err(_) => invalid(format!("is no manifest ({error})"), "what `wrn-dist data prepare` writes"),
+            })?;
         if manifest.format != FORMAT {
             let problem = format!("has the format `{}`", manifest.format);
             return Err(invalid(problem, &format!("`{FORMAT}`; prepare the data set anew")));
@@ -130,6 +137,44 @@ impl Manifest {
         }
         Ok((manifest, format!("{:032x}", xxh3_128(&text))))
     }
+
+    /// Whether all shards are there with their sizes; see [`check_sizes`].
+    pub(crate) fn check_sizes(&self, folder: &Path) -> Result<(), DataError> {
+        check_sizes(folder, self.shards.iter().map(|shard| (&*shard.file, shard.bytes)))
+    }
+}
+
+/// A manifest of files that are no shards.
+#[derive(Deserialize)]
+struct Foreign {
+    source: String,
+    #[serde(rename = "files")]
+    _files: Vec<FileEntry>,
+}
+
+/// An error that names the first of these files that is missing or has not as many bytes as it should. Cheap, so that
+/// whoever is about to call a data set ready can afford it; contents are the business of `verify`.
+pub(crate) fn check_sizes<'a>(
+    folder: &Path,
+    files: impl IntoIterator<Item = (&'a str, u64)>,
+) -> Result<(), DataError> {
+    for (name, expected) in files {
+        let path = folder.join(name);
+        let problem = match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() && metadata.len() == expected => continue,
+            Ok(metadata) if metadata.is_file() => format!("has {} bytes", metadata.len()),
+            Ok(_) => "is no regular file".into(),
+            Err(error) => format!("cannot be read: {error}"),
+        };
+        return Err(DataError::Invalid {
+            path,
+            problem,
+            expected: format!(
+                "{expected} bytes, as the manifest says; `wrn-dist data verify` names all that is wrong"
+            ),
+        });
+    }
+    Ok(())
 }
 
 /// Whether `prepare` began a data set in `folder` and did not finish it.

@@ -1,5 +1,5 @@
-//! The seek index: for each sample an opaque record that lets a crop be cut out of its compressed image, in one mapped
-//! file. Knows nothing of what the records mean.
+//! The seek index: for each sample an opaque record that lets a crop be decoded without what lies around it, in one
+//! mapped file. Knows nothing of what the records mean.
 //!
 //! ```text
 //! header, 64 bytes: magic "wrn-seek" | version u32 | bytes an entry u32 | samples u64 | bytes of records u64

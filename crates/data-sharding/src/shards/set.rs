@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::build;
-use super::manifest::{self, Manifest, SAMPLE_INDEX, SEEK_INDEX};
+use super::manifest::{self, Manifest, SAMPLE_INDEX, SEEK_INDEX, ShardEntry};
 use super::map::Map;
 use super::record::{BLOCK_BYTES, Record, SampleIndex};
 use super::seek_index::SeekIndex;
@@ -16,6 +16,7 @@ use crate::error::DataError;
 use crate::file;
 use crate::parallel;
 use crate::progress::Progress;
+use crate::text::printable;
 
 /// How the bytes of shards get into memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,22 +72,14 @@ impl ShardSet {
             build::index(folder, false, parallel::cores(), progress)?;
         }
         let (manifest, fingerprint) = Manifest::read(folder)?;
-        let mut shards = Vec::with_capacity(manifest.shards.len());
-        for entry in &manifest.shards {
-            let path = folder.join(&entry.file);
-            let (_, bytes) = file::open(&path)?;
-            if bytes != entry.bytes {
-                return Err(DataError::Invalid {
-                    path,
-                    problem: format!("has {bytes} bytes"),
-                    expected: format!(
-                        "{}, as the manifest says; `wrn-dist data verify` checks all",
-                        entry.bytes
-                    ),
-                });
-            }
-            shards.push(Shard { path, bytes, file: OnceLock::new(), map: OnceLock::new() });
-        }
+        manifest.check_sizes(folder)?;
+        let shard = |entry: &ShardEntry| Shard {
+            path: folder.join(&entry.file),
+            bytes: entry.bytes,
+            file: OnceLock::new(),
+            map: OnceLock::new(),
+        };
+        let shards: Vec<Shard> = manifest.shards.iter().map(shard).collect();
         let sizes: Vec<u64> = shards.iter().map(|shard| shard.bytes).collect();
         let index_path = folder.join(&manifest.index.file);
         let index = SampleIndex::open(&index_path, &sizes, manifest.classes.len())?;
@@ -224,7 +217,7 @@ impl ShardSet {
                     eprintln!(
                         "warning: {}: {SEEK_INDEX}: the record of sample {sample} is damaged, so it is decoded \
                          without; `wrn-dist data verify` names all such records",
-                        self.name
+                        printable(&self.name)
                     );
                 }
                 None

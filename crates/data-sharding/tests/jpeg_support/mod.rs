@@ -1,4 +1,4 @@
-//! JPEGs of every kind for the tests, made by libjpeg-turbo's compressor, and regions to cut out of them.
+//! JPEGs of every kind for the tests, made by libjpeg-turbo's compressor, and regions of them.
 #![allow(unsafe_code)] // Calls the compressor.
 #![allow(dead_code, clippy::unwrap_used)] // Each test file uses some of it; all of it is test code.
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use data_sharding::{
-    Augmentation, Crop, DataSet, EncodedSource, Filter, ImageFiles, ImageSize, Order, Pool, PoolOptions,
-    RandomResizedCrop, ReadMode, Sampler, ShardSet, StageTimes,
+    Augmentation, Crop, DataSet, DecodeBreakdown, EncodedSource, Filter, ImageFiles, ImageShape, ImageSize,
+    Order, Pool, PoolOptions, RandomResizedCrop, ReadMode, SampleKey, Sampler, ShardSet, StageTimes,
+    decode_breakdown,
 };
 use serde::Serialize;
 use tch::Device;
@@ -71,6 +72,8 @@ pub struct DataBench {
     pub rounds: Vec<f64>,
     /// Milliseconds an image that a decoder thread spends, by part.
     pub decoder_milliseconds: DecoderTimes,
+    /// `decode` of these in its own parts; absent where the images are no files.
+    pub decode_milliseconds: Option<DecodeTimes>,
     /// Milliseconds an image of normalisation, on the consumer's thread.
     pub normalize_milliseconds: f64,
     /// Processor time of the whole process an image, milliseconds; unlike the rate it hardly depends on what else the
@@ -85,7 +88,7 @@ pub struct DataBench {
 pub struct DecoderTimes {
     /// Getting the bytes of the file.
     pub read: f64,
-    /// From bytes to pixels: cut by the seek index, entropy decoding, inverse transform, colours.
+    /// From bytes to pixels.
     pub decode: f64,
     /// Scaling and mirroring.
     pub resize: f64,
@@ -97,6 +100,53 @@ impl DecoderTimes {
     fn sum(&self) -> f64 {
         self.read + self.decode + self.resize + self.augment
     }
+
+    /// Each with what it is called and what it is to do it.
+    fn parts(&self) -> [(&'static str, &'static str, f64); 4] {
+        [
+            ("read", "reading", self.read),
+            ("decode", "decoding", self.decode),
+            ("resize and mirror", "scaling", self.resize),
+            ("augment", "augmenting", self.augment),
+        ]
+    }
+}
+
+/// Milliseconds an image of the parts of decoding. Their shares are measured on some of the images by one thread
+/// alone, see [`decode_breakdown`].
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DecodeTimes {
+    /// Headers and tables, and the way to the region by the seek record.
+    pub open: f64,
+    /// Entropy decoding of the region; without a seek record also of what lies before it.
+    pub entropy: f64,
+    /// Inverse transform, upsampling and colours.
+    pub reconstruct: f64,
+    /// Images whose decoding is not divided: PNGs, progressive JPEGs and the like.
+    pub undivided: f64,
+}
+
+impl DecodeTimes {
+    /// Divides `milliseconds` as the sample's time is.
+    fn new(of_sample: &DecodeBreakdown, milliseconds: f64) -> Self {
+        let whole = of_sample.sum().as_secs_f64().max(f64::MIN_POSITIVE);
+        let share = |part: Duration| milliseconds * part.as_secs_f64() / whole;
+        DecodeTimes {
+            open: share(of_sample.open),
+            entropy: share(of_sample.entropy),
+            reconstruct: share(of_sample.reconstruct),
+            undivided: share(of_sample.undivided),
+        }
+    }
+
+    fn parts(&self) -> [(&'static str, f64); 4] {
+        [
+            ("headers and seek record", self.open),
+            ("entropy decoding", self.entropy),
+            ("inverse transform, colours", self.reconstruct),
+            ("other formats", self.undivided),
+        ]
+    }
 }
 
 struct Subject {
@@ -104,7 +154,15 @@ struct Subject {
     augmentation: Augmentation,
     normalize: NormalizeConfig,
     sampler: Sampler,
+    /// The largest images after scaling.
+    image: ImageShape,
 }
+
+/// Images whose decoding is divided into its parts.
+const DIVIDED: usize = 100;
+/// Batch buffers of the pool, and their memory beyond which a size must be a slip of the pen.
+const BUFFERS: usize = 3;
+const MOST_BUFFER_BYTES: usize = 8 << 30;
 
 /// Measures, in this process alone.
 ///
@@ -117,6 +175,17 @@ pub fn bench_data(options: &DataBenchOptions) -> Result<DataBench, Error> {
         DataBenchSource::Config { path, overrides } => of_config(path, overrides)?,
         DataBenchSource::Folder { path, image_size } => of_folder(path, *image_size)?,
     };
+    let bytes = options.batch.saturating_mul(subject.image.bytes()).saturating_mul(BUFFERS);
+    if bytes > MOST_BUFFER_BYTES {
+        return Err(Error::Usage(format!(
+            "{BUFFERS} batches of {} images of {} bytes are more than {} GiB; expected a smaller batch or smaller images",
+            options.batch,
+            subject.image.bytes(),
+            MOST_BUFFER_BYTES >> 30
+        )));
+    }
+    let divided: Vec<SampleKey> = subject.sampler.epoch(0).keys(0..subject.sampler.len().min(DIVIDED));
+    let of_sample = decode_breakdown(&subject.data, &subject.augmentation, &divided)?;
     let input = Input::new(Some(&subject.normalize), None, subject.augmentation.clone(), Device::Cpu)?;
     let source = subject.data.name().to_owned();
     let (sampler, batch) = (subject.sampler, options.batch);
@@ -126,12 +195,12 @@ pub fn bench_data(options: &DataBenchOptions) -> Result<DataBench, Error> {
     let requests = (0..total).map(move |_| {
         // Whole batches across the ends of epochs, all of the epoch in which they begin: one size a batch.
         let epoch = keys.peek().map_or(0, |key| key.epoch);
-        keys.by_ref().take(batch).map(|key| data_sharding::SampleKey { epoch, ..key }).collect()
+        keys.by_ref().take(batch).map(|key| SampleKey { epoch, ..key }).collect()
     });
     let pool_options = PoolOptions {
         workers: options.threads,
         batch_size: batch,
-        prefetch: 3,
+        prefetch: BUFFERS,
         on_bad_sample: data_sharding::OnBadSample::Error,
     };
     let mut pool = Pool::start(subject.data, subject.augmentation, Box::new(requests), pool_options)?;
@@ -170,7 +239,9 @@ pub fn bench_data(options: &DataBenchOptions) -> Result<DataBench, Error> {
         augment: part(|stages| stages.augment),
     };
     let delivered = (options.rounds * options.batches * batch).max(1) as f64;
-    let busy = decoder.sum() / 1e3 * decoded / (options.threads as f64 * measured.as_secs_f64());
+    // The sums hold up to a sample a thread that was begun before the measurement.
+    let busy = (decoder.sum() / 1e3 * decoded / (options.threads as f64 * measured.as_secs_f64())).min(1.0);
+    let decode_parts = of_sample.map(|of_sample| DecodeTimes::new(&of_sample, decoder.decode));
     let waited = waiting.as_secs_f64() / measured.as_secs_f64();
     Ok(DataBench {
         source,
@@ -180,13 +251,14 @@ pub fn bench_data(options: &DataBenchOptions) -> Result<DataBench, Error> {
         images_per_second: median(rates.iter().copied()),
         rounds: rates,
         decoder_milliseconds: decoder,
+        decode_milliseconds: decode_parts,
         normalize_milliseconds: 1e3 * normalizing.as_secs_f64() / delivered,
         processor_milliseconds: 1e3 * (processor_time() - before.1).as_secs_f64() / delivered,
-        limit: limit(&decoder, busy, waited),
+        limit: limit(&decoder, decode_parts.as_ref(), busy, waited),
     })
 }
 
-fn limit(decoder: &DecoderTimes, busy: f64, waited: f64) -> String {
+fn limit(decoder: &DecoderTimes, decode: Option<&DecodeTimes>, busy: f64, waited: f64) -> String {
     if waited < 0.05 {
         return format!(
             "normalisation on the consumer's thread: decoder threads are {:.0} % busy, batches are always ready",
@@ -201,18 +273,18 @@ fn limit(decoder: &DecoderTimes, busy: f64, waited: f64) -> String {
             100.0 * waited
         );
     }
-    let parts = [
-        ("reading", decoder.read),
-        ("decoding", decoder.decode),
-        ("scaling", decoder.resize),
-        ("augmenting", decoder.augment),
-    ];
-    let (name, most) = parts.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(("decoding", 0.0));
+    let largest = decoder.parts().into_iter().max_by(|a, b| a.2.total_cmp(&b.2));
+    let (_, name, most) = largest.unwrap_or(("decode", "decoding", 0.0));
+    let within = decode.filter(|_| name == "decoding").and_then(|decode| {
+        let (part, most) = decode.parts().into_iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
+        Some(format!(" ({part}: {:.0} %)", 100.0 * most / decoder.sum().max(f64::MIN_POSITIVE)))
+    });
     format!(
-        "the decoder threads, which are {:.0} % busy and spend {:.0} % of that {name}; the consumer waits {:.0} % of the \
-         time",
+        "the decoder threads, which are {:.0} % busy and spend {:.0} % of that {name}{}; the consumer waits {:.0} % of \
+         the time",
         100.0 * busy,
         100.0 * most / decoder.sum().max(f64::MIN_POSITIVE),
+        within.unwrap_or_default(),
         100.0 * waited
     )
 }
@@ -229,14 +301,16 @@ fn of_config(path: &Path, overrides: &[String]) -> Result<Subject, Error> {
         augmentation: plan.data.train_augmentation,
         normalize,
         sampler: plan.data.sampler,
+        image: plan.data.image,
     })
 }
 
+/// `path` may also be the folder of a prepared data set, of which the training half is taken.
 fn of_folder(path: &Path, image_size: u32) -> Result<Subject, Error> {
-    let data: Arc<dyn EncodedSource> = if holds_shards(path) {
-        Arc::new(ShardSet::open(path, ReadMode::Read)?)
-    } else {
-        Arc::new(ImageFiles::open(path)?)
+    let places = [path.to_owned(), path.join("train")];
+    let data: Arc<dyn EncodedSource> = match places.iter().find(|place| holds_shards(place)) {
+        Some(shards) => Arc::new(ShardSet::open(shards, ReadMode::Read)?),
+        None => Arc::new(ImageFiles::open(path)?),
     };
     let data = DataSet::from(data);
     let crop = Crop::RandomResized {
@@ -247,6 +321,7 @@ fn of_folder(path: &Path, image_size: u32) -> Result<Subject, Error> {
     Ok(Subject {
         sampler: Sampler::new(data.len(), 0, Order::Shuffled),
         data,
+        image: ImageShape { height: image_size, width: image_size, channels: 3 },
         augmentation: Augmentation { flip: true, ..Augmentation::of_test(crop) },
         normalize: NormalizeConfig::Channels(ChannelConstants {
             mean: IMAGENET_MEAN.to_vec(),
@@ -282,20 +357,44 @@ impl DataBench {
             "{}: batches of {n} x {height} x {width} x {channels}, {} decoder thread(s)\n",
             self.source, self.threads
         );
-        let parts = &self.decoder_milliseconds;
-        let rows = [
-            ("read", parts.read),
-            ("decode", parts.decode),
-            ("resize and mirror", parts.resize),
-            ("augment", parts.augment),
-            ("sum of a decoder thread", parts.sum()),
-            ("normalise (consumer)", self.normalize_milliseconds),
-            ("processor time, all", self.processor_milliseconds),
-        ];
-        for (name, milliseconds) in rows {
-            text += &format!("{name:<26}{milliseconds:>10.3} ms an image\n");
+        let mut row = |name: &str, milliseconds: f64| {
+            text += &format!("{name:<32}{milliseconds:>10.3} ms an image\n");
+        };
+        for (name, _, milliseconds) in self.decoder_milliseconds.parts() {
+            row(name, milliseconds);
+            if let Some(decode) = self.decode_milliseconds.filter(|_| name == "decode") {
+                let parts = decode.parts().into_iter().filter(|(_, milliseconds)| *milliseconds > 0.0);
+                parts.for_each(|(name, milliseconds)| row(&format!("  {name}"), milliseconds));
+            }
         }
-        text += &format!("{:<26}{:>10.1}\nlimit: {}\n", "images/s", self.images_per_second, self.limit);
+        row("sum of a decoder thread", self.decoder_milliseconds.sum());
+        row("normalise (consumer)", self.normalize_milliseconds);
+        row("processor time, all", self.processor_milliseconds);
+        text += &format!("{:<32}{:>10.1}\nlimit: {}\n", "images/s", self.images_per_second, self.limit);
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_decoding_sum_up_to_it_and_the_largest_is_named() {
+        let of_sample = DecodeBreakdown {
+            open: Duration::from_micros(10),
+            entropy: Duration::from_micros(60),
+            reconstruct: Duration::from_micros(30),
+            undivided: Duration::ZERO,
+        };
+        let decoder = DecoderTimes { read: 0.1, decode: 0.5, resize: 0.3, augment: 0.1 };
+        let decode = DecodeTimes::new(&of_sample, decoder.decode);
+        let sum: f64 = decode.parts().iter().map(|(_, milliseconds)| milliseconds).sum();
+        assert!((sum - 0.5).abs() < 1e-9 && (decode.entropy - 0.3).abs() < 1e-9, "{decode:?}");
+        let limit = limit(&decoder, Some(&decode), 0.98, 0.6);
+        assert!(
+            limit.contains("98 % busy and spend 50 % of that decoding (entropy decoding: 30 %)"),
+            "{limit}"
+        );
     }
 }

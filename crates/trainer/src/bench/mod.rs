@@ -6,7 +6,7 @@ mod model;
 mod step;
 
 pub use all_reduce::{AllReduceBench, AllReduceOptions, bench_all_reduce};
-pub use data::{DataBench, DataBenchOptions, DataBenchSource, DecoderTimes, bench_data};
+pub use data::{DataBench, DataBenchOptions, DataBenchSource, DecodeTimes, DecoderTimes, bench_data};
 pub use model::{ModelBench, ModelBenchOptions, bench_model};
 pub use step::{BenchOptions, StepBench, bench_step};
 

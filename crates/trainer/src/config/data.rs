@@ -146,7 +146,8 @@ pub struct ChannelConstants {
 #[serde(rename_all = "kebab-case")]
 pub enum NamedNormalization {
     /// Global contrast normalisation and ZCA whitening as in pylearn2, before the random crop: the paper's
-    /// Tables 2 to 4. For images of one size.
+    /// Tables 2 to 4. For images of one size. Fitted once, and kept in `wrn-dist` in the user's cache
+    /// (`$XDG_CACHE_HOME`, or `~/.cache`).
     Zca,
 }
 
@@ -192,11 +193,11 @@ pub enum ImageSizeConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrowingSize {
-    /// Pixels in the first epoch.
+    /// Pixels in the first epoch, at most `to`.
     pub from: u32,
     /// Pixels in epoch `until_epoch` and later.
     pub to: u32,
-    /// The first epoch, counted from 1, of the final size.
+    /// The first epoch, counted from 1, of the final size; 1 or more.
     pub until_epoch: u32,
     /// Sizes in between are multiples of this many pixels.
     #[serde(default = "defaults::size_step")]
@@ -259,7 +260,8 @@ pub enum OnBadSampleKind {
     /// The run ends with an error that names it.
     #[default]
     Error,
-    /// It is logged and counted; its place in the batch is black and has no part in the loss.
+    /// It is logged and counted; its place in the batch is black and has no part in loss and error. A step, or a test
+    /// set, without any sample that can be decoded ends the run all the same.
     SkipAndLog,
 }
 

@@ -2,6 +2,8 @@
 //! of bytes are the pool's.
 
 mod channels;
+#[cfg(test)]
+mod made_up;
 mod targets;
 #[cfg(test)]
 mod tests;

@@ -37,7 +37,7 @@ impl Targets {
 
     /// Mean cross-entropy over all samples of the micro batch; for mixed images with the soft targets, which is the
     /// weighted sum over both labels. A skipped sample counts as one whose loss is 0, so that the others weigh what
-    /// they would without it.
+    /// they would without it; what is reported of a step is divided by the others alone.
     pub(crate) fn loss(&self, logits: &Tensor) -> Result<Tensor, Error> {
         let sum = if self.skipped > 0 { Reduction::Sum } else { Reduction::Mean };
         let entropy =

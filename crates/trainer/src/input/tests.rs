@@ -1,11 +1,6 @@
 //! What the device does with a batch, against the pool's own work and against plain loops.
 
-use std::sync::Arc;
-
-use data_sharding::{
-    DataError, DataSet, ImageShape, Labelled, OnBadSample, Pool, PoolOptions, RandomErasing, SampleKey,
-    Source,
-};
+use data_sharding::{ImageShape, OnBadSample, Pool, PoolOptions, RandomErasing, SampleKey};
 
 use super::*;
 use crate::config::ChannelConstants;
@@ -13,48 +8,13 @@ use crate::config::ChannelConstants;
 const SHAPE: ImageShape = ImageShape { height: 6, width: 6, channels: 3 };
 const COUNT: usize = 16;
 
-struct Images;
-
-impl Labelled for Images {
-    fn name(&self) -> &str {
-        "made-up images"
-    }
-
-    fn len(&self) -> usize {
-        COUNT
-    }
-
-    fn classes(&self) -> &[String] {
-        &[]
-    }
-
-    fn fingerprint(&self) -> &str {
-        "f"
-    }
-
-    fn label(&self, sample: usize) -> u32 {
-        sample as u32
-    }
-}
-
-impl Source for Images {
-    fn image(&self) -> ImageShape {
-        SHAPE
-    }
-
-    fn decode(&self, sample: usize, pixels: &mut [u8]) -> Result<(), DataError> {
-        pixels.iter_mut().enumerate().for_each(|(index, byte)| *byte = (sample * 53 + index * 29) as u8);
-        Ok(())
-    }
-}
-
 fn batch(augmentation: &Augmentation) -> Batch {
     let keys = (0..COUNT as u32).map(|sample| SampleKey { sample, epoch: 2, repetition: 0 }).collect();
     let options =
         PoolOptions { workers: 1, batch_size: COUNT, prefetch: 1, on_bad_sample: OnBadSample::Error };
-    let source: Arc<dyn Source> = Arc::new(Images);
-    let requests = Box::new(std::iter::once(keys));
-    Pool::start(DataSet::from(source), augmentation.clone(), requests, options)
+    let byte = |at: usize| (at / SHAPE.bytes() * 53 + at % SHAPE.bytes() * 29) as u8;
+    let data = made_up::data_set(SHAPE, (0..COUNT * SHAPE.bytes()).map(byte).collect());
+    Pool::start(data, augmentation.clone(), Box::new(std::iter::once(keys)), options)
         .unwrap()
         .next()
         .unwrap()

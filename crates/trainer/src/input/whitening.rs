@@ -1,5 +1,6 @@
 //! Global contrast normalisation and ZCA whitening as pylearn2's `make_cifar10_gcn_whitened.py` does them, the
-//! preprocessing of the paper's Tables 2 to 4. Fitted once to the training set and kept beside it.
+//! preprocessing of the paper's Tables 2 to 4. Fitted once to a training set and kept in the user's cache: in
+//! `wrn-dist` below `$XDG_CACHE_HOME` or, without that, `~/.cache`. Data sets may lie where nobody can write.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +42,7 @@ impl Whitening {
         }
         let dimensions = plan.data.image.bytes() as i64;
         let local = if session.is_leader() {
-            Whitening::read_or_fit(&plan.data.train, plan.data.image, &plan.config.data.path)
+            Whitening::read_or_fit(&plan.data.train, plan.data.image, cache().as_deref())
         } else {
             let zeros =
                 |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, Device::Cpu)).map_err(Error::from);
@@ -55,16 +56,18 @@ impl Whitening {
         Ok(Some(whitening))
     }
 
-    fn read_or_fit(data: &DataSet, image: ImageShape, folder: &Path) -> Result<Self, Error> {
-        let path = kept_at(data, image, folder);
-        if let Some(whitening) = Whitening::read(&path, image) {
+    /// `cache` is the folder where it is kept.
+    fn read_or_fit(data: &DataSet, image: ImageShape, cache: Option<&Path>) -> Result<Self, Error> {
+        let path = cache.map(|cache| kept_at(data, image, cache));
+        if let Some(whitening) = path.as_ref().and_then(|path| Whitening::read(path, image)) {
             return Ok(whitening);
         }
-        eprintln!("fitting ZCA whitening to {} images, which is kept in {}", data.len(), path.display());
+        let place = path.as_ref().map_or_else(String::new, |path| format!(", kept in {}", path.display()));
+        eprintln!("fitting ZCA whitening to {} images{place}", data.len());
         let whitening = Whitening::fit(data, image)?;
-        // The folder may well be read-only; then the next start fits again.
-        if let Err(error) = whitening.write(&path) {
-            tracing::warn!("the whitening is not kept: {error}");
+        // Without it the next start fits again.
+        if let Some(Err(error)) = path.map(|path| whitening.keep(&path)) {
+            eprintln!("warning: the whitening is not kept: {error}");
         }
         Ok(whitening)
     }
@@ -120,7 +123,7 @@ impl Whitening {
         })
     }
 
-    fn write(&self, path: &Path) -> Result<(), Error> {
+    fn keep(&self, path: &Path) -> Result<(), Error> {
         let dimensions = self.mean.size()[0] as usize;
         let bytes = |tensor: &Tensor| -> Result<Vec<u8>, Error> {
             let mut values = vec![0.0_f32; tensor.numel()];
@@ -136,8 +139,28 @@ impl Whitening {
             ("matrix", view(vec![dimensions, dimensions], &matrix)?),
         ]);
         let file = serialize(tensors, None).map_err(|error| Error::Other(error.to_string()))?;
-        Ok(replace_file(path, &file)?)
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        }
+        // Two runs may have fitted at the same time.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let own = path.with_file_name(format!(".{}-{name}", std::process::id()));
+        replace_file(&own, &file)?;
+        std::fs::rename(&own, path).map_err(Error::file("rename", &own))
     }
+}
+
+/// The user's cache; none without a home.
+fn cache() -> Option<PathBuf> {
+    cache_of(|name| std::env::var_os(name).map(PathBuf::from))
+}
+
+/// As the XDG base directory specification has it: relative paths do not count.
+fn cache_of(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let absolute = |path: &PathBuf| path.is_absolute();
+    let base = variable("XDG_CACHE_HOME").filter(absolute);
+    let base = base.or_else(|| variable("HOME").filter(absolute).map(|home| home.join(".cache")));
+    base.map(|base| base.join("wrn-dist"))
 }
 
 /// The file is named after what was whitened, so that it never serves other images.
@@ -180,10 +203,8 @@ impl Whitener {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
-    use std::sync::Arc;
 
-    use data_sharding::{Labelled, Source};
-
+    use super::super::made_up;
     use super::*;
 
     const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/zca.py");
@@ -191,9 +212,7 @@ mod tests {
     const COUNT: usize = 300;
 
     /// Gradients with noise, and one image of a single value.
-    struct Images(Vec<u8>);
-
-    fn images() -> Images {
+    fn images() -> Vec<u8> {
         let mut state = 3_u32;
         let mut bytes = Vec::new();
         for sample in 0..COUNT {
@@ -203,50 +222,16 @@ mod tests {
                 bytes.push(if sample == 7 { 90 } else { (sample % 50 + 2 * value + noise) as u8 });
             }
         }
-        Images(bytes)
-    }
-
-    impl Labelled for Images {
-        fn name(&self) -> &str {
-            "made-up images"
-        }
-
-        fn len(&self) -> usize {
-            COUNT
-        }
-
-        fn classes(&self) -> &[String] {
-            &[]
-        }
-
-        fn fingerprint(&self) -> &str {
-            "f"
-        }
-
-        fn label(&self, _: usize) -> u32 {
-            0
-        }
-    }
-
-    impl Source for Images {
-        fn image(&self) -> ImageShape {
-            SHAPE
-        }
-
-        fn decode(&self, sample: usize, pixels: &mut [u8]) -> Result<(), DataError> {
-            pixels.copy_from_slice(&self.0[sample * SHAPE.bytes()..][..SHAPE.bytes()]);
-            Ok(())
-        }
+        bytes
     }
 
     fn data() -> DataSet {
-        let source: Arc<dyn Source> = Arc::new(images());
-        source.into()
+        made_up::data_set(SHAPE, images())
     }
 
     fn whitened(whitening: &Whitening) -> Vec<f64> {
         let shape = [COUNT, 4, 4, 3].map(|side| side as i64);
-        let pixels = Tensor::from_data_size(&images().0, &shape, Kind::Uint8).to_kind(Kind::Float);
+        let pixels = Tensor::from_data_size(&images(), &shape, Kind::Uint8).to_kind(Kind::Float);
         let result = Whitener::new(whitening, Device::Cpu).unwrap().apply(&pixels).unwrap();
         Vec::try_from(result.to_kind(Kind::Double).flatten(0, -1)).unwrap()
     }
@@ -260,7 +245,7 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let (input, output) = (folder.path().join("images"), folder.path().join("whitened"));
-        std::fs::write(&input, images().0).unwrap();
+        std::fs::write(&input, images()).unwrap();
         let status = Command::new("python3")
             .arg(SCRIPT)
             .arg(&input)
@@ -296,16 +281,39 @@ mod tests {
     #[test]
     fn what_was_kept_is_read_back_and_anything_else_is_fitted_again() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Whitening::read_or_fit(&data(), SHAPE, folder.path()).unwrap();
-        let path = kept_at(&data(), SHAPE, folder.path());
+        // Made when it is needed.
+        let cache = folder.path().join("cache/wrn-dist");
+        let first = Whitening::read_or_fit(&data(), SHAPE, Some(&cache)).unwrap();
+        let path = kept_at(&data(), SHAPE, &cache);
         let kept = Whitening::read(&path, SHAPE).unwrap();
         assert_eq!((&kept.mean, &kept.matrix), (&first.mean, &first.matrix));
+        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1, "nothing temporary is left");
         let other = ImageShape { height: 2, ..SHAPE };
         assert!(Whitening::read(&path, other).is_none());
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        let again = Whitening::read_or_fit(&data(), SHAPE, folder.path()).unwrap();
+        let again = Whitening::read_or_fit(&data(), SHAPE, Some(&cache)).unwrap();
         assert_eq!(again.matrix, first.matrix);
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        // A cache that cannot be written, or none at all, costs time only.
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for cache in [Some(&*file), None] {
+            assert_eq!(Whitening::read_or_fit(&data(), SHAPE, cache).unwrap().matrix, first.matrix);
+        }
+    }
+
+    #[test]
+    fn the_cache_is_the_users() {
+        let cases = [
+            (Some("/x/cache"), Some("/home/a"), Some("/x/cache/wrn-dist")),
+            (None, Some("/home/a"), Some("/home/a/.cache/wrn-dist")),
+            (Some("relative"), Some("/home/a"), Some("/home/a/.cache/wrn-dist")),
+            (Some(""), None, None),
+        ];
+        for (xdg, home, expected) in cases {
+            let variable = |name: &str| if name == "HOME" { home } else { xdg }.map(PathBuf::from);
+            assert_eq!(cache_of(variable), expected.map(PathBuf::from), "{xdg:?} {home:?}");
+        }
     }
 }

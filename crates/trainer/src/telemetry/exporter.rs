@@ -34,6 +34,10 @@ impl Exporter {
             "wrn_dist_skipped_steps_total",
             "Steps left out, since their gradient was not finite"
         );
+        describe_counter!(
+            "wrn_dist_skipped_samples_total",
+            "Training images that could not be decoded, over all ranks"
+        );
         describe_counter!("wrn_dist_images_total", "Training images, over all ranks");
         describe_gauge!("wrn_dist_epoch", "Epoch under way, counted from 1");
         describe_gauge!("wrn_dist_loss", "Mean loss of the last global batch");
@@ -51,6 +55,7 @@ impl Exporter {
 pub(crate) fn export_step(record: &StepRecord, images: usize) {
     counter!("wrn_dist_steps_total").increment(1);
     counter!("wrn_dist_skipped_steps_total").increment(record.skipped.into());
+    counter!("wrn_dist_skipped_samples_total").increment(record.skipped_samples);
     counter!("wrn_dist_images_total").increment(images as u64);
     gauge!("wrn_dist_epoch").set(record.epoch);
     if let Some(loss) = record.loss {

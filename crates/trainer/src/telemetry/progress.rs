@@ -77,8 +77,12 @@ impl Progress {
             (Some(loss), Some(error)) => format!("test loss {loss:.4} error {:.2} %", 100.0 * error),
             _ => "not evaluated".into(),
         };
+        let skipped = match record.skipped_samples + record.test_skipped_samples.unwrap_or(0) {
+            0 => String::new(),
+            skipped => format!("  {skipped} images could not be decoded"),
+        };
         self.say(&format!(
-            "epoch {}/{}  train loss {:.4} error {:.2} %  {test}  {:.0} images/s",
+            "epoch {}/{}  train loss {:.4} error {:.2} %  {test}  {:.0} images/s{skipped}",
             record.epoch,
             self.epochs,
             record.train_loss,

@@ -27,12 +27,13 @@ pub(crate) struct StepRecord {
     pub(crate) epoch: u32,
     /// Completed steps of the whole run.
     pub(crate) step: u64,
-    /// Mean over the global batch, before the update; `None` where that is no finite number.
+    /// Mean over the global batch without its skipped samples, before the update; `None` where that is no finite
+    /// number.
     pub(crate) loss: Option<f32>,
     /// The step changed nothing, since its gradient was infinite or NaN somewhere.
     #[serde(default)]
     pub(crate) skipped: bool,
-    /// Share of the global batch, 0 to 1.
+    /// Share of the same samples, 0 to 1.
     pub(crate) top1_error: f64,
     pub(crate) learning_rate: f64,
     /// Samples that could not be decoded and have no part in the loss.
@@ -111,16 +112,23 @@ pub(crate) struct EpochRecord {
     /// Steps that changed nothing, since their gradient was infinite or NaN somewhere.
     #[serde(default)]
     pub(crate) skipped_steps: u64,
+    /// Samples that could not be decoded and have no part in loss and error.
+    #[serde(default)]
+    pub(crate) skipped_samples: u64,
     /// Mean of the losses of all steps but the skipped ones.
     pub(crate) train_loss: f64,
-    /// Over all samples of these steps, 0 to 1.
+    /// Over all samples of these steps but the skipped ones, 0 to 1.
     pub(crate) train_top1_error: f64,
     /// Absent when the epoch was not evaluated.
     pub(crate) test_loss: Option<f64>,
     pub(crate) test_top1_error: Option<f64>,
+    /// Absent also where there are fewer than five classes.
     pub(crate) test_top5_error: Option<f64>,
     pub(crate) test_top1_correct: Option<u64>,
     pub(crate) test_samples: Option<u64>,
+    /// Test images that could not be decoded: they count as wrong, and have no part in the loss.
+    #[serde(default)]
+    pub(crate) test_skipped_samples: Option<u64>,
     /// Over all ranks and the part of the epoch that this process trained.
     pub(crate) images_per_second: f64,
     pub(crate) train_seconds: f64,
@@ -222,6 +230,7 @@ mod tests {
             epoch,
             step: u64::from(epoch) * 2,
             skipped_steps: 0,
+            skipped_samples: 0,
             train_loss: 1.0,
             train_top1_error: 0.25,
             test_loss: Some(1.0),
@@ -229,6 +238,7 @@ mod tests {
             test_top5_error: None,
             test_top1_correct: Some(5),
             test_samples: Some(10),
+            test_skipped_samples: Some(0),
             images_per_second: 1.0,
             train_seconds: 1.0,
             test_seconds: 1.0,

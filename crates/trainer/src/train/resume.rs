@@ -22,6 +22,8 @@ pub(super) fn fresh_position(plan: &Plan) -> RunState {
         epoch_loss_sum: 0.0,
         epoch_correct: 0,
         epoch_skipped: 0,
+        epoch_counted: 0,
+        epoch_skipped_samples: 0,
         best_top1_error: None,
         meaning: plan.config.meaning().into_iter().collect(),
         data: plan.data.train.fingerprint().to_owned(),
@@ -127,11 +129,25 @@ pub(super) fn refuse_other_keys(
         .into_iter()
         .map(|key| (key, value(&saved.meaning, key), value(&now, key)))
         .filter(|(_, then, now)| then != now)
-        .map(|(key, then, now)| format!("{key} was {then}, is {now}"))
+        .map(|(key, then, now)| {
+            let advice = if key == DERIVED { advice(&then) } else { String::new() };
+            format!("{key} was {then}, is {now}{advice}")
+        })
         .collect();
     if differences.is_empty() {
         return Ok(());
     }
     let reason = format!("{}; a run of its own needs another --out", differences.join("; "));
     Err(CheckpointError::Foreign { path: origin.to_owned(), reason }.into())
+}
+
+/// The key that changes with the number of ranks where it is not set.
+const DERIVED: &str = "train.micro_batch";
+
+/// What to do where nobody has changed the key.
+fn advice(then: &str) -> String {
+    format!(
+        " (without this key it is the global batch divided by the number of ranks; --set {DERIVED}={then} goes on as \
+         before, on any number of ranks whose product with it divides the global batch)"
+    )
 }

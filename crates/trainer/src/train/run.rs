@@ -217,6 +217,11 @@ impl<'a> Run<'a> {
                 "gradients that never became ready, so nothing behind them was exchanged early: {names}"
             );
         }
+        let images = self.plan.config.train.global_batch;
+        let counted = images as u64 - outcome.skipped.min(images as u64);
+        if counted == 0 {
+            self.session.agree::<()>(Err(no_sample_left(step)))?;
+        }
         if outcome.updated {
             self.skipped_in_a_row = 0;
         } else {
@@ -226,8 +231,9 @@ impl<'a> Run<'a> {
         if outcome.updated {
             self.position.epoch_loss_sum += f64::from(outcome.loss);
             self.position.epoch_correct += outcome.correct;
+            self.position.epoch_counted += counted;
         }
-        let images = self.plan.config.train.global_batch;
+        self.position.epoch_skipped_samples += outcome.skipped;
         self.epoch_images += images as u64;
         self.epoch_duration += outcome.phases.step;
         let record = StepRecord {
@@ -235,7 +241,7 @@ impl<'a> Run<'a> {
             step: self.position.step,
             loss: Some(outcome.loss).filter(|loss| loss.is_finite()),
             skipped: !outcome.updated,
-            top1_error: 1.0 - outcome.correct as f64 / images as f64,
+            top1_error: 1.0 - outcome.correct as f64 / counted as f64,
             learning_rate,
             skipped_samples: outcome.skipped,
             images_per_second: images as f64 / outcome.phases.step.as_secs_f64(),
@@ -294,25 +300,28 @@ impl<'a> Run<'a> {
         };
         let skipped_steps = std::mem::take(&mut self.position.epoch_skipped);
         let steps = (self.plan.steps_per_epoch - skipped_steps) as f64;
-        let samples = steps * self.plan.config.train.global_batch as f64;
         let train_seconds = self.epoch_duration.as_secs_f64();
         let record = EpochRecord {
             epoch: self.position.epoch,
             step: self.position.step,
             skipped_steps,
+            skipped_samples: self.position.epoch_skipped_samples,
             train_loss: self.position.epoch_loss_sum / steps,
-            train_top1_error: 1.0 - self.position.epoch_correct as f64 / samples,
+            train_top1_error: 1.0 - self.position.epoch_correct as f64 / self.position.epoch_counted as f64,
             test_loss: evaluation.map(|evaluation| evaluation.loss()),
             test_top1_error: evaluation.map(|evaluation| evaluation.top1_error()),
-            test_top5_error: evaluation.map(|evaluation| evaluation.top5_error()),
+            test_top5_error: evaluation.and_then(|evaluation| evaluation.top5_error()),
             test_top1_correct: evaluation.map(|evaluation| evaluation.top1_correct),
             test_samples: evaluation.map(|evaluation| evaluation.samples),
+            test_skipped_samples: evaluation.map(|evaluation| evaluation.skipped),
             images_per_second: self.epoch_images as f64 / train_seconds,
             train_seconds,
             test_seconds: evaluation.map_or(0.0, |evaluation| evaluation.duration.as_secs_f64()),
         };
         self.position.epoch_loss_sum = 0.0;
         self.position.epoch_correct = 0;
+        self.position.epoch_counted = 0;
+        self.position.epoch_skipped_samples = 0;
         self.epoch_images = 0;
         self.epoch_duration = Duration::ZERO;
         if let Some(error) = record.test_top1_error {
@@ -378,4 +387,13 @@ impl<'a> Run<'a> {
         self.progress.say(&format!("curves: {}", self.dir.curves().display()));
         Ok(())
     }
+}
+
+/// Why a run ends whose step had no sample that could be decoded: what it would go on with is no training.
+fn no_sample_left(step: u64) -> Error {
+    Error::Other(format!(
+        "no sample of step {} could be decoded (the lines above say why); data.on_bad_sample: skip-and-log is for a few \
+         bad samples among good ones, and `wrn-dist data verify` finds damage",
+        step + 1
+    ))
 }

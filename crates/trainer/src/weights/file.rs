@@ -52,11 +52,11 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
 pub(super) fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, WeightsError> {
     SafeTensors::deserialize(bytes).map_err(|error| {
         // What `torch.save` writes is a zip archive; before version 1.6 it was a bare pickle.
-        let pickle = bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02");
+        let pickle = bytes.starts_with(b"PK\x03\x04") || matches!(bytes, [0x80, 2..=5, ..]);
         let reason = if pickle {
             "it is a pickle of PyTorch; README says how to turn it into safetensors".to_owned()
         } else {
-            error.to_string()
+            format!("it is no whole safetensors file ({error})")
         };
         WeightsError::Format { path: path.to_owned(), reason }
     })

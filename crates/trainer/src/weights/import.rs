@@ -87,6 +87,8 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
         epoch_loss_sum: 0.0,
         epoch_correct: 0,
         epoch_skipped: 0,
+        epoch_counted: 0,
+        epoch_skipped_samples: 0,
         best_top1_error: None,
         meaning: projection_of_config(projection)?,
         data: String::new(),

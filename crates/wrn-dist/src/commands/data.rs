@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use data_sharding::{Cap, DataError, FetchKind, PrepareKind, PrepareOptions, Progress, Side};
+use data_sharding::{Address, Cap, DataError, FetchKind, PrepareKind, PrepareOptions, Progress, Side};
 use trainer::EXIT_FAILURE;
 
 #[derive(clap::Args)]
@@ -21,7 +21,7 @@ enum Command {
         destination: PathBuf,
         /// Folder of another server that has the same files
         #[arg(long, value_name = "URL")]
-        from: Option<String>,
+        from: Option<Address>,
     },
     /// Make a data set that can be trained on from the files that its authors publish
     ///
@@ -87,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
         }),
         Command::Show(arguments) => return super::data_show::run(arguments),
         Command::Fetch { kind, destination, from } => {
-            data_sharding::fetch(*kind, destination, from.as_deref(), &progress).map(|()| 0)
+            data_sharding::fetch(*kind, destination, from.as_ref(), &progress).map(|()| 0)
         }
         Command::Index { dir } => data_sharding::index(dir, &progress).map(|()| 0),
         Command::Verify { dir } => data_sharding::verify(dir, &progress).map(|problems| {

@@ -26,13 +26,20 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
     match result {
         Ok(None) => 0,
         Ok(Some(evaluation)) => {
+            let top5 = match evaluation.top5_error() {
+                Some(error) => format!(", top-5 error {:.2} %", 100.0 * error),
+                None => String::new(),
+            };
+            let skipped = match evaluation.skipped {
+                0 => String::new(),
+                skipped => format!(", {skipped} of which could not be decoded"),
+            };
             super::show(&format!(
-                "{} test images: loss {:.4}, top-1 error {:.2} % ({} right), top-5 error {:.2} %\n",
+                "{} test images{skipped}: loss {:.4}, top-1 error {:.2} % ({} right){top5}\n",
                 evaluation.samples,
                 evaluation.loss(),
                 100.0 * evaluation.top1_error(),
                 evaluation.top1_correct,
-                100.0 * evaluation.top5_error()
             ));
             0
         }

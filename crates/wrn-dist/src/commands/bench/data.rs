@@ -1,13 +1,12 @@
 //! `wrn-dist bench data`
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use trainer::{DataBenchOptions, DataBenchSource};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Folder of shards or of image files, with random resized crops and flips
+    /// Folder of a prepared data set, of shards or of image files: with random resized crops and flips
     #[arg(required_unless_present = "config", conflicts_with = "config")]
     folder: Option<PathBuf>,
     /// Instead of a folder, the training data of a configuration with its augmentation
@@ -17,19 +16,19 @@ pub(crate) struct Arguments {
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
     overrides: Vec<String>,
     /// Decoder threads
-    #[arg(long, default_value = "1")]
-    threads: NonZeroUsize,
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: u16,
     /// Images a batch
-    #[arg(long, default_value = "64")]
-    batch: NonZeroUsize,
+    #[arg(long, default_value = "64", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    batch: u32,
     /// Batches of one round
-    #[arg(long, default_value = "20")]
-    batches: NonZeroUsize,
+    #[arg(long, default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    batches: u32,
     /// Measured rounds
-    #[arg(long, default_value = "3")]
-    rounds: NonZeroUsize,
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
     /// Side of the crops of a folder's images
-    #[arg(long, default_value = "224", conflicts_with = "config")]
+    #[arg(long, default_value = "224", conflicts_with = "config", value_parser = clap::value_parser!(u32).range(1..=8192))]
     image_size: u32,
     /// Print JSON
     #[arg(long)]
@@ -45,10 +44,10 @@ pub(crate) fn run(arguments: Arguments) -> i32 {
     };
     let bench = trainer::bench_data(&DataBenchOptions {
         source,
-        threads: arguments.threads.get(),
-        batch: arguments.batch.get(),
-        batches: arguments.batches.get(),
-        rounds: arguments.rounds.get(),
+        threads: arguments.threads.into(),
+        batch: arguments.batch as usize,
+        batches: arguments.batches as usize,
+        rounds: arguments.rounds.into(),
     });
     super::super::finish(bench.map(|bench| match arguments.json {
         true => format!("{}\n", serde_json::json!(bench)),
