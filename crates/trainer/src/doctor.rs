@@ -46,10 +46,11 @@ pub fn doctor() -> String {
     line(
         "launcher",
         match allreduce::discover() {
-            Some(launched) => {
+            Ok(Some(launched)) => {
                 format!("{}: rank {} of {}", launched.launcher, launched.rank, launched.world_size)
             }
-            None => "none: this process stands alone".into(),
+            Ok(None) => "none: this process stands alone".into(),
+            Err(error) => format!("unclear: {error}"),
         },
     );
     line(

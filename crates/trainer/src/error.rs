@@ -80,6 +80,7 @@ impl Error {
         match self {
             Error::Config(_)
             | Error::NoMargins
+            | Error::Comm(CommError::Environment(_) | CommError::NoLibrary { .. })
             | Error::Model(ModelError::Architecture { .. } | ModelError::Option(_))
             | Error::Weights(WeightsError::Naming { .. }) => EXIT_USAGE,
             Error::Agreed(agreed) => agreed.failure.exit_code,
