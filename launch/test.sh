@@ -100,13 +100,13 @@ SLURM_PACKAGES=(slurmctld slurmd slurm-client munge)
 
 install_slurm() {
     stage "Slurm of the tests"
-    local program missing=
+    local program absent=
     for program in munged slurmctld slurmd sbatch srun; do
-        command -v "$program" >/dev/null || missing=$program
+        command -v "$program" >/dev/null || absent=$program
     done
     if ((EUID != 0)); then
         say "tests under Slurm take root: they are skipped"
-    elif [[ -n $missing ]]; then
+    elif [[ -n $absent ]]; then
         say "installing ${SLURM_PACKAGES[*]}"
         # Run level 1 keeps Debian from starting the daemons.
         RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout=300 install --no-install-recommends \

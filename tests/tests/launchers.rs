@@ -65,7 +65,7 @@ fn a_rank_that_dies_is_named_without_mpi_too() {
     for (ranks, victim, fault) in [(3, 2, "kill"), (2, 0, "kill"), (3, 1, "hang"), (2, 1, "panic")] {
         let out = experiment.path(&format!("{fault} {victim}"));
         let fault = format!("3:{victim}:{fault}");
-        let more = ["--inject-fault", &fault, "--set", "comm.timeout_s=4"];
+        let more = ["--inject-fault", &fault, "--set", "comm.timeout_s=4", "--set", "train.global_batch=48"];
         let outcomes =
             wrn_dist_by_variables(ranks, &[&arguments(&experiment, out.to_str().unwrap())[..], &more].concat());
         for outcome in &outcomes {

@@ -237,7 +237,7 @@ fn invite(
     let mut known: Vec<Option<(Hello, TcpStream)>> = (1..world_size).map(|_| None).collect();
     let mut turned_away = None;
     let mut notice = Instant::now() + NOTICE;
-    while known.iter().any(Option::is_none) {
+    while !all_wait(&mut known) {
         let arrival = listener.accept().and_then(|(stream, from)| {
             stream.set_nonblocking(false)?;
             Ok((stream, from))
@@ -359,6 +359,19 @@ fn admit(stream: TcpStream, me: &Hello, known: &mut [Option<(Hello, TcpStream)>]
 
 fn or_unnamed(job: &str) -> &str {
     if job.is_empty() { "one without a name" } else { job }
+}
+
+/// Whether every rank has come and still waits. Those that have gone may come again.
+fn all_wait(known: &mut [Option<(Hello, TcpStream)>]) -> bool {
+    if known.iter().any(Option::is_none) {
+        return false;
+    }
+    for place in &mut *known {
+        if place.as_ref().is_some_and(|(_, stream)| !is_open(stream)) {
+            *place = None;
+        }
+    }
+    known.iter().all(Option::is_some)
 }
 
 /// Whether the other side has not closed it; a rank that waits says nothing.

@@ -46,7 +46,7 @@ fn ranks_meet_in_any_order_and_gather() {
                     let of = |rank: usize| vec![rank as u8; rank * 1000];
                     let all = met.all_gather(&of(rank)).unwrap();
                     assert!(all == (0..world_size).map(of).collect::<Vec<_>>());
-                    assert!(met.all_gather(&[]).unwrap() == vec![Vec::new(); world_size]);
+                    assert!(met.all_gather(&[]).unwrap() == vec![Vec::<u8>::new(); world_size]);
                     (met.topology(), met.agree(if rank == 1 { Err("no".into()) } else { Ok(()) }))
                 })
             };
@@ -143,7 +143,7 @@ fn a_rank_that_comes_twice_is_refused_and_one_that_went_may_come_again() {
     };
     scope(|scope| {
         let [leader, second, third] = [0, 1, 2].map(|rank| launched(rank, 3, point(ports.clone())));
-        let leader = scope.spawn(move || Rendezvous::meet(&leader, PATIENCE).is_ok());
+        let leader = scope.spawn(move || Rendezvous::meet(&leader, PATIENCE).map(|met| met.rank));
         let first = loop {
             let Ok(stream) = TcpStream::connect(("127.0.0.1", ports[0])) else { continue };
             send_word(&stream, &Word::Hello(hello.clone()), Instant::now() + ANSWER).unwrap();
@@ -154,9 +154,9 @@ fn a_rank_that_comes_twice_is_refused_and_one_that_went_may_come_again() {
         let (sentence, _) = sentence(Rendezvous::meet(&second, Duration::from_secs(1)));
         assert!(sentence.contains("rank 1 is here already, from elsewhere"), "{sentence}");
         drop(first);
-        let second = scope.spawn(move || Rendezvous::meet(&second, PATIENCE).is_ok());
-        assert!(Rendezvous::meet(&third, PATIENCE).is_ok());
-        assert!(second.join().unwrap() && leader.join().unwrap());
+        let second = scope.spawn(move || Rendezvous::meet(&second, PATIENCE).map(|met| met.rank));
+        let third = Rendezvous::meet(&third, PATIENCE).map(|met| met.rank);
+        assert_eq!([leader.join().unwrap(), second.join().unwrap(), third], [Ok(0), Ok(1), Ok(2)]);
     });
 }
 
