@@ -95,8 +95,29 @@ install_oracles() {
     export PYTHONPATH=$ORACLES_FOLDER${PYTHONPATH:+:$PYTHONPATH}
 }
 
+# A real Slurm, which tests start on this machine as root. Without it they are skipped.
+SLURM_PACKAGES=(slurmctld slurmd slurm-client munge)
+
+install_slurm() {
+    stage "Slurm of the tests"
+    local program absent=
+    for program in munged slurmctld slurmd sbatch srun; do
+        command -v "$program" >/dev/null || absent=$program
+    done
+    if ((EUID != 0)); then
+        say "tests under Slurm take root: they are skipped"
+    elif [[ -n $absent ]]; then
+        say "installing ${SLURM_PACKAGES[*]}"
+        # Run level 1 keeps Debian from starting the daemons.
+        RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout=300 install --no-install-recommends \
+            "${SLURM_PACKAGES[@]}" >"$LOGS/slurm.log" 2>&1 </dev/null ||
+            say "that failed (see $LOGS/slurm.log): tests under Slurm are skipped"
+    fi
+}
+
 set_up
 install_oracles
+install_slurm
 
 stage "Build of the tests"
 cargo test --release --workspace --no-run

@@ -4,7 +4,9 @@
 mod command;
 mod dataset;
 mod hosts;
+mod launchers;
 mod run;
+mod slurm;
 
 pub use command::{
     Outcome, mpirun_or_skip, python_module_or_skip, python_or_skip, run_python, skip, wrn_dist,
@@ -12,4 +14,8 @@ pub use command::{
 };
 pub use dataset::{FashionMnist, write_fashion_mnist};
 pub use hosts::TwoHosts;
+pub use launchers::{
+    torchrun_or_skip, wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_with_variables,
+};
 pub use run::{Experiment, metrics_without_times};
+pub use slurm::{SlurmCluster, SlurmJob};

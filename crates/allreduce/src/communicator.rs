@@ -122,7 +122,7 @@ impl Default for Solo {
     }
 }
 
-fn hostname() -> String {
+pub(crate) fn hostname() -> String {
     let read = |path| std::fs::read_to_string(path).ok().map(|name| name.trim().to_owned());
     read("/proc/sys/kernel/hostname").or_else(|| read("/etc/hostname")).unwrap_or_else(|| "localhost".into())
 }

@@ -30,7 +30,7 @@ pub enum CommError {
     /// The launcher and the MPI library do not know each other.
     #[error(
         "{launcher} started {launched} ranks, but the MPI library sees {seen}: it was built without support for this \
-         launcher; start the ranks with the `mpirun` of this MPI library, or with `srun --mpi=pmix` if `srun --mpi=list` names it"
+         launcher; start the ranks with the `mpirun` of this MPI library, or without MPI, with `srun --mpi=none`"
     )]
     Launch {
         /// Who started the ranks.
@@ -39,6 +39,35 @@ pub enum CommError {
         launched: usize,
         /// The size of `MPI_COMM_WORLD`.
         seen: usize,
+    },
+    /// The variables that should say which rank this is make no sense.
+    #[error("{0}")]
+    Environment(String),
+    /// The ranks could not meet at the address that all of them know.
+    #[error("{sentence}")]
+    NoMeeting {
+        /// Why not.
+        sentence: String,
+        /// Whether this rank found it out; otherwise rank 0 did, and says so.
+        mine: bool,
+    },
+    /// A connection to another rank ended in the middle of the job.
+    #[error("rank {rank} on {host} is gone: {reason}")]
+    Lost {
+        /// The other rank.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// How that showed.
+        reason: String,
+    },
+    /// There is no library that could sum.
+    #[error(
+        "the ranks talk over TCP, without MPI, and cannot leave sums to it; set comm.reduce to ordered, or start them with mpirun"
+    )]
+    NoLibrary {
+        /// Whether this rank is the one to say so.
+        mine: bool,
     },
     /// A message had another length than the operation of this rank calls for.
     #[error(
@@ -81,4 +110,16 @@ pub enum CommError {
     /// The communication thread panicked.
     #[error("the communication thread panicked: {0}")]
     Panicked(String),
+}
+
+impl CommError {
+    /// Whether rank `rank`, which could not meet the others because of this, is the one to say so. What all ranks find
+    /// alike is rank 0's to say.
+    #[must_use]
+    pub fn is_for(&self, rank: usize) -> bool {
+        match self {
+            CommError::NoMeeting { mine, .. } | CommError::NoLibrary { mine } => *mine,
+            _ => rank == 0,
+        }
+    }
 }

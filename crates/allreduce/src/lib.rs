@@ -1,7 +1,8 @@
 //! The exchange of gradients between the ranks of a data-parallel job.
 //!
 //! A rank is a process. [`CommThread`] is its one thread that talks to the others, through a
-//! [`Communicator`]: [`Solo`] for one rank, [`MpiCommunicator`] for those that an MPI launcher started.
+//! [`Communicator`]: [`Solo`] for one rank, [`MpiCommunicator`] for those that an MPI launcher started,
+//! [`TcpCommunicator`] for those that know each other from environment variables only.
 //! [`Reducer`] averages a flat gradient buffer over all ranks, one [`Bucket`] after the other, while backward
 //! goes on; [`Reduction::Ordered`] and [`Accumulation::Tree`] together make the result independent of the
 //! number of ranks, bit for bit. [`CommThread::agree`] lets ranks end together, and the [`Control`] plane
@@ -28,6 +29,7 @@ mod ordered;
 mod reducer;
 mod region;
 mod scheduling;
+mod tcp;
 mod thread;
 mod topology;
 mod transport;
@@ -44,5 +46,6 @@ pub use measure::{Measurement, measure_all_reduce};
 pub use mpi::MpiCommunicator;
 pub use reducer::{BucketRecord, Reducer, ReducerOptions, StepExchange};
 pub use region::Region;
+pub use tcp::{MeetingPoint, Rendezvous, TcpCommunicator};
 pub use thread::CommThread;
-pub use topology::{LaunchedRank, Topology, discover};
+pub use topology::{LaunchedRank, Topology, Way, discover};

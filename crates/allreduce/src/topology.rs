@@ -1,6 +1,9 @@
-//! Which rank this process is, as its launcher tells it, and where ranks stand. Starts no MPI.
+//! Which rank this process is, as its launcher tells it, and where ranks stand. Starts no MPI and opens no connection.
 
 use std::env;
+
+use crate::CommError;
+use crate::tcp::{MeetingPoint, rank_from_slurm, rank_from_variables};
 
 /// The place of a process among the ranks of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +21,7 @@ pub struct Topology {
 }
 
 /// What a launcher tells a process through environment variables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaunchedRank {
     /// This process, from 0.
     pub rank: usize,
@@ -28,9 +31,20 @@ pub struct LaunchedRank {
     pub local_rank: Option<usize>,
     /// Name of the launcher, for messages.
     pub launcher: &'static str,
+    /// How the ranks find each other.
+    pub way: Way,
 }
 
-/// The variables of one launcher.
+/// How ranks find each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Through the MPI library, which the launcher serves.
+    Mpi,
+    /// At a TCP address that all of them know.
+    Tcp(MeetingPoint),
+}
+
+/// The variables of one MPI launcher.
 struct Launcher {
     name: &'static str,
     rank: &'static str,
@@ -39,10 +53,8 @@ struct Launcher {
     local_rank: &'static [&'static str],
 }
 
-/// In order of precedence: an `mpirun` inside a Slurm job starts its helpers through `srun`, so its ranks see
-/// Slurm's variables as well. Of Slurm, only `SLURM_STEP_NUM_TASKS` is taken for the number of ranks: the
-/// shell of `sbatch` or `salloc` has `SLURM_NTASKS` and even `SLURM_PROCID`, although it is a single process.
-const LAUNCHERS: [Launcher; 3] = [
+/// In order of precedence. Slurm's own variables stand beside those of the MPI that `srun` serves.
+const MPI_LAUNCHERS: [Launcher; 3] = [
     Launcher {
         name: "Open MPI's mpirun",
         rank: "OMPI_COMM_WORLD_RANK",
@@ -56,27 +68,45 @@ const LAUNCHERS: [Launcher; 3] = [
         local_rank: &["MPI_LOCALRANKID", "SLURM_LOCALID"],
     },
     Launcher {
-        name: "srun",
-        rank: "SLURM_PROCID",
+        name: "srun --mpi=pmix",
+        rank: "PMIX_RANK",
         world_size: "SLURM_STEP_NUM_TASKS",
         local_rank: &["SLURM_LOCALID"],
     },
 ];
 
 /// The rank that a launcher gave to this process, from environment variables alone; `None` when it was
-/// started by hand. Variables that hold no number, or a rank outside of the world, count as absent.
-#[must_use]
-pub fn discover() -> Option<LaunchedRank> {
-    discover_in(|name| env::var(name).ok())
+/// started by hand.
+///
+/// MPI launchers come first: an `mpirun` inside a Slurm job starts its helpers through `srun`, so its ranks see
+/// Slurm's variables as well. `RANK` and `WORLD_SIZE` come before Slurm's variables, since a script under `srun`
+/// or a `torchrun` sets them. An MPI launcher's variables that hold no number, or a rank outside of the world, count
+/// as absent.
+///
+/// # Errors
+/// [`CommError::Environment`] when variables are missing, hold nonsense or contradict each other.
+pub fn discover() -> Result<Option<LaunchedRank>, CommError> {
+    discover_in(&|name| env::var(name).ok())
 }
 
-fn discover_in(variable: impl Fn(&str) -> Option<String>) -> Option<LaunchedRank> {
+fn discover_in(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<LaunchedRank>, CommError> {
+    if let Some(launched) = rank_under_mpi(variable) {
+        return Ok(Some(launched));
+    }
+    match rank_from_variables(variable)? {
+        Some(launched) => Ok(Some(launched)),
+        None => rank_from_slurm(variable),
+    }
+}
+
+fn rank_under_mpi(variable: &dyn Fn(&str) -> Option<String>) -> Option<LaunchedRank> {
     let number = |name: &str| variable(name)?.trim().parse::<usize>().ok();
-    LAUNCHERS.iter().find_map(|launcher| {
+    MPI_LAUNCHERS.iter().find_map(|launcher| {
         let rank = number(launcher.rank)?;
         let world_size = number(launcher.world_size)?;
         let local_rank = launcher.local_rank.iter().find_map(|name| number(name));
-        (rank < world_size).then_some(LaunchedRank { rank, world_size, local_rank, launcher: launcher.name })
+        let name = launcher.name;
+        (rank < world_size).then_some(LaunchedRank { rank, world_size, local_rank, launcher: name, way: Way::Mpi })
     })
 }
 
@@ -86,10 +116,11 @@ mod tests {
 
     #[test]
     fn each_launcher_is_recognised_by_its_own_variables() {
-        let (open_mpi, pmi, srun) = (LAUNCHERS[0].name, LAUNCHERS[1].name, LAUNCHERS[2].name);
-        let slurm_step =
-            "SLURM_STEP_ID=0 SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=8 SLURM_LOCALID=0 SLURM_NTASKS=8 ";
+        let [open_mpi, pmi, pmix] = MPI_LAUNCHERS.each_ref().map(|launcher| launcher.name);
+        let slurm_step = "SLURM_STEP_ID=0 SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=8 SLURM_LOCALID=0 SLURM_NTASKS=8 \
+                          SLURM_JOB_ID=7 SLURM_STEP_NODELIST=n[1-8] ";
         let with_step = |more: &str| format!("{slurm_step}{more}");
+        let by_hand = "RANK=2 WORLD_SIZE=8 MASTER_ADDR=n1 MASTER_PORT=29500";
         let cases = [
             ("by hand", String::new(), None),
             (
@@ -102,27 +133,38 @@ mod tests {
                 with_step("OMPI_COMM_WORLD_RANK=5 OMPI_COMM_WORLD_SIZE=6 OMPI_COMM_WORLD_LOCAL_RANK=2"),
                 Some((5, 6, Some(2), open_mpi)),
             ),
+            (
+                "mpirun in a shell with other ranks' variables",
+                format!("OMPI_COMM_WORLD_RANK=5 OMPI_COMM_WORLD_SIZE=6 {by_hand}"),
+                Some((5, 6, None, open_mpi)),
+            ),
             ("MPICH", "PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1".into(), Some((1, 2, Some(1), pmi))),
             ("srun --mpi=pmi2", with_step("PMI_RANK=7 PMI_SIZE=8"), Some((7, 8, Some(0), pmi))),
             ("PMI without a local rank", "PMI_RANK=1 PMI_SIZE=2".into(), Some((1, 2, None, pmi))),
-            ("srun", with_step(""), Some((1, 8, Some(0), srun))),
+            ("srun --mpi=pmix", with_step("PMIX_RANK=1"), Some((1, 8, Some(0), pmix))),
+            ("srun", with_step(""), Some((1, 8, Some(0), "srun"))),
             (
                 "the shell of sbatch",
                 "SLURM_JOB_ID=7 SLURM_NTASKS=8 SLURM_PROCID=0 SLURM_LOCALID=0".into(),
                 None,
             ),
+            ("variables", by_hand.into(), Some((2, 8, None, "RANK and WORLD_SIZE"))),
+            ("variables under srun", with_step(by_hand), Some((2, 8, None, "RANK and WORLD_SIZE"))),
             ("not a number", "OMPI_COMM_WORLD_RANK=one OMPI_COMM_WORLD_SIZE=4".into(), None),
             ("rank outside of the world", "PMI_RANK=2 PMI_SIZE=2 MPI_LOCALRANKID=0".into(), None),
         ];
         for (name, environment, expected) in cases {
-            let found = discover_in(|wanted| {
-                environment.split(' ').find_map(|pair| {
+            let found = discover_in(&|wanted| {
+                environment.split_whitespace().find_map(|pair| {
                     let (variable, value) = pair.split_once('=')?;
                     (variable == wanted).then(|| value.to_owned())
                 })
             });
+            let found = found.unwrap();
+            let is_mpi = found.as_ref().is_some_and(|rank| rank.way == Way::Mpi);
             let found = found.map(|rank| (rank.rank, rank.world_size, rank.local_rank, rank.launcher));
             assert_eq!(found, expected, "{name}");
+            assert_eq!(is_mpi, found.is_some_and(|rank| [open_mpi, pmi, pmix].contains(&rank.3)), "{name}");
         }
     }
 }

@@ -3,10 +3,12 @@
 
 use std::iter;
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::CommError;
 
 /// A kind of element that messages carry: plain numbers, so that any bytes are a value.
-pub(crate) trait Element: Copy + Default + Send + 'static {}
+pub(crate) trait Element: Copy + Default + Send + FromBytes + IntoBytes + Immutable + 'static {}
 impl Element for u8 {}
 impl Element for f32 {}
 

@@ -41,7 +41,7 @@ fn rank() {
 }
 
 fn collectives(reduction: Reduction) {
-    let launched = discover().expect("mpirun tells the rank");
+    let launched = discover().unwrap().expect("mpirun tells the rank");
     let mut comm = MpiCommunicator::initialize(reduction).unwrap();
     assert_eq!(MpiCommunicator::initialize(reduction).err(), Some(CommError::AlreadyStarted));
     let topology = comm.topology().clone();

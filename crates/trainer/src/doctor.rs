@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use allreduce::{Communicator, MpiCommunicator, Reduction};
+use allreduce::{Communicator, LaunchedRank, MpiCommunicator, Reduction, Way};
 
 use crate::device::usable_cores;
 
@@ -43,18 +43,23 @@ pub fn doctor() -> String {
         },
     );
     line("cores", format!("{} usable by this process", usable_cores()));
+    let launched = allreduce::discover();
     line(
         "launcher",
-        match allreduce::discover() {
-            Some(launched) => {
+        match &launched {
+            Ok(Some(launched)) => {
                 format!("{}: rank {} of {}", launched.launcher, launched.rank, launched.world_size)
             }
-            None => "none: this process stands alone".into(),
+            Ok(None) => "none: this process stands alone".into(),
+            Err(error) => format!("unclear: {error}"),
         },
     );
-    line(
-        "MPI",
-        match MpiCommunicator::initialize(Reduction::Ordered) {
+    let mpi = match launched {
+        // Open MPI ends a process of srun, unless that speaks its own kind of PMI.
+        Ok(Some(LaunchedRank { way: Way::Tcp(_), .. })) => {
+            "not started: the ranks were launched without it and talk over TCP".into()
+        }
+        _ => match MpiCommunicator::initialize(Reduction::Ordered) {
             Ok(mut comm) => {
                 let description = comm.description();
                 match comm.finalize() {
@@ -64,6 +69,7 @@ pub fn doctor() -> String {
             }
             Err(error) => format!("does not start: {error}"),
         },
-    );
+    };
+    line("MPI", mpi);
     text
 }

@@ -84,6 +84,7 @@ impl Error {
             Error::Config(_)
             | Error::NoMargins
             | Error::Usage(_)
+            | Error::Comm(CommError::Environment(_) | CommError::NoLibrary { .. })
             | Error::Model(ModelError::Architecture { .. } | ModelError::Option(_))
             | Error::Weights(WeightsError::Naming { .. }) => EXIT_USAGE,
             Error::Agreed(agreed) => agreed.failure.exit_code,

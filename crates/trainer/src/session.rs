@@ -8,7 +8,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use allreduce::{
-    CommError, CommThread, Communicator, Control, FlightRecorder, MpiCommunicator, Reduction, Solo, Topology,
+    CommError, CommThread, Communicator, Control, FlightRecorder, LaunchedRank, MpiCommunicator, Reduction, Solo,
+    TcpCommunicator, Topology, Way,
 };
 
 use crate::config::{CommConfig, Reduce};
@@ -32,19 +33,22 @@ pub(crate) struct Session {
 
 impl Session {
     /// Meets the other ranks that the launcher started, or stands alone when there was none.
-    fn start(config: &CommConfig, delay: Duration) -> Result<Self, Error> {
-        let alone = allreduce::discover().is_none_or(|launched| launched.world_size == 1);
+    fn start(launched: Option<LaunchedRank>, config: &CommConfig, delay: Duration) -> Result<Self, Error> {
+        let launched = launched.filter(|launched| launched.world_size > 1);
+        let timeout = Duration::from_secs(config.timeout_s.into());
         let reduction = match config.reduce {
             Reduce::Ordered => Reduction::Ordered,
             Reduce::FlatOrdered => Reduction::FlatOrdered,
             Reduce::Mpi => Reduction::Library,
         };
         let comm = CommThread::start(move || {
-            let communicator: Box<dyn Communicator> =
-                if alone { Box::new(Solo::new()) } else { Box::new(MpiCommunicator::initialize(reduction)?) };
+            let communicator: Box<dyn Communicator> = match &launched {
+                None => Box::new(Solo::new()),
+                Some(LaunchedRank { way: Way::Mpi, .. }) => Box::new(MpiCommunicator::initialize(reduction)?),
+                Some(launched) => Box::new(TcpCommunicator::initialize(launched, reduction, timeout)?),
+            };
             Ok(if delay.is_zero() { communicator } else { Box::new(Delayed::new(communicator, delay)) })
         })?;
-        let timeout = Duration::from_secs(config.timeout_s.into());
         let control = match comm.topology().world_size {
             1 => None,
             _ => Some(Control::start(&comm, timeout).map_err(|failure| Error::Other(failure.sentence))?),
@@ -121,9 +125,15 @@ pub(crate) fn with_delayed_session<T>(
     delay: Duration,
     body: impl FnOnce(&Session) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let session = Session::start(config, delay).inspect_err(|error| {
-        // Ranks that cannot meet all fail, and only their launcher's variables tell them apart.
-        if allreduce::discover().is_none_or(|launched| launched.rank == 0) {
+    let launched = allreduce::discover().map_err(Error::from).inspect_err(|error| print_error(None, error))?;
+    // Ranks that cannot meet all fail, and only their launcher's variables tell them apart.
+    let rank = launched.as_ref().map_or(0, |launched| launched.rank);
+    let session = Session::start(launched, config, delay).inspect_err(|error| {
+        let mine = match error {
+            Error::Comm(error) => error.is_for(rank),
+            _ => rank == 0,
+        };
+        if mine {
             print_error(None, error);
         }
     })?;
@@ -185,7 +195,10 @@ impl Session {
 
 /// Ends all ranks because of `error`. When the exchange itself failed, another rank's end may be the cause.
 fn fail_through(control: &Control, error: &Error, exchange: Option<CommError>) {
-    if matches!(exchange, Some(CommError::Mpi { .. } | CommError::Aborted | CommError::Ended)) {
+    if matches!(
+        exchange,
+        Some(CommError::Mpi { .. } | CommError::Lost { .. } | CommError::Aborted | CommError::Ended)
+    ) {
         control.await_verdict(VERDICT);
     }
     control.fail(error.exit_code(), &error.to_string());

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 /// Trains Wide Residual Networks data-parallel, one process a GPU (or a CPU slot).
 ///
-/// Started alone, by mpirun, or by Slurm. Exit codes: 0 done; 2 bad usage or configuration; 75 stopped on
+/// Started alone, by mpirun, Slurm, torchrun or Kubernetes. Exit codes: 0 done; 2 bad usage or configuration; 75 stopped on
 /// request after saving; 1 anything else. RUST_LOG=info shows more.
 #[derive(Parser)]
 #[command(version)]

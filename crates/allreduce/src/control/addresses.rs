@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 
 /// An address of a host and the network it is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct HostAddress {
-    pub(super) ip: IpAddr,
+pub(crate) struct HostAddress {
+    pub(crate) ip: IpAddr,
     /// Leading bits that the addresses of the network have in common.
-    pub(super) prefix: u8,
+    pub(crate) prefix: u8,
 }
 
 /// The addresses of this host that others can reach: no loopback, no link-local ones; IPv4 first.
-pub(super) fn of_this_host() -> Vec<HostAddress> {
+pub(crate) fn of_this_host() -> Vec<HostAddress> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     let mut addresses: Vec<HostAddress> = interfaces
         .into_iter()
@@ -34,9 +34,9 @@ pub(super) fn of_this_host() -> Vec<HostAddress> {
 
 /// Where to listen, and under which addresses others should try to connect, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) bind: IpAddr,
-    pub(super) reach: Vec<IpAddr>,
+pub(crate) struct Place {
+    pub(crate) bind: IpAddr,
+    pub(crate) reach: Vec<IpAddr>,
 }
 
 /// Chooses for rank 0 among `hosts`, the addresses of every rank's host, rank 0's first.
@@ -44,8 +44,9 @@ pub(super) struct Place {
 /// Ranks on one host need the loopback interface only. Else it is the first network of rank 0 in which every
 /// other host has an address as well; an address that several hosts have is no way to any of them, such as
 /// that of a container bridge. Without such a network, packets must be routed: all addresses are tried.
-pub(super) fn choose(all_on_one_host: bool, hosts: &[Vec<HostAddress>]) -> Place {
-    if all_on_one_host {
+pub(crate) fn choose(all_on_one_host: bool, hosts: &[Vec<HostAddress>]) -> Place {
+    // Also where nothing but the loopback interface is there, though a launcher speaks of several nodes.
+    if all_on_one_host || hosts.iter().all(Vec::is_empty) {
         let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
         return Place { bind: loopback, reach: vec![loopback] };
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 const FLUSH: Duration = Duration::from_millis(500);
 
 /// Ends this process at once: neither destructors run nor what libraries registered for the exit.
-pub(super) fn end_process(exit_code: i32) -> ! {
+pub(crate) fn end_process(exit_code: i32) -> ! {
     let (done, flushed) = std::sync::mpsc::channel();
     let flusher = std::thread::Builder::new().spawn(move || {
         let _ = std::io::stdout().flush();

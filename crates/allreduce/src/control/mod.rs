@@ -10,7 +10,7 @@
 //! Only ranks that show the job's token are let in, and when all are there nobody is listening any more.
 //! Messages are not encrypted.
 
-mod addresses;
+pub(crate) mod addresses;
 mod exit;
 mod link;
 mod meeting;
@@ -26,7 +26,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use mio::Waker;
 
-use self::exit::end_process;
+pub(crate) use self::exit::end_process;
 use self::meeting::meet;
 use self::plane::{Command, Plane};
 use crate::scheduling::ask_for_short_slices;

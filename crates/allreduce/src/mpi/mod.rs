@@ -9,7 +9,7 @@ use crate::communicator::{AbortSignal, Communicator, Reduction};
 use crate::compressed::OrderedReductions;
 use crate::hierarchical::{HierarchicalReduction, Hosts};
 use crate::transport::{all_gather, barrier, broadcast};
-use crate::{CommError, Topology, Wire, discover};
+use crate::{CommError, Topology, Way, Wire, discover};
 use library::Library;
 
 /// All ranks of `MPI_COMM_WORLD`.
@@ -64,7 +64,8 @@ impl MpiCommunicator {
 fn locate(library: &Library) -> Result<Topology, CommError> {
     use crate::transport::Transport;
     let (rank, world_size) = (library.rank(), library.world_size());
-    if let Some(launched) = discover().filter(|launched| launched.world_size != world_size) {
+    let launched = discover()?.filter(|launched| launched.way == Way::Mpi);
+    if let Some(launched) = launched.filter(|launched| launched.world_size != world_size) {
         return Err(CommError::Launch {
             launcher: launched.launcher,
             launched: launched.world_size,

@@ -361,7 +361,8 @@ pub struct CommConfig {
     /// Size of the other buckets in KiB.
     pub bucket_kib: usize,
     /// Seconds after which a collective that has not finished, or a rank that is silent, ends the job. More than
-    /// the longest time for which one rank may keep the others waiting, such as to save a checkpoint.
+    /// the longest time for which one rank may keep the others waiting, such as to save a checkpoint. Ranks that meet
+    /// over TCP wait so long for the last one to start.
     pub timeout_s: u32,
     /// When the ranks compare which collectives they are about to run.
     pub check: CollectiveCheck,
@@ -391,7 +392,7 @@ pub enum Reduce {
     Ordered,
     /// The same without regard to hosts: each rank's slices travel to every other rank. In fp32 the same bits.
     FlatOrdered,
-    /// MPI's own all-reduce.
+    /// MPI's own all-reduce; refused where the ranks talk without MPI, over TCP.
     Mpi,
 }
 

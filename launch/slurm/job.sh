@@ -1,0 +1,82 @@
+# shellcheck shell=bash
+# Sourced by the job scripts of this folder. Starts one rank a task of the job, passes on Slurm's request to stop, and
+# puts the job back into the queue when the run has saved and stopped (exit code 75). The same command then goes on.
+#
+# LAUNCHER  srun (default): ranks find each other through Slurm's variables and talk over TCP, without MPI;
+#           mpirun: Open MPI starts them within the allocation
+# NETWORK   for mpirun, the network that carries the gradients, such as 10.0.0.0/24 or ib0
+# BINARY    the program, target/release/wrn-dist of this clone unless said otherwise
+
+set -Eeuo pipefail
+
+# The path of the clone; Slurm copies job scripts elsewhere.
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+BINARY=${BINARY:-${CARGO_TARGET_DIR:-$ROOT/target}/release/wrn-dist}
+SAVED_AND_STOPPED=75
+
+start_by_srun() {
+    local flags=(--mpi=none)
+    # srun no longer takes this from sbatch since Slurm 22.05.
+    if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
+        flags+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
+    fi
+    # Every rank sees all GPUs of its node and takes the one of its local rank; a rank that sees one GPU only finds it
+    # under number 0.
+    if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
+        flags+=(--gpu-bind=none)
+    fi
+    exec srun "${flags[@]}" "$BINARY" "$@"
+}
+
+start_by_mpirun() {
+    local variable flags=(
+        --bind-to none                       # else a rank's decoder threads share one core with it
+        --map-by slot                        # neighbouring ranks on one host
+        --mca pml ob1 --mca btl '^openib'
+        --mca odls_base_sigkill_timeout 60   # time to save, where it would kill after one second
+    )
+    if [[ -n ${NETWORK:-} ]]; then
+        flags+=(--mca btl_tcp_if_include "$NETWORK" --mca oob_tcp_if_include "$NETWORK")
+    fi
+    for variable in PATH LD_LIBRARY_PATH RUST_LOG; do
+        if [[ -n ${!variable:-} ]]; then
+            flags+=(-x "$variable")
+        fi
+    done
+    if ((EUID == 0)); then
+        flags+=(--allow-run-as-root)
+    fi
+    exec mpirun "${flags[@]}" "$BINARY" "$@"
+}
+
+# requeue: back into the queue. Of an array only this task: the id of its last task is also that of the whole array.
+requeue() {
+    local job=$SLURM_JOB_ID
+    if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+        job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    fi
+    echo "job.sh: saved and stopped; job $job goes back into the queue" >&2
+    scontrol requeue "$job" ||
+        echo "job.sh: Slurm does not requeue job $job; submit the same command again to go on" >&2
+}
+
+# run_and_requeue COMMAND…: the job, from here to its end.
+run_and_requeue() {
+    local launcher=${LAUNCHER:-srun} child code=0
+    case $launcher in
+        srun | mpirun) ;;
+        *) echo "job.sh: LAUNCHER=$launcher: expected srun or mpirun" >&2; exit 2 ;;
+    esac
+    "start_by_$launcher" "$@" &
+    child=$!
+    # Both pass SIGUSR2 on to all ranks. A trap ends the wait, so it is repeated until there is no child.
+    trap 'kill -USR2 "$child" 2>/dev/null || true' USR2
+    while kill -0 "$child" 2>/dev/null; do
+        wait "$child" || true
+    done
+    wait "$child" || code=$?
+    if ((code == SAVED_AND_STOPPED)); then
+        requeue
+    fi
+    exit "$code"
+}

@@ -1,0 +1,132 @@
+//! Jobs of `launch/slurm` under a real Slurm: over both nodes, stopped, put back into the queue, and finished with the
+//! bits of a run that nobody disturbed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+
+use end_to_end::{Experiment, FashionMnist, SlurmCluster, SlurmJob, metrics_without_times, mpirun_or_skip};
+use serde_json::Value;
+
+/// Long enough to be stopped on the way; the same bits on any number of ranks.
+fn experiment(epochs: usize) -> Experiment {
+    Experiment::new(
+        FashionMnist { train: 4 * 32, test: 32 },
+        &format!(
+            "model: {{arch: wrn-10-1, dropout: 0.3}}
+train: {{epochs: {epochs}, global_batch: 32, micro_batch: 8, threads: 1, determinism: world, evaluate_every_epochs: 25}}
+schedule: {{kind: constant, rate: 0.05}}
+checkpoint: {{every_epochs: 5}}
+"
+        ),
+    )
+}
+
+const EPOCHS: usize = 100;
+
+type Result = (Vec<Value>, [Vec<u8>; 2]);
+
+fn result(experiment: &Experiment, run: &str) -> Result {
+    (metrics_without_times(experiment.metrics(run)), experiment.checkpoint(run))
+}
+
+fn undisturbed(experiment: &Experiment) -> Result {
+    let _ = experiment.train("undisturbed", 1, &[]).expect_code(0);
+    result(experiment, "undisturbed")
+}
+
+fn submit(cluster: &SlurmCluster, experiment: &Experiment, run: &str, script: &str, options: &[&str]) -> SlurmJob {
+    let out = experiment.path(run);
+    let arguments = ["train", "--config", experiment.config(), "--out", out.to_str().unwrap()];
+    cluster.submit(script, options, &arguments)
+}
+
+fn steps(experiment: &Experiment, run: &str) -> usize {
+    fs::read_to_string(experiment.path(run).join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+/// Waits until a run has made some steps since it was asked before.
+fn wait_for_steps(cluster: &SlurmCluster, job: &SlurmJob, experiment: &Experiment, run: &str) {
+    let before = steps(experiment, run);
+    cluster.wait(job, "steps", || steps(experiment, run) > before + 8);
+}
+
+#[test]
+fn a_job_on_two_nodes_saves_on_a_signal_and_goes_on_from_the_queue() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    let experiment = experiment(EPOCHS);
+    let expected = undisturbed(&experiment);
+    // To srun's step directly, and to the job's shell, which passes it on.
+    for (launcher, signal) in
+        [("srun", &["--signal=USR2"][..]), ("srun", &["--batch", "--signal=USR2"]), ("mpirun", &["--batch", "--signal=USR2"])]
+    {
+        let run = format!("{launcher} {signal:?}").replace(['"', ' '], "");
+        let export = format!("--export=ALL,LAUNCHER={launcher}");
+        let options = ["--nodes=2", "--ntasks-per-node=1", &export];
+        let job = submit(&cluster, &experiment, &run, "many-nodes.sbatch", &options);
+        wait_for_steps(&cluster, &job, &experiment, &run);
+        assert_eq!(cluster.field(&job, "NodeList"), "n[1-2]");
+        let _ = cluster.run("scancel", &[signal, &[job.id()]].concat()).expect_code(0);
+        cluster.wait_for_success(&job);
+        assert_eq!(cluster.field(&job, "Restarts"), "1", "{}", cluster.log(&job));
+        assert!(cluster.log(&job).contains("goes back into the queue"), "{}", cluster.log(&job));
+        assert!(result(&experiment, &run) == expected, "{run} is not the undisturbed run");
+    }
+}
+
+#[test]
+#[ignore = "long"]
+fn a_time_limit_saves_in_time_and_the_job_goes_on() {
+    let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    // Some minutes of steps; Slurm counts time limits in minutes.
+    let experiment = experiment(3000);
+    let expected = undisturbed(&experiment);
+    let options = ["--ntasks-per-node=2", "--time=1", "--signal=B:USR2@20"];
+    let job = submit(&cluster, &experiment, "limited", "single-node.sbatch", &options);
+    cluster.wait_for_success(&job);
+    let restarts: usize = cluster.field(&job, "Restarts").parse().unwrap();
+    assert!(restarts > 0, "it took less than a minute: {}", cluster.log(&job));
+    assert_eq!(cluster.log(&job).matches("goes back into the queue").count(), restarts);
+    assert!(result(&experiment, "limited") == expected);
+}
+
+#[test]
+#[ignore = "long"]
+fn a_job_that_is_requeued_in_mid_step_goes_on_from_its_latest_checkpoint() {
+    let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    let experiment = experiment(EPOCHS);
+    let expected = undisturbed(&experiment);
+    let job = submit(&cluster, &experiment, "requeued", "many-nodes.sbatch", &["--ntasks-per-node=2"]);
+    for _ in 0..2 {
+        wait_for_steps(&cluster, &job, &experiment, "requeued");
+        let _ = cluster.run("scontrol", &["requeue", job.id()]).expect_code(0);
+        cluster.wait(&job, "the job in the queue", || cluster.field(&job, "JobState") == "PENDING");
+    }
+    cluster.wait_for_success(&job);
+    assert_eq!(cluster.field(&job, "Restarts"), "2", "{}", cluster.log(&job));
+    assert!(result(&experiment, "requeued") == expected);
+}
+
+#[test]
+#[ignore = "long"]
+fn each_seed_of_an_array_is_a_run_of_its_own_and_is_requeued_alone() {
+    let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    let experiment = experiment(EPOCHS);
+    let runs = experiment.path("runs");
+    let export = format!("--export=ALL,RUNS={}", runs.display());
+    let array =
+        cluster.submit("seeds-array.sbatch", &["--array=7-8", &export], &["train", "--config", experiment.config()]);
+    // The last task of an array has the number of the whole array.
+    let last = array.task(8);
+    wait_for_steps(&cluster, &last, &experiment, "runs/seed-8");
+    let _ = cluster.run("scancel", &["--batch", "--signal=USR2", last.id()]).expect_code(0);
+    for index in [7, 8] {
+        cluster.wait_for_success(&array.task(index));
+    }
+    assert_eq!([7, 8].map(|index| cluster.field(&array.task(index), "Restarts")), ["0", "1"]);
+    // The experiment's own seed is 7.
+    assert!(result(&experiment, "runs/seed-7") == undisturbed(&experiment));
+    assert_ne!(experiment.checkpoint("runs/seed-8")[0], experiment.checkpoint("runs/seed-7")[0]);
+}
