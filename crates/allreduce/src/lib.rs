@@ -1,7 +1,8 @@
 //! The exchange of gradients between the ranks of a data-parallel job.
 //!
 //! A rank is a process. [`CommThread`] is its one thread that talks to the others, through a
-//! [`Communicator`]: [`Solo`] for one rank, [`MpiCommunicator`] for those that an MPI launcher started.
+//! [`Communicator`]: [`Solo`] for one rank, [`MpiCommunicator`] for those that an MPI launcher started, and
+//! [`NcclCommunicator`] beside it where gradients lie on GPUs.
 //! [`Reducer`] averages a flat gradient buffer over all ranks, one [`Bucket`] after the other, while backward
 //! goes on; [`Reduction::Ordered`] and [`Accumulation::Tree`] together make the result independent of the
 //! number of ranks, bit for bit. [`CommThread::agree`] lets ranks end together, and the [`Control`] plane
@@ -24,6 +25,7 @@ mod hierarchical;
 mod in_process;
 mod measure;
 mod mpi;
+mod nccl;
 mod ordered;
 mod reducer;
 mod region;
@@ -42,6 +44,7 @@ pub use error::CommError;
 pub use flight::{Collective, CollectiveKind, FlightRecorder, Status};
 pub use measure::{Measurement, measure_all_reduce};
 pub use mpi::MpiCommunicator;
+pub use nccl::{ExchangeDevice, NcclCommunicator, Ready, RegionDevice};
 pub use reducer::{BucketRecord, Reducer, ReducerOptions, StepExchange};
 pub use region::Region;
 pub use thread::CommThread;

@@ -65,5 +65,12 @@ pub fn doctor() -> String {
             Err(error) => format!("does not start: {error}"),
         },
     );
+    line(
+        "NCCL",
+        match nccl_rs::Library::load() {
+            Ok(library) => format!("{} at {}", library.version(), library.path().display()),
+            Err(error) => error.to_string(),
+        },
+    );
     text
 }

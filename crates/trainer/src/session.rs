@@ -11,7 +11,8 @@ use allreduce::{
     CommError, CommThread, Communicator, Control, FlightRecorder, MpiCommunicator, Reduction, Solo, Topology,
 };
 
-use crate::config::{CommConfig, Reduce};
+use crate::backend;
+use crate::config::{Backend, CommConfig, Reduce};
 use crate::delayed::Delayed;
 use crate::error::{EXIT_FAILURE, EXIT_USAGE, Error};
 
@@ -33,11 +34,15 @@ impl Session {
         let reduction = match config.reduce {
             Reduce::Ordered => Reduction::Ordered,
             Reduce::FlatOrdered => Reduction::FlatOrdered,
-            Reduce::Mpi => Reduction::Library,
+            Reduce::Mpi | Reduce::Nccl => Reduction::Library,
         };
+        let backend = config.backend;
+        // Beside NCCL there is nothing left to sum.
+        let beside = if backend == Backend::Nccl { Reduction::Ordered } else { reduction };
         let comm = CommThread::start(move || {
             let communicator: Box<dyn Communicator> =
-                if alone { Box::new(Solo::new()) } else { Box::new(MpiCommunicator::initialize(reduction)?) };
+                if alone { Box::new(Solo::new()) } else { Box::new(MpiCommunicator::initialize(beside)?) };
+            let communicator = backend::over(communicator, backend, reduction)?;
             Ok(if delay.is_zero() { communicator } else { Box::new(Delayed::new(communicator, delay)) })
         })?;
         let timeout = Duration::from_secs(config.timeout_s.into());
@@ -173,7 +178,7 @@ impl Session {
 
 /// Ends all ranks because of `error`. When the exchange itself failed, another rank's end may be the cause.
 fn fail_through(control: &Control, error: &Error, exchange: Option<CommError>) {
-    if matches!(exchange, Some(CommError::Mpi { .. } | CommError::Aborted | CommError::Ended)) {
+    if matches!(exchange, Some(CommError::Mpi { .. } | CommError::Nccl(_) | CommError::Aborted | CommError::Ended)) {
         control.await_verdict(VERDICT);
     }
     control.fail(error.exit_code(), &error.to_string());
