@@ -85,7 +85,11 @@ macro_rules! functions {
             pub(crate) unsafe fn find(library: &libloading::os::unix::Library) -> Result<Self, &'static str> {
                 $(
                     // SAFETY: the type is that of `nccl.h`.
-                    let $name = unsafe { library.get(concat!(stringify!($name), "\0").as_bytes()) };
+                    let $name = unsafe {
+                        library.get::<unsafe extern "C" fn($($type),*) -> $result>(
+                            concat!(stringify!($name), "\0").as_bytes(),
+                        )
+                    };
                 )*
                 Ok(Functions { $($name: *$name.map_err(|_| stringify!($name))?,)* })
             }
