@@ -95,7 +95,8 @@ fn nccl_s_own_sums() {
 fn reducer() {
     let comm = CommThread::start(|| nccl(Reduction::Ordered)).unwrap();
     let (rank, world_size) = (comm.topology().rank, comm.topology().world_size);
-    let segment = |index: usize| Segment { name: format!("segment {index}"), range: index * 64..index * 64 + 60 };
+    let segment =
+        |index: usize| Segment { name: format!("segment {index}"), range: index * 64..index * 64 + 60 };
     let segments: Vec<_> = (0..10).map(segment).collect();
     let buckets = plan_buckets(&segments, 650, 1 << 9, 1 << 9);
     let gradients = Region::from_vec(vec![(rank + 1) as f32; 650]);
@@ -166,7 +167,8 @@ fn hear_of_an_error() {
 
 fn fail_alike_without_a_library() {
     let error = nccl(Reduction::Ordered).err().unwrap();
-    let sentence = "NCCL: rank 0 has no NCCL: WRN_DIST_NCCL names /nowhere/libnccl.so.2, which cannot be loaded: ";
+    let sentence =
+        "NCCL: rank 0 has no NCCL: WRN_DIST_NCCL names /nowhere/libnccl.so.2, which cannot be loaded: ";
     assert!(error.to_string().starts_with(sentence), "{error}");
 }
 

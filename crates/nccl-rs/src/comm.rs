@@ -51,9 +51,10 @@ pub struct Config {
 
 impl Config {
     fn raw(self) -> ncclConfig_t {
-        let (fewest, most) = self.thread_blocks.map_or((NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT), |bounds| {
-            (bounds.0.into(), bounds.1.into())
-        });
+        let (fewest, most) =
+            self.thread_blocks.map_or((NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT), |bounds| {
+                (bounds.0.into(), bounds.1.into())
+            });
         ncclConfig_t {
             size: size_of::<ncclConfig_t>(),
             magic: NCCL_API_MAGIC,
@@ -202,7 +203,16 @@ impl Comm {
         let library = &self.library;
         // SAFETY: alive until drop; the rest is the caller's promise.
         unsafe {
-            result::reduce_scatter(library, send, receive, receive_count, data_type, operation, self.raw, stream)
+            result::reduce_scatter(
+                library,
+                send,
+                receive,
+                receive_count,
+                data_type,
+                operation,
+                self.raw,
+                stream,
+            )
         }
     }
 

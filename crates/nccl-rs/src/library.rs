@@ -77,7 +77,8 @@ impl Library {
 
     fn from_handle(handle: Handle, name: &Path) -> Result<Library, LoadError> {
         // SAFETY: `nccl.h` declares the function so.
-        let get_version = unsafe { handle.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"ncclGetVersion\0") };
+        let get_version =
+            unsafe { handle.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"ncclGetVersion\0") };
         let Ok(get_version) = get_version.map(|symbol| *symbol) else {
             return Err(LoadError::Incomplete { path: name.to_owned(), missing: "ncclGetVersion" });
         };

@@ -16,6 +16,8 @@ pub struct DeviceMemory {
 
 // SAFETY: the memory is the value's alone, and NCCL frees it from any thread.
 unsafe impl Send for DeviceMemory {}
+// SAFETY: a shared value tells only where the memory lies.
+unsafe impl Sync for DeviceMemory {}
 
 impl DeviceMemory {
     /// Allocates at least one byte.

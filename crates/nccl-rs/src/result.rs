@@ -4,6 +4,7 @@
 //! With a communicator that does not block, every function may return [`Progress::Pending`]: then no other call on
 //! it may follow until [`async_error`] says [`Progress::Complete`].
 #![allow(unsafe_code)]
+#![allow(non_upper_case_globals, reason = "NVIDIA's names in patterns")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;

@@ -1,7 +1,10 @@
 //! NCCL's C interface as `nccl.h` declares it: the part that this project calls, under NVIDIA's names. A test
 //! compares every line of it with a real `nccl.h`.
 #![allow(unsafe_code)]
-#![allow(missing_docs, reason = "NVIDIA's user guide describes them: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api.html")]
+#![allow(
+    missing_docs,
+    reason = "NVIDIA's user guide describes them: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api.html"
+)]
 #![allow(non_camel_case_types, non_upper_case_globals, non_snake_case, reason = "NVIDIA's names")]
 
 use std::ffi::{c_char, c_int, c_uint, c_void};

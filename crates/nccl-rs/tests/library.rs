@@ -33,7 +33,10 @@ fn a_library_that_cannot_be_used_is_an_error_in_a_sentence() {
     let double = nccl_double::shared_library();
     let double = double.to_str().unwrap();
     let cases = [
-        (vec![(NCCL_PATH_VARIABLE, "/nowhere/libnccl.so.2")], "WRN_DIST_NCCL names /nowhere/libnccl.so.2, which cannot be loaded: "),
+        (
+            vec![(NCCL_PATH_VARIABLE, "/nowhere/libnccl.so.2")],
+            "WRN_DIST_NCCL names /nowhere/libnccl.so.2, which cannot be loaded: ",
+        ),
         (vec![(NCCL_PATH_VARIABLE, "libm.so.6")], "libm.so.6 is no NCCL: it has no ncclGetVersion"),
         (
             vec![(NCCL_PATH_VARIABLE, double), ("NCCL_DOUBLE_VERSION", "21805")],
@@ -47,6 +50,7 @@ fn a_library_that_cannot_be_used_is_an_error_in_a_sentence() {
         assert!(said.contains(expected), "{environment:?}: {said}");
     }
     let said = load_with(&[]);
-    let absent = said.contains("error: libnccl.so.2 is not on this machine (") && said.contains(NCCL_PATH_VARIABLE);
+    let absent =
+        said.contains("error: libnccl.so.2 is not on this machine (") && said.contains(NCCL_PATH_VARIABLE);
     assert!(absent || said.contains("loaded NCCL"), "{said}");
 }

@@ -24,8 +24,8 @@ pub(crate) fn choose(
 ) -> Result<(Region, Option<Tensor>), Error> {
     let (on_gpu, alone) = (compute.device.is_cuda(), comm.topology().world_size == 1);
     // The binary tree over a rank's micro batches adds them up in host memory.
-    let tree_on_host = plan.config.train.determinism == Determinism::World
-        && plan.batches.local_micro_batches().len() > 1;
+    let tree_on_host =
+        plan.config.train.determinism == Determinism::World && plan.batches.local_micro_batches().len() > 1;
     // What sums both kinds of memory is no GPU's, unless nothing is sent at all.
     let fits = match on_gpu {
         true => alone || !comm.sums_host_memory(),

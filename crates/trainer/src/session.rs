@@ -178,7 +178,10 @@ impl Session {
 
 /// Ends all ranks because of `error`. When the exchange itself failed, another rank's end may be the cause.
 fn fail_through(control: &Control, error: &Error, exchange: Option<CommError>) {
-    if matches!(exchange, Some(CommError::Mpi { .. } | CommError::Nccl(_) | CommError::Aborted | CommError::Ended)) {
+    if matches!(
+        exchange,
+        Some(CommError::Mpi { .. } | CommError::Nccl(_) | CommError::Aborted | CommError::Ended)
+    ) {
         control.await_verdict(VERDICT);
     }
     control.fail(error.exit_code(), &error.to_string());

@@ -174,7 +174,10 @@ impl Communicator {
     }
 }
 
-fn receive_from_itself(queue: &mut VecDeque<(Header, Vec<u8>)>, expected: &mut Expected) -> Result<bool, String> {
+fn receive_from_itself(
+    queue: &mut VecDeque<(Header, Vec<u8>)>,
+    expected: &mut Expected,
+) -> Result<bool, String> {
     let Some((header, bytes)) = queue.pop_front() else { return Ok(false) };
     compare(expected, header)?;
     expected.received = bytes;

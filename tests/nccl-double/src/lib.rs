@@ -11,6 +11,8 @@
 //! | `NCCL_DOUBLE_FAULT=KIND:RANK:GROUP` | from its GROUP-th group of operations on (0: from the beginning), rank RANK is `absent` (takes no part any more) or has an `async-error` |
 //! | `NCCL_DOUBLE_VERSION=CODE` | the version it claims to have |
 
+#![allow(non_upper_case_globals, reason = "NVIDIA's names in patterns")]
+
 use std::path::PathBuf;
 
 mod call;
@@ -30,6 +32,9 @@ pub fn shared_library() -> PathBuf {
     let this = std::env::current_exe().unwrap_or_default();
     let mut places = this.ancestors().skip(1).take(2).map(|folder| folder.join("libnccl_double.so"));
     places.find(|place| place.is_file()).unwrap_or_else(|| {
-        panic!("there is no libnccl_double.so near {}: run `cargo build --release --workspace`", this.display())
+        panic!(
+            "there is no libnccl_double.so near {}: run `cargo build --release --workspace`",
+            this.display()
+        )
     })
 }

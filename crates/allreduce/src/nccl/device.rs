@@ -166,10 +166,22 @@ unsafe impl ExchangeDevice for HostMemory {
                 match wire {
                     Wire::Fp32 => add_rows_pairwise(slice(rows, count * stride), count, stride, columns),
                     Wire::Bf16 => {
-                        sum_block(&mut self.block, slice::<bf16>(rows, count * stride), count, stride, columns);
+                        sum_block(
+                            &mut self.block,
+                            slice::<bf16>(rows, count * stride),
+                            count,
+                            stride,
+                            columns,
+                        );
                     }
                     Wire::Fp16 => {
-                        sum_block(&mut self.block, slice::<f16>(rows, count * stride), count, stride, columns);
+                        sum_block(
+                            &mut self.block,
+                            slice::<f16>(rows, count * stride),
+                            count,
+                            stride,
+                            columns,
+                        );
                     }
                 }
             }

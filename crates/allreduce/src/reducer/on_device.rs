@@ -13,7 +13,8 @@ impl BucketWork {
         computed: Result<Ready, String>,
         communicator: &mut dyn Communicator,
     ) -> Result<(), CommError> {
-        let failed = |sentence: String| CommError::Nccl(format!("the device of the exchange failed: {sentence}"));
+        let failed =
+            |sentence: String| CommError::Nccl(format!("the device of the exchange failed: {sentence}"));
         let (bucket, region) = &self.core.buckets[self.bucket];
         let Some(device) = region.device() else { return Err(CommError::HostMemoryOnly) };
         computed.and_then(|wait| wait()).map_err(failed)?;

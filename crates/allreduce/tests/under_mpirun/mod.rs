@@ -88,7 +88,12 @@ pub(crate) fn all_ranks_pass(scenario: &str, rank_counts: &[usize], environment:
 
 /// The job ends, with this exit code if any, long before its ranks would by themselves. What it printed; nothing where
 /// there is no `mpirun`.
-pub(crate) fn job_ends(scenario: &str, ranks: usize, exit_code: Option<i32>, environment: Environment) -> String {
+pub(crate) fn job_ends(
+    scenario: &str,
+    ranks: usize,
+    exit_code: Option<i32>,
+    environment: Environment,
+) -> String {
     let begin = Instant::now();
     let Some(outcome) = mpirun(ranks, scenario, environment) else { return String::new() };
     assert!(begin.elapsed() < Duration::from_secs(20), "'{scenario}' took {:?}", begin.elapsed());
