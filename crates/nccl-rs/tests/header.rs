@@ -156,7 +156,8 @@ fn compile(home: &Path, source: &str) -> Result<(), String> {
     let beside_the_wheel = home.parent().unwrap().join("cu13/include");
     let cuda = toolkit.filter(|folder| folder.is_dir()).unwrap_or(beside_the_wheel);
     let output = Command::new("cc")
-        .args(["-std=gnu11", "-fsyntax-only", "-I"])
+        // nccl.h includes CUDA's 16-bit floats, which need one wheel more, and uses nothing of them.
+        .args(["-std=gnu11", "-fsyntax-only", "-D__CUDA_FP16_H__", "-D__CUDA_BF16_H__", "-I"])
         .arg(home.join("include"))
         .arg("-I")
         .arg(cuda)
