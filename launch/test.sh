@@ -2,7 +2,7 @@
 # Sets up and runs every test: the quick ones, or with --full the long ones too. Ends with a table of what ran and
 # what was skipped and why; the exit code is 0 only if nothing failed.
 #
-# Tests that need an optional part of the machine (mpi, slurm, netns, python) are skipped without it.
+# Tests that need an optional part of the machine (mpi, slurm, netns, python, nccl, gpu) are skipped without it.
 # REQUIRE=mpi,slurm,netns makes them fail instead.
 
 # shellcheck source=launch/setup.sh

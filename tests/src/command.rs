@@ -78,10 +78,17 @@ pub fn wrn_dist_for_long(ranks: usize, arguments: &[&str]) -> Outcome {
 /// As [`wrn_dist`], in a session of its own, so that [`Outcome::left_behind`] can tell whether it is gone.
 #[must_use]
 pub fn wrn_dist_in_session(ranks: usize, arguments: &[&str]) -> Outcome {
+    wrn_dist_in_environment(ranks, arguments, &[])
+}
+
+/// As [`wrn_dist_in_session`], with these environment variables on every rank.
+#[must_use]
+pub fn wrn_dist_in_environment(ranks: usize, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
     let wanted = command(ranks, arguments);
     let mut command = Command::new("setsid");
     command.arg(wanted.get_program()).args(wanted.get_args());
     command.envs(wanted.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.envs(environment.iter().copied());
     run(command, TIME_LIMIT)
 }
 

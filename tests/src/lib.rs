@@ -10,12 +10,10 @@ mod slurm;
 
 pub use command::{
     Outcome, mpirun_or_skip, python_module_or_skip, python_or_skip, run_python, skip, wrn_dist,
-    wrn_dist_for_long, wrn_dist_in_session,
+    wrn_dist_for_long, wrn_dist_in_environment, wrn_dist_in_session,
 };
 pub use dataset::{FashionMnist, write_fashion_mnist};
 pub use hosts::TwoHosts;
-pub use launchers::{
-    torchrun_or_skip, wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_with_variables,
-};
+pub use launchers::{torchrun_or_skip, wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_with_variables};
 pub use run::{Experiment, metrics_without_times};
 pub use slurm::{SlurmCluster, SlurmJob};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::command::{Outcome, wrn_dist, wrn_dist_in_session};
+use crate::command::{Outcome, wrn_dist, wrn_dist_in_environment, wrn_dist_in_session};
 use crate::dataset::{FashionMnist, write_fashion_mnist};
 
 /// Everything that several runs of one configuration share.
@@ -57,9 +57,22 @@ impl Experiment {
         self.train_by(wrn_dist_in_session, name, ranks, more)
     }
 
+    /// As [`Experiment::train_in_session`], with these environment variables on every rank.
+    #[must_use]
+    pub fn train_in_environment(
+        &self,
+        name: &str,
+        ranks: usize,
+        more: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Outcome {
+        let run = |ranks, arguments: &[&str]| wrn_dist_in_environment(ranks, arguments, environment);
+        self.train_by(run, name, ranks, more)
+    }
+
     fn train_by(
         &self,
-        run: fn(usize, &[&str]) -> Outcome,
+        run: impl FnOnce(usize, &[&str]) -> Outcome,
         name: &str,
         ranks: usize,
         more: &[&str],

@@ -34,7 +34,13 @@ fn undisturbed(experiment: &Experiment) -> Result {
     result(experiment, "undisturbed")
 }
 
-fn submit(cluster: &SlurmCluster, experiment: &Experiment, run: &str, script: &str, options: &[&str]) -> SlurmJob {
+fn submit(
+    cluster: &SlurmCluster,
+    experiment: &Experiment,
+    run: &str,
+    script: &str,
+    options: &[&str],
+) -> SlurmJob {
     let out = experiment.path(run);
     let arguments = ["train", "--config", experiment.config(), "--out", out.to_str().unwrap()];
     cluster.submit(script, options, &arguments)
@@ -59,9 +65,11 @@ fn a_job_on_two_nodes_saves_on_a_signal_and_goes_on_from_the_queue() {
     let experiment = experiment(EPOCHS);
     let expected = undisturbed(&experiment);
     // To srun's step directly, and to the job's shell, which passes it on.
-    for (launcher, signal) in
-        [("srun", &["--signal=USR2"][..]), ("srun", &["--batch", "--signal=USR2"]), ("mpirun", &["--batch", "--signal=USR2"])]
-    {
+    for (launcher, signal) in [
+        ("srun", &["--signal=USR2"][..]),
+        ("srun", &["--batch", "--signal=USR2"]),
+        ("mpirun", &["--batch", "--signal=USR2"]),
+    ] {
         let run = format!("{launcher} {signal:?}").replace(['"', ' '], "");
         let export = format!("--export=ALL,LAUNCHER={launcher}");
         let options = ["--nodes=2", "--ntasks-per-node=1", &export];
@@ -116,8 +124,11 @@ fn each_seed_of_an_array_is_a_run_of_its_own_and_is_requeued_alone() {
     let experiment = experiment(EPOCHS);
     let runs = experiment.path("runs");
     let export = format!("--export=ALL,RUNS={}", runs.display());
-    let array =
-        cluster.submit("seeds-array.sbatch", &["--array=7-8", &export], &["train", "--config", experiment.config()]);
+    let array = cluster.submit(
+        "seeds-array.sbatch",
+        &["--array=7-8", &export],
+        &["train", "--config", experiment.config()],
+    );
     // The last task of an array has the number of the whole array.
     let last = array.task(8);
     wait_for_steps(&cluster, &last, &experiment, "runs/seed-8");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use crate::nccl::ExchangeDevice;
 use crate::{CommError, Topology, Wire};
 
 /// Collective operations of one rank. All ranks call the same operations in the same order.
@@ -32,6 +33,35 @@ pub trait Communicator {
     /// # Errors
     /// When the exchange failed or was aborted, or the library that sums does not know the format.
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError>;
+
+    /// Whether [`Communicator::all_reduce`] works; NCCL sums the memory of GPUs only.
+    fn sums_host_memory(&self) -> bool {
+        true
+    }
+
+    /// Whether [`Communicator::all_reduce_on_device`] works.
+    fn sums_device_memory(&self) -> bool {
+        false
+    }
+
+    /// As [`Communicator::all_reduce`], for `len` values in the memory of `device`. Returns when the device is through.
+    ///
+    /// # Errors
+    /// As there; or when this communicator knows host memory only.
+    ///
+    /// # Safety
+    /// The values are memory of the device, which nobody else uses from what the device's stream waits for until this
+    /// returns.
+    #[allow(unsafe_code)]
+    unsafe fn all_reduce_on_device(
+        &mut self,
+        _device: &mut dyn ExchangeDevice,
+        _start: *mut f32,
+        _len: usize,
+        _wire: Wire,
+    ) -> Result<(), CommError> {
+        Err(CommError::HostMemoryOnly)
+    }
 
     /// Replaces `values` by those of rank `root`. The same length on every rank.
     ///
@@ -139,6 +169,21 @@ impl Communicator for Solo {
     fn interrupt_by(&mut self, _signal: AbortSignal) {}
 
     fn all_reduce(&mut self, _values: &mut [f32], _wire: Wire) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    fn sums_device_memory(&self) -> bool {
+        true
+    }
+
+    #[allow(unsafe_code)]
+    unsafe fn all_reduce_on_device(
+        &mut self,
+        _device: &mut dyn ExchangeDevice,
+        _start: *mut f32,
+        _len: usize,
+        _wire: Wire,
+    ) -> Result<(), CommError> {
         Ok(())
     }
 

@@ -90,6 +90,12 @@ pub enum CommError {
         /// The format asked for.
         wire: Wire,
     },
+    /// NCCL cannot be used, or failed.
+    #[error("NCCL: {0}")]
+    Nccl(String),
+    /// Only NCCL exchanges the memory of a GPU.
+    #[error("this communicator sums values in host memory only")]
+    HostMemoryOnly,
     /// The root of an operation does not exist.
     #[error("rank {root} does not exist, there are {world_size} ranks")]
     NoSuchRank {

@@ -2,7 +2,8 @@
 //!
 //! A rank is a process. [`CommThread`] is its one thread that talks to the others, through a
 //! [`Communicator`]: [`Solo`] for one rank, [`MpiCommunicator`] for those that an MPI launcher started,
-//! [`TcpCommunicator`] for those that know each other from environment variables only.
+//! [`TcpCommunicator`] for those that know each other from environment variables only, and [`NcclCommunicator`]
+//! beside one of these where gradients lie on GPUs.
 //! [`Reducer`] averages a flat gradient buffer over all ranks, one [`Bucket`] after the other, while backward
 //! goes on; [`Reduction::Ordered`] and [`Accumulation::Tree`] together make the result independent of the
 //! number of ranks, bit for bit. [`CommThread::agree`] lets ranks end together, and the [`Control`] plane
@@ -25,6 +26,7 @@ mod hierarchical;
 mod in_process;
 mod measure;
 mod mpi;
+mod nccl;
 mod ordered;
 mod reducer;
 mod region;
@@ -44,6 +46,7 @@ pub use error::CommError;
 pub use flight::{Collective, CollectiveKind, FlightRecorder, Status};
 pub use measure::{Measurement, measure_all_reduce};
 pub use mpi::MpiCommunicator;
+pub use nccl::{ExchangeDevice, NcclCommunicator, Ready, RegionDevice};
 pub use reducer::{BucketRecord, Reducer, ReducerOptions, StepExchange};
 pub use region::Region;
 pub use tcp::{MeetingPoint, Rendezvous, TcpCommunicator};

@@ -13,6 +13,7 @@ use crate::accumulate::SumTree;
 use crate::communicator::Communicator;
 use crate::finite::{all_finite, scale};
 use crate::flight::{Collective, CollectiveKind};
+use crate::nccl::{Ready, RegionDevice};
 use crate::thread::Work;
 use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment, Wire};
 
@@ -228,6 +229,9 @@ impl Reducer {
 
     /// Backward of a micro batch that is not the last one of the step is through. With [`Accumulation::Tree`]
     /// this takes the gradients over and sets them to zero; otherwise they stay, and backward adds to them.
+    ///
+    /// # Panics
+    /// With [`Accumulation::Tree`], when the gradients are not in host memory.
     pub fn end_micro_batch(&self) {
         if let Some(tree) = &self.core.tree {
             lock(tree).push(&mut self.core.gradients.lock());
@@ -306,6 +310,7 @@ impl Reducer {
         self.thread.submit(Box::new(BucketWork {
             core: Arc::clone(&self.core),
             bucket,
+            computed: self.core.gradients.device().map(RegionDevice::mark),
             started: None,
             finite: true,
             result: Err(CommError::Ended),
@@ -344,6 +349,8 @@ impl Core {
 struct BucketWork {
     core: Arc<Core>,
     bucket: usize,
+    /// Of gradients on a device: lets the exchange wait there for the computation of this bucket.
+    computed: Option<Result<Ready, String>>,
     started: Option<Instant>,
     finite: bool,
     /// As if abandoned, until `done` says otherwise.
@@ -362,6 +369,9 @@ impl Work for BucketWork {
 
     fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
         self.started = Some(Instant::now());
+        if let Some(computed) = self.computed.take() {
+            return self.run_on_device(computed, communicator);
+        }
         let (bucket, region) = &self.core.buckets[self.bucket];
         let mut values = region.lock();
         if let Some(tree) = &self.core.tree {
@@ -405,5 +415,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+mod on_device;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,8 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::nccl::RegionDevice;
+
 /// A run of f32 in memory owned elsewhere, such as by libtorch. Cheap to clone; clones and slices are the
 /// same memory.
 #[derive(Clone)]
@@ -23,6 +25,8 @@ struct Memory {
     _owner: Arc<dyn Any + Send + Sync>,
     /// Held while this crate reads or writes the memory.
     access: Mutex<()>,
+    /// Where the memory is not the host's, what works on it.
+    device: Option<RegionDevice>,
 }
 
 // SAFETY: `start` points into memory that `memory` keeps alive and that any thread may use, as `Region::new`
@@ -43,7 +47,35 @@ impl Region {
     ///   its last segment's `mark_ready` (or `finish`) to the return of `finish`.
     #[must_use]
     pub unsafe fn new(ptr: NonNull<f32>, len: usize, owner: Arc<dyn Any + Send + Sync>) -> Region {
-        Region { start: ptr, len, memory: Arc::new(Memory { _owner: owner, access: Mutex::new(()) }) }
+        let memory = Memory { _owner: owner, access: Mutex::new(()), device: None };
+        Region { start: ptr, len, memory: Arc::new(memory) }
+    }
+
+    /// As [`Region::new`], for memory that `device` works on and the host does not read. Only a
+    /// [`Reducer`](crate::Reducer) takes such a region.
+    ///
+    /// # Safety
+    /// As [`Region::new`], but that the memory is the device's, and that an operation on a bucket begins where the
+    /// device's stream has passed what [`RegionDevice`] was told of as the bucket was handed over.
+    #[must_use]
+    pub unsafe fn on_device(
+        ptr: NonNull<f32>,
+        len: usize,
+        owner: Arc<dyn Any + Send + Sync>,
+        device: RegionDevice,
+    ) -> Region {
+        let memory = Memory { _owner: owner, access: Mutex::new(()), device: Some(device) };
+        Region { start: ptr, len, memory: Arc::new(memory) }
+    }
+
+    /// What works on the memory, where it is not the host's.
+    pub(crate) fn device(&self) -> Option<&RegionDevice> {
+        self.memory.device.as_ref()
+    }
+
+    /// The first element, for the device.
+    pub(crate) fn start(&self) -> *mut f32 {
+        self.start.as_ptr()
     }
 
     /// Takes the memory of a vector.
@@ -91,7 +123,11 @@ impl Region {
     }
 
     /// The elements, for this thread alone among the users of this region, its clones and its slices.
+    ///
+    /// # Panics
+    /// When they are not the host's.
     pub(crate) fn lock(&self) -> RegionGuard<'_> {
+        assert!(self.memory.device.is_none(), "the host does not read the memory of a device");
         // A panic under the lock leaves numbers behind, not broken invariants.
         let access = self.memory.access.lock().unwrap_or_else(PoisonError::into_inner);
         RegionGuard { region: self, _access: access }
@@ -114,7 +150,7 @@ impl Deref for RegionGuard<'_> {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: valid and initialised by `Region::new`; the lock keeps this crate's other accesses out, and
+        // SAFETY: valid and initialised by `Region::new`, and the host's, since `lock` gave the guard; the lock keeps this crate's other accesses out, and
         // the promise given to `Region::new` everybody else's.
         unsafe { std::slice::from_raw_parts(self.region.start.as_ptr(), self.region.len) }
     }

@@ -59,6 +59,8 @@ struct Handle {
     signal: AbortSignal,
     topology: Topology,
     description: String,
+    /// Whether it sums values in the memory of the host, and in that of a device.
+    sums: [bool; 2],
     flight: FlightRecorder,
     id: ThreadId,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -93,17 +95,18 @@ impl CommThread {
                         communicator.interrupt_by(signal.clone());
                         let topology = communicator.topology().clone();
                         let flight = FlightRecorder::new(topology.clone());
-                        let _ = ready.send(Ok((topology, communicator.description(), flight.clone())));
+                        let sums = [communicator.sums_host_memory(), communicator.sums_device_memory()];
+                        let _ = ready.send(Ok((topology, communicator.description(), sums, flight.clone())));
                         serve(&mut *communicator, &receiver, &signal, &flight);
                     }
                 }
             })
         };
         let thread = thread.map_err(|error| CommError::Thread(error.to_string()))?;
-        let (topology, description, flight) = started.recv().unwrap_or(Err(CommError::Ended))?;
+        let (topology, description, sums, flight) = started.recv().unwrap_or(Err(CommError::Ended))?;
         let id = thread.thread().id();
         let thread = Mutex::new(Some(thread));
-        let handle = Handle { jobs, signal, topology, description, flight, id, thread, ended };
+        let handle = Handle { jobs, signal, topology, description, sums, flight, id, thread, ended };
         Ok(CommThread { handle: Arc::new(handle) })
     }
 
@@ -117,6 +120,18 @@ impl CommThread {
     #[must_use]
     pub fn description(&self) -> &str {
         &self.handle.description
+    }
+
+    /// Whether it sums values in host memory.
+    #[must_use]
+    pub fn sums_host_memory(&self) -> bool {
+        self.handle.sums[0]
+    }
+
+    /// Whether it sums values in the memory of a device, as [`Region::on_device`] describes it.
+    #[must_use]
+    pub fn sums_device_memory(&self) -> bool {
+        self.handle.sums[1]
     }
 
     /// What this rank is doing and did last.

@@ -1,22 +1,15 @@
 //! The MPI communicator among real processes: this test binary starts itself under `mpirun`.
 #![allow(clippy::unwrap_used)]
 
-use std::env;
-use std::io::Read;
-use std::process::{Command, Stdio};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+mod under_mpirun;
+
+use std::time::Duration;
 
 use allreduce::{
     Accumulation, Agreed, CommError, CommThread, Communicator, Failure, MpiCommunicator, Reducer,
     ReducerOptions, Reduction, Region, Segment, Wire, discover, plan_buckets,
 };
-
-const SCENARIO: &str = "ALLREDUCE_TEST_SCENARIO";
-/// Printed by each rank that got through a scenario.
-const PASSED: &str = "this rank passed";
-/// Longer than any scenario should take; a job that hangs is killed then.
-const PATIENCE: Duration = Duration::from_secs(60);
+use under_mpirun::{PATIENCE, all_ranks_pass, job_ends, run_scenario};
 
 /// What one rank does, by name.
 const SCENARIOS: [(&str, fn()); 9] = [
@@ -34,10 +27,7 @@ const SCENARIOS: [(&str, fn()); 9] = [
 /// The body of each rank under `mpirun`; by itself it does nothing.
 #[test]
 fn rank() {
-    let Ok(wanted) = env::var(SCENARIO) else { return };
-    let (_, scenario) = SCENARIOS.into_iter().find(|(name, _)| *name == wanted).unwrap();
-    scenario();
-    println!("{PASSED}");
+    run_scenario(&SCENARIOS);
 }
 
 fn collectives(reduction: Reduction) {
@@ -205,121 +195,49 @@ fn run_different_operations() {
     std::thread::sleep(PATIENCE);
 }
 
-/// How a job ended.
-struct Outcome {
-    exit_code: Option<i32>,
-    output: String,
-}
-
-/// Runs a scenario under `mpirun`; `None`, with a printed reason, where there is none.
-fn mpirun(ranks: usize, scenario: &str) -> Option<Outcome> {
-    let job = Command::new("mpirun")
-        .args(["--oversubscribe", "--bind-to", "none", "-np", &ranks.to_string()])
-        .arg(env::current_exe().unwrap())
-        .args(["--exact", "rank", "--nocapture"])
-        .env(SCENARIO, scenario)
-        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut job = match job {
-        Ok(job) => job,
-        Err(error) => {
-            let required =
-                env::var("REQUIRE").is_ok_and(|list| list.split(',').any(|word| word.trim() == "mpi"));
-            assert!(!required, "REQUIRE names mpi, but mpirun does not start: {error}");
-            println!("skipped: mpirun does not start: {error}");
-            return None;
-        }
-    };
-    let readers = [collect(job.stdout.take().unwrap()), collect(job.stderr.take().unwrap())];
-    let begin = Instant::now();
-    let status = loop {
-        if let Some(status) = job.try_wait().unwrap() {
-            break status;
-        }
-        if begin.elapsed() > PATIENCE {
-            job.kill().unwrap();
-            panic!("'{scenario}' on {ranks} ranks has not ended after {PATIENCE:?}");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    let output = readers.map(|reader| reader.join().unwrap()).concat();
-    Some(Outcome { exit_code: status.code(), output })
-}
-
-fn collect(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap();
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-fn all_ranks_pass(scenario: &str, rank_counts: &[usize]) {
-    for &ranks in rank_counts {
-        let Some(outcome) = mpirun(ranks, scenario) else { return };
-        let passed = outcome.output.matches(PASSED).count();
-        assert_eq!((outcome.exit_code, passed), (Some(0), ranks), "'{scenario}':\n{}", outcome.output);
-    }
-}
-
-/// The job ends, with this exit code if any, long before its ranks would by themselves.
-fn job_ends(scenario: &str, ranks: usize, exit_code: Option<i32>) {
-    let begin = Instant::now();
-    let Some(outcome) = mpirun(ranks, scenario) else { return };
-    assert!(begin.elapsed() < Duration::from_secs(20), "'{scenario}' took {:?}", begin.elapsed());
-    assert_ne!(outcome.exit_code, Some(0), "'{scenario}':\n{}", outcome.output);
-    if exit_code.is_some() {
-        assert_eq!(outcome.exit_code, exit_code, "'{scenario}':\n{}", outcome.output);
-    }
-}
-
 #[test]
 fn ordered_collectives_work_for_any_rank_count() {
-    all_ranks_pass("collectives, ordered", &[1, 2, 3, 4]);
+    all_ranks_pass("collectives, ordered", &[1, 2, 3, 4], &[]);
 }
 
 #[test]
 fn collectives_with_the_library_s_own_reduction_work_for_any_rank_count() {
-    all_ranks_pass("collectives, library", &[1, 2, 3, 4]);
+    all_ranks_pass("collectives, library", &[1, 2, 3, 4], &[]);
 }
 
 #[test]
 fn the_reducer_averages_over_processes() {
-    all_ranks_pass("reducer", &[1, 2, 3, 4]);
+    all_ranks_pass("reducer", &[1, 2, 3, 4], &[]);
 }
 
 #[test]
 fn processes_agree_on_the_lowest_failure() {
-    all_ranks_pass("agreement", &[1, 2, 3, 4]);
+    all_ranks_pass("agreement", &[1, 2, 3, 4], &[]);
 }
 
 #[test]
 fn an_abort_from_another_thread_ends_all_ranks_while_they_wait() {
     for ranks in [2, 4] {
-        job_ends("abort", ranks, Some(7));
+        job_ends("abort", ranks, Some(7), &[]);
     }
 }
 
 #[test]
 fn a_panic_on_one_rank_ends_all() {
-    job_ends("panic", 3, Some(5));
+    job_ends("panic", 3, Some(5), &[]);
 }
 
 #[test]
 fn a_crash_of_one_rank_ends_all() {
-    job_ends("crash", 3, None);
+    job_ends("crash", 3, None, &[]);
 }
 
 #[test]
 fn a_rank_that_leaves_without_shutdown_ends_all() {
-    job_ends("drop", 2, Some(1));
+    job_ends("drop", 2, Some(1), &[]);
 }
 
 #[test]
 fn ranks_that_run_different_operations_end_with_an_error() {
-    job_ends("out of step", 2, Some(4));
+    job_ends("out of step", 2, Some(4), &[]);
 }

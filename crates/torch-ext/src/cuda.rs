@@ -8,6 +8,15 @@ use std::ptr::NonNull;
 use crate::error::{Error, check};
 use crate::sys;
 
+/// Makes GPU `device` the one that this thread's calls of CUDA, and of libraries on it such as NCCL, are about.
+///
+/// # Errors
+/// Without a GPU.
+pub fn set_device(device: usize) -> Result<(), Error> {
+    // SAFETY: a plain value.
+    check(unsafe { sys::torch_ext_set_device(device as c_int) })
+}
+
 /// A stream of libtorch: from its pool, so that its allocator knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
@@ -38,6 +47,12 @@ impl Stream {
         // SAFETY: plain values and a valid place to write to.
         check(unsafe { sys::torch_ext_stream_from_pool(device, high_priority, &mut id) })?;
         Ok(Stream { device, id })
+    }
+
+    /// The GPU that it belongs to.
+    #[must_use]
+    pub fn device(self) -> usize {
+        self.device as usize
     }
 
     /// Makes this the current stream of this thread until the guard is dropped.
@@ -165,6 +180,7 @@ mod tests {
         if crate::runtime::device_count() > 0 {
             return;
         }
+        assert!(set_device(0).is_err());
         assert!(Stream::current(0).is_err());
         assert!(Stream::from_pool(0, true).is_err());
     }

@@ -34,6 +34,10 @@ impl Communicator for Delayed {
         self.inner.spin_for(spin);
     }
 
+    fn sums_host_memory(&self) -> bool {
+        self.inner.sums_host_memory()
+    }
+
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
         std::thread::sleep(self.delay);
         self.inner.all_reduce(values, wire)

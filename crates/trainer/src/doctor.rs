@@ -71,5 +71,12 @@ pub fn doctor() -> String {
         },
     };
     line("MPI", mpi);
+    line(
+        "NCCL",
+        match nccl_rs::Library::load() {
+            Ok(library) => format!("{} at {}", library.version(), library.path().display()),
+            Err(error) => error.to_string(),
+        },
+    );
     text
 }

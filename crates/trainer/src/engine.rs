@@ -15,10 +15,10 @@ use torch_ext::{autocast, hooks};
 use crate::config::Determinism;
 use crate::device::Compute;
 use crate::error::Error;
+use crate::exchange_memory;
 use crate::fault::{Fault, FaultKind};
 use crate::flat::Tail;
 use crate::input::{Input, Targets};
-use crate::memory::region_of;
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::state::State;
@@ -74,7 +74,7 @@ pub(crate) struct Engine<'plan> {
     comm: CommThread,
     /// To happen to this rank.
     fault: Option<Fault>,
-    /// Where the exchange happens when the gradients are on a GPU: a copy in host memory.
+    /// Where the exchange happens when the gradients are on a GPU, and not NCCL's to sum: a copy in host memory.
     host_exchange: Option<Tensor>,
     hooks_count: Arc<AtomicBool>,
 }
@@ -84,11 +84,7 @@ impl<'plan> Engine<'plan> {
     /// session's to measure a step without exchange.
     pub(crate) fn new(plan: &'plan Plan, compute: Compute, comm: CommThread) -> Result<Self, Error> {
         let state = State::new(&plan.network, plan.config.seed, compute.device)?;
-        let host_exchange = match compute.device.is_cuda() {
-            true => Some(Tensor::f_zeros_like(&state.exchange)?.f_to_device(tch::Device::Cpu)?),
-            false => None,
-        };
-        let region = region_of(host_exchange.as_ref().unwrap_or(&state.exchange))?;
+        let (region, host_exchange) = exchange_memory::choose(plan, compute, &state, &comm)?;
         let segments = state.layout.exchange_segments();
         let comm_config = &plan.config.comm;
         let buckets = state.layout.buckets(comm_config);
@@ -171,7 +167,7 @@ impl<'plan> Engine<'plan> {
         self.reducer.description()
     }
 
-    /// Whether gradients are exchanged after backward as a whole, as those of a GPU are.
+    /// Whether gradients are exchanged after backward as a whole, as those of a GPU are over MPI.
     pub(crate) fn exchanges_afterwards(&self) -> bool {
         self.host_exchange.is_some()
     }

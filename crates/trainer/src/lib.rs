@@ -6,6 +6,7 @@
 //! `checkpoint`, `transfer`, `run_dir`, `telemetry` are what is written; `weights` is the exchange with other
 //! programs.
 
+mod backend;
 mod bench;
 mod checkpoint;
 pub mod config;
@@ -16,6 +17,7 @@ mod doctor;
 mod engine;
 mod error;
 mod evaluate;
+mod exchange_memory;
 mod fault;
 mod flat;
 mod input;
@@ -31,6 +33,7 @@ mod session;
 mod show;
 mod state;
 mod telemetry;
+mod tensor_device;
 mod train;
 mod transfer;
 mod weights;

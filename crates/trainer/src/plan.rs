@@ -5,7 +5,7 @@
 use data_sharding::BatchLayout;
 use model::{Architecture, Network, Options};
 
-use crate::config::{AutoOr, Compression, Config, ConfigError, Determinism, LoadedConfig, Reduce};
+use crate::config::{AutoOr, Backend, Compression, Config, ConfigError, Determinism, LoadedConfig, Reduce};
 use crate::data::{self, DataPlan, Kind};
 use crate::error::Error;
 use crate::input::Whitening;
@@ -160,6 +160,14 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     let micro_batch = config.train.micro_batch.unwrap_or((global_batch / world_size).max(1));
     let batches = BatchLayout::new(global_batch, micro_batch, rank, world_size)
         .map_err(|e| error("train.global_batch", e.to_string()))?;
+    let (backend, reduce) = (config.comm.backend, config.comm.reduce);
+    if (reduce, backend) == (Reduce::Mpi, Backend::Nccl) {
+        return Err(error("comm.reduce", "comm.backend: nccl knows ordered and nccl, not mpi".into()));
+    }
+    if reduce == Reduce::Nccl && backend != Backend::Nccl {
+        let message = format!("nccl needs comm.backend: nccl, not {}", backend.name());
+        return Err(error("comm.reduce", message));
+    }
     if config.comm.compression != Compression::None {
         if config.comm.reduce == Reduce::Mpi {
             return Err(error(
@@ -184,7 +192,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         ));
     }
     if config.train.determinism == Determinism::World {
-        if config.comm.reduce == Reduce::Mpi {
+        if matches!(config.comm.reduce, Reduce::Mpi | Reduce::Nccl) {
             return Err(error(
                 "comm.reduce",
                 "train.determinism: world needs the order of sums fixed; expected ordered".into(),

@@ -67,7 +67,7 @@ impl Algorithm {
         match comm.reduce {
             Reduce::Ordered if ranks_a_host.is_power_of_two() => Algorithm::Hierarchical,
             Reduce::Ordered | Reduce::FlatOrdered => Algorithm::Ordered,
-            Reduce::Mpi => Algorithm::Ring,
+            Reduce::Mpi | Reduce::Nccl => Algorithm::Ring,
         }
     }
 

@@ -8,11 +8,12 @@ use std::io::Write;
 use std::time::Duration;
 
 use allreduce::{
-    CommError, CommThread, Communicator, Control, FlightRecorder, LaunchedRank, MpiCommunicator, Reduction, Solo,
-    TcpCommunicator, Topology, Way,
+    CommError, CommThread, Communicator, Control, FlightRecorder, LaunchedRank, MpiCommunicator, Reduction,
+    Solo, TcpCommunicator, Topology, Way,
 };
 
-use crate::config::{CommConfig, Reduce};
+use crate::backend;
+use crate::config::{Backend, CommConfig, Reduce};
 use crate::delayed::Delayed;
 use crate::device::usable_cores;
 use crate::error::{EXIT_FAILURE, EXIT_USAGE, Error};
@@ -39,14 +40,18 @@ impl Session {
         let reduction = match config.reduce {
             Reduce::Ordered => Reduction::Ordered,
             Reduce::FlatOrdered => Reduction::FlatOrdered,
-            Reduce::Mpi => Reduction::Library,
+            Reduce::Mpi | Reduce::Nccl => Reduction::Library,
         };
+        let backend = config.backend;
+        // Beside NCCL there is nothing left to sum.
+        let beside = if backend == Backend::Nccl { Reduction::Ordered } else { reduction };
         let comm = CommThread::start(move || {
             let communicator: Box<dyn Communicator> = match &launched {
                 None => Box::new(Solo::new()),
-                Some(LaunchedRank { way: Way::Mpi, .. }) => Box::new(MpiCommunicator::initialize(reduction)?),
-                Some(launched) => Box::new(TcpCommunicator::initialize(launched, reduction, timeout)?),
+                Some(LaunchedRank { way: Way::Mpi, .. }) => Box::new(MpiCommunicator::initialize(beside)?),
+                Some(launched) => Box::new(TcpCommunicator::initialize(launched, beside, timeout)?),
             };
+            let communicator = backend::over(communicator, backend, reduction)?;
             Ok(if delay.is_zero() { communicator } else { Box::new(Delayed::new(communicator, delay)) })
         })?;
         let control = match comm.topology().world_size {
@@ -125,7 +130,8 @@ pub(crate) fn with_delayed_session<T>(
     delay: Duration,
     body: impl FnOnce(&Session) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let launched = allreduce::discover().map_err(Error::from).inspect_err(|error| print_error(None, error))?;
+    let launched =
+        allreduce::discover().map_err(Error::from).inspect_err(|error| print_error(None, error))?;
     // Ranks that cannot meet all fail, and only their launcher's variables tell them apart.
     let rank = launched.as_ref().map_or(0, |launched| launched.rank);
     let session = Session::start(launched, config, delay).inspect_err(|error| {
@@ -195,10 +201,17 @@ impl Session {
 
 /// Ends all ranks because of `error`. When the exchange itself failed, another rank's end may be the cause.
 fn fail_through(control: &Control, error: &Error, exchange: Option<CommError>) {
-    if matches!(
-        exchange,
-        Some(CommError::Mpi { .. } | CommError::Lost { .. } | CommError::Aborted | CommError::Ended)
-    ) {
+    let another_rank_may_be_the_cause = |error: &CommError| {
+        matches!(
+            error,
+            CommError::Mpi { .. }
+                | CommError::Lost { .. }
+                | CommError::Nccl(_)
+                | CommError::Aborted
+                | CommError::Ended
+        )
+    };
+    if exchange.as_ref().is_some_and(another_rank_may_be_the_cause) {
         control.await_verdict(VERDICT);
     }
     control.fail(error.exit_code(), &error.to_string());

@@ -6,6 +6,7 @@
 #ifdef TORCH_EXT_CUDA
 
 #include <c10/cuda/CUDAEvent.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -20,6 +21,9 @@ using Event = c10::cuda::CUDAEvent;
 
 } // namespace
 
+Error torch_ext_set_device(int device) {
+  return guarded([&] { c10::cuda::set_device(static_cast<c10::DeviceIndex>(device)); });
+}
 Error torch_ext_stream_from_pool(int device, bool high_priority, int64_t *stream_id) {
   return guarded([&] { *stream_id = c10::cuda::getStreamFromPool(high_priority, static_cast<c10::DeviceIndex>(device)).id(); });
 }
@@ -62,6 +66,7 @@ Error unavailable() {
 
 } // namespace
 
+Error torch_ext_set_device(int) { return unavailable(); }
 Error torch_ext_stream_from_pool(int, bool, int64_t *) { return unavailable(); }
 Error torch_ext_current_stream(int, int64_t *) { return unavailable(); }
 Error torch_ext_set_current_stream(int, int64_t) { return unavailable(); }

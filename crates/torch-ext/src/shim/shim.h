@@ -78,6 +78,7 @@ int torch_ext_cuda_version(); // 13000 for 13.0; 0 when compiled without headers
 bool torch_ext_cuda_linked();
 
 // cuda.cpp
+Error torch_ext_set_device(int device);
 Error torch_ext_stream_from_pool(int device, bool high_priority, int64_t *stream_id);
 Error torch_ext_current_stream(int device, int64_t *stream_id);
 Error torch_ext_set_current_stream(int device, int64_t stream_id);

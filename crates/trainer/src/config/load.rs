@@ -193,6 +193,7 @@ impl Config {
             "data.prefetch",
             "checkpoint",
             "telemetry",
+            "comm.backend",
             "comm.overlap",
             "comm.first_bucket_kib",
             "comm.bucket_kib",

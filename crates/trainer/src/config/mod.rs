@@ -350,6 +350,8 @@ impl fmt::Display for Dtype {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CommConfig {
+    /// What carries the sums of gradients.
+    pub backend: Backend,
     /// Who decides the order of the sum.
     pub reduce: Reduce,
     /// Exchange buckets while backward still runs.
@@ -372,6 +374,7 @@ impl Default for CommConfig {
     fn default() -> Self {
         // PyTorch's reducer.hpp: kDefaultFirstBucketBytes, kDefaultBucketBytesCap.
         CommConfig {
+            backend: Backend::Auto,
             reduce: Reduce::Ordered,
             overlap: true,
             compression: Compression::None,
@@ -379,6 +382,32 @@ impl Default for CommConfig {
             bucket_kib: 25 * 1024,
             timeout_s: 600,
             check: CollectiveCheck::Start,
+        }
+    }
+}
+
+/// `comm.backend:` what ranks agree on, and the weights that a run begins with, travel over MPI in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// NCCL where the network runs on a GPU, else MPI.
+    #[default]
+    Auto,
+    /// MPI. Gradients of a GPU pass through host memory, after backward.
+    Mpi,
+    /// NCCL, found at run time: the library that `WRN_DIST_NCCL` names, else libtorch's, else the system's
+    /// `libnccl.so.2`.
+    Nccl,
+}
+
+impl Backend {
+    /// As in a configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Auto => "auto",
+            Backend::Mpi => "mpi",
+            Backend::Nccl => "nccl",
         }
     }
 }
@@ -394,6 +423,8 @@ pub enum Reduce {
     FlatOrdered,
     /// MPI's own all-reduce; refused where the ranks talk without MPI, over TCP.
     Mpi,
+    /// NCCL's own all-reduce; 16-bit gradients are summed in their own format.
+    Nccl,
 }
 
 /// `comm.check:`

@@ -12,6 +12,7 @@ use data_sharding::{Batch, EpochOrder, Pool, SampleKey};
 
 use self::resume::{refuse_other_architecture, refuse_other_keys};
 use self::run::Run;
+use crate::backend;
 use crate::checkpoint;
 use crate::config::{self, AutoOr, CollectiveCheck, CommConfig, LoadedConfig};
 use crate::device::Compute;
@@ -140,7 +141,8 @@ pub fn evaluate_checkpoint(
 
 /// How this rank would like to communicate, before the ranks have agreed on a configuration.
 pub(crate) fn configured_comm(loaded: &Result<LoadedConfig, config::ConfigError>) -> CommConfig {
-    loaded.as_ref().map_or_else(|_| CommConfig::default(), |loaded| loaded.config.comm.clone())
+    let Ok(LoadedConfig { config, .. }) = loaded else { return CommConfig::default() };
+    CommConfig { backend: backend::choose(config), ..config.comm.clone() }
 }
 
 /// Collective: the plan, the same on every rank.

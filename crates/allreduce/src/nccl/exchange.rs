@@ -1,0 +1,232 @@
+//! The all-reduce over NCCL: in a fixed order, or NCCL's own.
+//!
+//! In order, rank r owns slice r of the data: each rank sends each slice to its owner, all at the same time, the
+//! owner adds its rows in a fixed binary tree over the ranks, and the sums are gathered. That is as much traffic as a
+//! ring's, and the bits are those of the reduction over MPI.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::time::Instant;
+
+use nccl_rs::{Comm, DataType, DeviceMemory, Library, Operation, Progress, Registration};
+
+use super::device::ExchangeDevice;
+use crate::backoff::{Backoff, Patience};
+use crate::communicator::{AbortSignal, Reduction};
+use crate::ordered::Slices;
+use crate::{CommError, Wire};
+
+/// A communicator whose ranks have met, and memory for the exchange, which grows to what the longest data needs.
+pub(super) struct Exchange {
+    comm: Comm,
+    library: Library,
+    rank: usize,
+    world_size: usize,
+    areas: Option<Areas>,
+}
+
+/// Two areas of the same size, one behind the other.
+struct Areas {
+    memory: DeviceMemory,
+    registration: Option<Registration>,
+    area_bytes: usize,
+}
+
+/// fp32 values in a device's memory.
+#[derive(Clone, Copy)]
+pub(super) struct Values {
+    pub(super) start: *mut f32,
+    pub(super) len: usize,
+}
+
+impl Wire {
+    fn data_type(self) -> DataType {
+        match self {
+            Wire::Fp32 => DataType::Fp32,
+            Wire::Bf16 => DataType::Bf16,
+            Wire::Fp16 => DataType::Fp16,
+        }
+    }
+}
+
+impl From<nccl_rs::Error> for CommError {
+    fn from(error: nccl_rs::Error) -> Self {
+        CommError::Nccl(error.to_string())
+    }
+}
+
+/// A failure of the device that the values lie on.
+fn device_failed(sentence: String) -> CommError {
+    CommError::Nccl(format!("the device of the exchange failed: {sentence}"))
+}
+
+impl Exchange {
+    pub(super) fn new(comm: Comm, library: Library, rank: usize, world_size: usize) -> Self {
+        Exchange { comm, library, rank, world_size, areas: None }
+    }
+
+    /// Replaces the values by their sum over all ranks, and returns when the device is through.
+    ///
+    /// # Safety
+    /// The values are memory of the device that nobody else uses meanwhile, nor after an error before the communicator
+    /// is gone.
+    pub(super) unsafe fn all_reduce(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        values: Values,
+        wire: Wire,
+        reduction: Reduction,
+        signal: &AbortSignal,
+    ) -> Result<(), CommError> {
+        if values.len == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            match reduction {
+                Reduction::Ordered | Reduction::FlatOrdered => {
+                    self.in_order(device, values, wire, signal)?;
+                }
+                Reduction::Library => self.by_nccl(device, values, wire, signal)?,
+            }
+        }
+        wait(signal, || {
+            Ok(self.comm.poll()? == Progress::Complete && device.is_done().map_err(device_failed)?)
+        })
+    }
+
+    /// # Safety
+    /// As [`Exchange::all_reduce`].
+    unsafe fn in_order(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        values: Values,
+        wire: Wire,
+        signal: &AbortSignal,
+    ) -> Result<(), CommError> {
+        let stream = device.stream().map_err(device_failed)?;
+        let (rank, world_size, data_type) = (self.rank, self.world_size, wire.data_type());
+        let slices = Slices::new(values.len, world_size);
+        let slice_len = slices.slice_len();
+        let (rows, whole) = self.areas(world_size * slice_len * data_type.bytes())?;
+        let own_len = slices.of(rank).len();
+        let slice_bytes = slice_len * data_type.bytes();
+        // SAFETY: the caller's promise; each area has room for a slice of every rank. Operations on one stream follow
+        // each other, so that `whole` may hold what is sent and later what is gathered.
+        unsafe {
+            let sent: *const c_void = match wire {
+                Wire::Fp32 => values.start.cast(),
+                Wire::Bf16 | Wire::Fp16 => {
+                    device.round(values.start, whole, values.len, wire).map_err(device_failed)?;
+                    whole
+                }
+            };
+            let _ = self.comm.group(|comm| {
+                for peer in 0..world_size {
+                    let slice = slices.of(peer);
+                    if !slice.is_empty() {
+                        let slice_start = sent.byte_add(slice.start * data_type.bytes());
+                        let _ = comm.send(slice_start, slice.len(), data_type, peer, stream)?;
+                    }
+                    if own_len > 0 {
+                        let row = rows.byte_add(peer * slice_bytes);
+                        let _ = comm.receive(row, own_len, data_type, peer, stream)?;
+                    }
+                }
+                Ok(())
+            })?;
+            self.wait_until_queued(signal)?;
+            device.sum_rows(rows, world_size, slice_len, own_len, wire).map_err(device_failed)?;
+            // Whole slices, of which the last ones may end in what nobody reads.
+            let _ = self.comm.all_gather(rows, whole, slice_len, data_type, stream)?;
+            self.wait_until_queued(signal)?;
+            device.widen(whole, values.start, values.len, wire).map_err(device_failed)
+        }
+    }
+
+    /// # Safety
+    /// As [`Exchange::all_reduce`].
+    unsafe fn by_nccl(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        values: Values,
+        wire: Wire,
+        signal: &AbortSignal,
+    ) -> Result<(), CommError> {
+        let stream = device.stream().map_err(device_failed)?;
+        let Values { start, len } = values;
+        let data_type = wire.data_type();
+        // SAFETY: the caller's promise; the area has room for all values.
+        unsafe {
+            match wire {
+                Wire::Fp32 => {
+                    let place = start.cast();
+                    let _ = self.comm.all_reduce(place, place, len, data_type, Operation::Sum, stream)?;
+                    self.wait_until_queued(signal)
+                }
+                Wire::Bf16 | Wire::Fp16 => {
+                    let (area, _) = self.areas(len * data_type.bytes())?;
+                    device.round(start, area, len, wire).map_err(device_failed)?;
+                    let _ = self.comm.all_reduce(area, area, len, data_type, Operation::Sum, stream)?;
+                    self.wait_until_queued(signal)?;
+                    device.widen(area, start, len, wire).map_err(device_failed)
+                }
+            }
+        }
+    }
+
+    /// NCCL takes the next call when it has queued the one before.
+    fn wait_until_queued(&mut self, signal: &AbortSignal) -> Result<(), CommError> {
+        wait(signal, || Ok(self.comm.poll()? == Progress::Complete))
+    }
+
+    /// Two areas of at least `bytes`, known to NCCL. Nothing is under way when this is called.
+    fn areas(&mut self, bytes: usize) -> Result<(*mut c_void, *mut c_void), CommError> {
+        if let Some(old) = self.areas.take_if(|areas| areas.area_bytes < bytes)
+            && let Some(registration) = old.registration
+        {
+            self.comm.deregister(registration)?;
+        }
+        let areas = match &self.areas {
+            Some(areas) => areas,
+            None => {
+                // Starts as `cudaMalloc`'s do, so that both areas do.
+                let area_bytes = bytes.next_multiple_of(256);
+                let memory = DeviceMemory::new(&self.library, 2 * area_bytes)?;
+                // SAFETY: kept until it is deregistered, or longer than the communicator (by the order of the fields).
+                let registration = unsafe { self.comm.register(memory.as_ptr(), memory.bytes()) }?;
+                self.areas.insert(Areas { memory, registration: Some(registration), area_bytes })
+            }
+        };
+        let first = areas.memory.as_ptr();
+        // SAFETY: within the memory, which is twice as long.
+        Ok((first, unsafe { first.byte_add(areas.area_bytes) }))
+    }
+
+    /// Leaves in an orderly way; all ranks come here.
+    pub(super) fn finalize(&mut self, signal: &AbortSignal) -> Result<(), CommError> {
+        if let Some(registration) = self.areas.as_mut().and_then(|areas| areas.registration.take()) {
+            self.comm.deregister(registration)?;
+        }
+        let _ = self.comm.finalize()?;
+        self.wait_until_queued(signal)
+    }
+}
+
+/// Looks politely until `look` says that it is over; ends with an error when `signal` is raised.
+pub(super) fn wait(
+    signal: &AbortSignal,
+    mut look: impl FnMut() -> Result<bool, CommError>,
+) -> Result<(), CommError> {
+    let mut backoff = Backoff::new(Patience::WITHIN_HOST);
+    loop {
+        let begin = Instant::now();
+        if look()? {
+            return Ok(());
+        }
+        if signal.raised().is_some() {
+            return Err(CommError::Aborted);
+        }
+        backoff.pause(begin);
+    }
+}

@@ -1,0 +1,237 @@
+//! The exchange over NCCL. Another communicator, over MPI or TCP, stays beside it: it brings NCCL's ranks together,
+//! and carries what lies in host memory, such as what ranks agree on. Only sums go over NCCL.
+
+mod device;
+mod exchange;
+mod region_device;
+
+use nccl_rs::{Comm, Config, Library, Progress, UniqueId};
+use serde::{Deserialize, Serialize};
+
+pub use self::device::ExchangeDevice;
+pub use self::region_device::{Ready, RegionDevice};
+
+use self::device::HostMemory;
+use self::exchange::{Exchange, Values, wait};
+use crate::communicator::{AbortSignal, Communicator, Reduction};
+use crate::{CommError, Topology, Wire};
+
+/// Sums over NCCL, everything else over the communicator that it is made of.
+///
+/// NCCL's ranks meet at the first sum, on the device that it is on, so that by then a watchdog can see to it. An
+/// abort, or an error of NCCL, ends NCCL's part without waiting for other ranks.
+pub struct NcclCommunicator {
+    control: Box<dyn Communicator>,
+    library: Library,
+    id: UniqueId,
+    reduction: Reduction,
+    signal: AbortSignal,
+    state: State,
+    host: HostMemory,
+}
+
+enum State {
+    Apart,
+    Met(Box<Exchange>),
+    /// The first failure, or the end.
+    Over(CommError),
+}
+
+/// What each rank tells all others.
+#[derive(Serialize, Deserialize)]
+struct Word {
+    /// Version of its libnccl, or why there is none.
+    library: Result<String, String>,
+    /// On rank 0.
+    id: Option<Vec<u8>>,
+}
+
+impl NcclCommunicator {
+    /// Collective over the ranks of `control`: finds libnccl, the same version on every rank, and passes its unique id
+    /// round. `control` ends when this fails, on all ranks.
+    ///
+    /// # Errors
+    /// On all ranks alike, which rank has no libnccl and why, or which one has another version; or that `control`
+    /// failed.
+    pub fn new(mut control: Box<dyn Communicator>, reduction: Reduction) -> Result<Self, CommError> {
+        match introduce(&mut *control) {
+            Ok((library, id)) => Ok(NcclCommunicator {
+                control,
+                library,
+                id,
+                reduction,
+                signal: AbortSignal::new(),
+                state: State::Apart,
+                host: HostMemory::default(),
+            }),
+            Err(error) => {
+                if matches!(error, CommError::Nccl(_)) {
+                    control.finalize()?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The ranks of NCCL, which meet if they have not yet.
+    fn exchange(&mut self, device: &mut dyn ExchangeDevice) -> Result<&mut Exchange, CommError> {
+        if matches!(self.state, State::Apart) {
+            self.state = match self.meet(device) {
+                Ok(exchange) => State::Met(Box::new(exchange)),
+                Err(error) => State::Over(error),
+            };
+        }
+        match &mut self.state {
+            State::Met(exchange) => Ok(exchange),
+            State::Over(error) => Err(error.clone()),
+            State::Apart => Err(CommError::Ended),
+        }
+    }
+
+    fn meet(&mut self, device: &mut dyn ExchangeDevice) -> Result<Exchange, CommError> {
+        // Makes its device the current one.
+        let _ = device.stream().map_err(CommError::Nccl)?;
+        let Topology { rank, world_size, .. } = *self.control.topology();
+        let mut comm = Comm::init(&self.library, self.id, rank, world_size, Config::default())?;
+        wait(&self.signal, || Ok(comm.poll()? == Progress::Complete))?;
+        Ok(Exchange::new(comm, self.library.clone(), rank, world_size))
+    }
+
+    /// # Safety
+    /// As [`Communicator::all_reduce_on_device`].
+    #[allow(unsafe_code)]
+    unsafe fn sum(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        values: Values,
+        wire: Wire,
+    ) -> Result<(), CommError> {
+        let (reduction, signal) = (self.reduction, self.signal.clone());
+        let exchange = self.exchange(device)?;
+        // SAFETY: the caller's promise.
+        let result = unsafe { exchange.all_reduce(device, values, wire, reduction, &signal) };
+        if let Err(error) = &result {
+            // Drops the communicator, which aborts it.
+            self.state = State::Over(error.clone());
+        }
+        result
+    }
+}
+
+/// Collective: this rank's library, and the id that rank 0 made with its own.
+fn introduce(control: &mut dyn Communicator) -> Result<(Library, UniqueId), CommError> {
+    let leader = control.topology().rank == 0;
+    let library = Library::load();
+    let made = match (&library, leader) {
+        (Ok(library), true) => UniqueId::new(library).map(Some).map_err(|error| error.to_string()),
+        _ => Ok(None),
+    };
+    let version = library.as_ref().map(|library| library.version().to_string());
+    let word = Word {
+        library: version.map_err(ToString::to_string).and_then(|version| made.clone().map(|_| version)),
+        id: made.ok().flatten().map(|id| id.to_bytes().to_vec()),
+    };
+    let word = serde_json::to_vec(&word).map_err(|error| CommError::Nccl(error.to_string()))?;
+    let words = control.all_gather(&word)?;
+    let words: Vec<Word> = words
+        .iter()
+        .map(|word| serde_json::from_slice(word))
+        .collect::<Result<_, _>>()
+        .map_err(|_| CommError::Nccl("the ranks run different versions of this program".into()))?;
+    let mut versions = Vec::with_capacity(words.len());
+    for (rank, word) in words.iter().enumerate() {
+        match &word.library {
+            Ok(version) => versions.push(version),
+            Err(sentence) => return Err(CommError::Nccl(format!("rank {rank} has no NCCL: {sentence}"))),
+        }
+    }
+    if let Some(rank) = versions.iter().position(|version| *version != versions[0]) {
+        let (first, other) = (versions[0], versions[rank]);
+        return Err(CommError::Nccl(format!(
+            "rank 0 has NCCL {first}, rank {rank} has {other}; all ranks need the same version"
+        )));
+    }
+    let id = words.first().and_then(|word| UniqueId::from_bytes(word.id.as_deref()?));
+    match (library, id) {
+        (Ok(library), Some(id)) => Ok((library, id)),
+        _ => Err(CommError::Nccl("rank 0 made no unique id".into())),
+    }
+}
+
+impl Communicator for NcclCommunicator {
+    fn topology(&self) -> &Topology {
+        self.control.topology()
+    }
+
+    fn description(&self) -> String {
+        format!("{:?}; beside it {}", self.library, self.control.description())
+    }
+
+    fn interrupt_by(&mut self, signal: AbortSignal) {
+        self.control.interrupt_by(signal.clone());
+        self.signal = signal;
+    }
+
+    fn sums_host_memory(&self) -> bool {
+        self.library.works_on_host_memory()
+    }
+
+    fn sums_device_memory(&self) -> bool {
+        true
+    }
+
+    #[allow(unsafe_code)]
+    fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
+        if !self.library.works_on_host_memory() {
+            return Err(CommError::Nccl("it sums the memory of GPUs, not of the host".into()));
+        }
+        let mut host = std::mem::take(&mut self.host);
+        let range = Values { start: values.as_mut_ptr(), len: values.len() };
+        // SAFETY: host memory, on which this library works, borrowed until all is done; after an error `sum` has
+        // dropped the communicator.
+        let result = unsafe { self.sum(&mut host, range, wire) };
+        self.host = host;
+        result
+    }
+
+    #[allow(unsafe_code)]
+    unsafe fn all_reduce_on_device(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        start: *mut f32,
+        len: usize,
+        wire: Wire,
+    ) -> Result<(), CommError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.sum(device, Values { start, len }, wire) }
+    }
+
+    fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {
+        self.control.broadcast(values, root)
+    }
+
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        self.control.all_gather(bytes)
+    }
+
+    fn barrier(&mut self) -> Result<(), CommError> {
+        self.control.barrier()
+    }
+
+    fn abort(&mut self, exit_code: i32) {
+        self.state = State::Over(CommError::Aborted);
+        self.control.abort(exit_code);
+    }
+
+    fn finalize(&mut self) -> Result<(), CommError> {
+        let signal = self.signal.clone();
+        let ended = match &mut self.state {
+            State::Met(exchange) => exchange.finalize(&signal),
+            State::Apart => Ok(()),
+            State::Over(error) => Err(error.clone()),
+        };
+        self.state = State::Over(CommError::Ended);
+        ended?;
+        self.control.finalize()
+    }
+}

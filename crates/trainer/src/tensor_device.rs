@@ -1,0 +1,296 @@
+//! What the exchange over NCCL does with memory beside NCCL, by libtorch's kernels: on a GPU on a stream of its own
+//! beside the computation, on the CPU at once.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+
+use allreduce::{ExchangeDevice, Ready, Region, RegionDevice, Wire};
+use tch::{Device, Kind, TchError, Tensor};
+use torch_ext::cuda::{Event, Stream, StreamGuard, set_device};
+
+use crate::error::Error;
+
+/// The memory of a flat fp32 tensor, exchanged where it lies. The tensor stays alive as long as the region does.
+///
+/// # Errors
+/// When the tensor is not a contiguous fp32 vector, or its device has no streams.
+pub(crate) fn region_on_device(tensor: &Tensor) -> Result<Region, Error> {
+    let fits = tensor.kind() == Kind::Float && tensor.dim() == 1 && tensor.is_contiguous();
+    let start = NonNull::new(tensor.data_ptr().cast::<f32>());
+    let (true, Some(start)) = (fits, start) else {
+        return Err(Error::Other(format!(
+            "the exchange needs a contiguous fp32 vector, not {:?} of shape {:?}",
+            tensor.kind(),
+            tensor.size()
+        )));
+    };
+    let device = TensorDevice::new(tensor.device())?;
+    let stream = device.stream;
+    let mark = move || match stream {
+        Some(exchange) => mark(exchange).map_err(|error| error.to_string()),
+        None => Ok(Box::new(|| Ok(())) as Ready),
+    };
+    let owner = Arc::new(Mutex::new(tensor.shallow_clone()));
+    // SAFETY: pointer and length are those of a live contiguous fp32 tensor of the device, whose storage `owner` keeps
+    // alive. Backward queues what fills a bucket on the stream of the thread that marks it ready, and `mark` notes how
+    // far that is. Between that and the end of `Reducer::finish` nobody else touches it.
+    Ok(unsafe { Region::on_device(start, tensor.numel(), owner, RegionDevice::new(device, mark)) })
+}
+
+/// Notes how far this thread's stream is; the exchange will wait for that.
+fn mark(exchange: Stream) -> Result<Ready, torch_ext::Error> {
+    let mut computed = Event::new()?;
+    computed.record(Stream::current(exchange.device())?)?;
+    Ok(Box::new(move || computed.block(exchange).map_err(|error| error.to_string())))
+}
+
+/// A device of libtorch.
+struct TensorDevice {
+    device: Device,
+    /// On a GPU.
+    stream: Option<Stream>,
+    /// On a GPU, while somebody waits: the end of what is on the stream.
+    end: Option<Event>,
+}
+
+impl TensorDevice {
+    fn new(device: Device) -> Result<Self, Error> {
+        let stream = match device {
+            // Ahead of the computation, whose end waits for the exchange.
+            Device::Cuda(index) => Some(Stream::from_pool(index, true)?),
+            _ => None,
+        };
+        Ok(TensorDevice { device, stream, end: None })
+    }
+
+    /// Until the guard goes, operations of this thread are queued on the exchange's stream.
+    fn enter(&self) -> Result<Option<StreamGuard>, Failure> {
+        Ok(self.stream.map(Stream::enter).transpose()?)
+    }
+
+    /// A view of memory of the device.
+    ///
+    /// # Safety
+    /// The memory holds as many elements, as long as the tensor lives.
+    unsafe fn view(&self, start: *const c_void, shape: &[i64], kind: Kind) -> Result<Tensor, Failure> {
+        let strides: Vec<i64> =
+            (0..shape.len()).map(|dimension| shape[dimension + 1..].iter().product()).collect();
+        // SAFETY: the caller's promise.
+        Ok(unsafe { Tensor::f_from_blob(start.cast(), shape, &strides, kind, self.device) }?)
+    }
+}
+
+/// A failure of libtorch, as a sentence.
+struct Failure(String);
+
+impl From<TchError> for Failure {
+    fn from(error: TchError) -> Self {
+        Failure(error.to_string())
+    }
+}
+
+impl From<torch_ext::Error> for Failure {
+    fn from(error: torch_ext::Error) -> Self {
+        Failure(error.to_string())
+    }
+}
+
+impl From<Failure> for String {
+    fn from(failure: Failure) -> Self {
+        failure.0
+    }
+}
+
+fn kind(wire: Wire) -> Kind {
+    match wire {
+        Wire::Fp32 => Kind::Float,
+        Wire::Bf16 => Kind::BFloat16,
+        Wire::Fp16 => Kind::Half,
+    }
+}
+
+/// Adds neighbouring rows, then neighbouring sums, and so on, into the first one.
+fn add_rows(rows: &Tensor, count: usize) -> Result<(), Failure> {
+    let mut distance = 1;
+    while distance < count {
+        for left in (0..count - distance).step_by(2 * distance) {
+            let right = rows.f_get((left + distance) as i64)?;
+            let _ = rows.f_get(left as i64)?.f_add_(&right)?;
+        }
+        distance *= 2;
+    }
+    Ok(())
+}
+
+// SAFETY: operations of libtorch on tensors that are views of the memory; on a GPU they are queued on one stream, and
+// `is_done` waits for an event behind all of them. On the CPU they are done when they return.
+unsafe impl ExchangeDevice for TensorDevice {
+    fn stream(&mut self) -> Result<*mut c_void, String> {
+        let Some(stream) = self.stream else { return Ok(std::ptr::null_mut()) };
+        set_device(stream.device()).map_err(|error| error.to_string())?;
+        stream.handle().map_err(|error| error.to_string())
+    }
+
+    unsafe fn round(
+        &mut self,
+        values: *const f32,
+        rounded: *mut c_void,
+        len: usize,
+        wire: Wire,
+    ) -> Result<(), String> {
+        let copy = || {
+            let _stream = self.enter()?;
+            // SAFETY: the caller's promise.
+            unsafe {
+                let values = self.view(values.cast(), &[len as i64], Kind::Float)?;
+                self.view(rounded, &[len as i64], kind(wire))?.f_copy_(&values)?;
+            }
+            Ok::<(), Failure>(())
+        };
+        Ok(copy()?)
+    }
+
+    unsafe fn widen(
+        &mut self,
+        rounded: *const c_void,
+        values: *mut f32,
+        len: usize,
+        wire: Wire,
+    ) -> Result<(), String> {
+        let copy = || {
+            let _stream = self.enter()?;
+            // SAFETY: the caller's promise.
+            unsafe {
+                let rounded = self.view(rounded, &[len as i64], kind(wire))?;
+                self.view(values.cast_const().cast(), &[len as i64], Kind::Float)?.f_copy_(&rounded)?;
+            }
+            Ok::<(), Failure>(())
+        };
+        Ok(copy()?)
+    }
+
+    unsafe fn sum_rows(
+        &mut self,
+        rows: *mut c_void,
+        count: usize,
+        stride: usize,
+        len: usize,
+        wire: Wire,
+    ) -> Result<(), String> {
+        if len == 0 {
+            return Ok(());
+        }
+        let sum = || {
+            let _stream = self.enter()?;
+            // SAFETY: the caller's promise.
+            let rows = unsafe { self.view(rows, &[count as i64, stride as i64], kind(wire)) }?;
+            let rows = rows.f_narrow(1, 0, len as i64)?;
+            match wire {
+                Wire::Fp32 => add_rows(&rows, count),
+                Wire::Bf16 | Wire::Fp16 => {
+                    let wide = rows.f_to_kind(Kind::Float)?;
+                    add_rows(&wide, count)?;
+                    rows.f_get(0)?.f_copy_(&wide.f_get(0)?)?;
+                    Ok(())
+                }
+            }
+        };
+        Ok(sum()?)
+    }
+
+    unsafe fn scale(&mut self, values: *mut f32, len: usize, factor: f32) -> Result<(), String> {
+        let scale = || {
+            let _stream = self.enter()?;
+            // SAFETY: the caller's promise.
+            let mut values = unsafe { self.view(values.cast_const().cast(), &[len as i64], Kind::Float) }?;
+            let _ = values.f_mul_scalar_(f64::from(factor))?;
+            Ok::<(), Failure>(())
+        };
+        Ok(scale()?)
+    }
+
+    unsafe fn all_finite(&mut self, values: *const f32, len: usize) -> Result<bool, String> {
+        let look = || {
+            let _stream = self.enter()?;
+            // SAFETY: the caller's promise.
+            let values = unsafe { self.view(values.cast(), &[len as i64], Kind::Float) }?;
+            // A sum of products with zero is zero, or NaN if one of them is.
+            let zero = values.f_mul_scalar(0.0)?.f_sum(Kind::Float)?;
+            Ok::<bool, Failure>(zero.f_double_value(&[])? == 0.0)
+        };
+        Ok(look()?)
+    }
+
+    fn is_done(&mut self) -> Result<bool, String> {
+        let Some(stream) = self.stream else { return Ok(true) };
+        let mut look = || {
+            let end = match self.end.take() {
+                Some(end) => end,
+                None => {
+                    let mut end = Event::new()?;
+                    end.record(stream)?;
+                    end
+                }
+            };
+            let done = end.is_done()?;
+            if !done {
+                self.end = Some(end);
+            }
+            Ok::<bool, Failure>(done)
+        };
+        Ok(look()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The operations one after the other on the CPU, against sums by the definition.
+    #[test]
+    fn rows_are_summed_in_the_tree_s_order_in_every_format() {
+        let (count, stride, len) = (5, 7, 6);
+        for wire in [Wire::Fp32, Wire::Bf16, Wire::Fp16] {
+            let mut device = TensorDevice::new(Device::Cpu).unwrap();
+            assert_eq!(device.stream(), Ok(std::ptr::null_mut()));
+            let values: Vec<f32> =
+                (0..count * stride).map(|index| ((index * 37 % 101) as f32 / 7.0).exp2()).collect();
+            let mut rows = vec![0u32; count * stride];
+            let place: *mut c_void = rows.as_mut_ptr().cast();
+            let mut sums = vec![0.0f32; len];
+            // SAFETY: the vectors live on, and are long enough.
+            unsafe {
+                device.round(values.as_ptr(), place, values.len(), wire).unwrap();
+                device.sum_rows(place, count, stride, len, wire).unwrap();
+                device.widen(place, sums.as_mut_ptr(), len, wire).unwrap();
+            }
+            let at = |row: usize, column: usize| wire.round(values[row * stride + column]);
+            for (column, sum) in sums.iter().enumerate() {
+                let pairs = [at(0, column) + at(1, column), at(2, column) + at(3, column)];
+                let expected = wire.round((pairs[0] + pairs[1]) + at(4, column));
+                assert_eq!(sum.to_bits(), expected.to_bits(), "{wire:?}, column {column}");
+            }
+            assert_eq!(device.is_done(), Ok(true));
+        }
+    }
+
+    #[test]
+    fn values_are_scaled_and_looked_through() {
+        let mut device = TensorDevice::new(Device::Cpu).unwrap();
+        let mut values = [1.5f32, -2.0, f32::MAX];
+        let place = values.as_mut_ptr();
+        // SAFETY: the array lives on.
+        unsafe {
+            device.scale(place, 2, 0.5).unwrap();
+            assert_eq!(device.all_finite(place, 3), Ok(true));
+            device.scale(place.add(2), 1, 2.0).unwrap();
+            assert_eq!(device.all_finite(place, 3), Ok(false));
+            assert_eq!(device.all_finite(place, 2), Ok(true));
+        }
+        values[1] = f32::NAN;
+        // SAFETY: as above.
+        assert_eq!(unsafe { device.all_finite(values.as_ptr(), 3) }, Ok(false));
+    }
+}

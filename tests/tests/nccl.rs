@@ -1,0 +1,177 @@
+//! Training over NCCL, on its test double: the bits of training over MPI, and every failure in bounded time.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::{Duration, Instant};
+
+use end_to_end::{Experiment, FashionMnist, Outcome, metrics_without_times, mpirun_or_skip};
+
+/// Start, three steps, the timeout and the end of all ranks, on a busy machine too.
+const MOMENTS: Duration = Duration::from_secs(30);
+/// A killed process may still be on its way out.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// In seconds; more than any healthy step takes.
+const TIMEOUT: &str = "comm.timeout_s=4";
+
+fn experiment() -> Experiment {
+    Experiment::new(
+        FashionMnist { train: 5 * 32, test: 40 },
+        "model: {arch: wrn-10-1}
+train: {epochs: 1, global_batch: 32, micro_batch: 8, threads: 1}
+schedule: {kind: constant, rate: 0.05}
+comm: {first_bucket_kib: 16, bucket_kib: 64}
+",
+    )
+}
+
+/// Trains over the double, in which `fault` happens.
+fn over_nccl(experiment: &Experiment, run: &str, ranks: usize, more: &[&str], fault: &str) -> Outcome {
+    let double = nccl_double::shared_library();
+    let environment = [("WRN_DIST_NCCL", double.to_str().unwrap()), ("NCCL_DOUBLE_FAULT", fault)];
+    let environment = &environment[..if fault.is_empty() { 1 } else { 2 }];
+    experiment.train_in_environment(
+        run,
+        ranks,
+        &[&["--set", "comm.backend=nccl"], more].concat(),
+        environment,
+    )
+}
+
+#[test]
+fn a_run_over_nccl_has_the_bits_of_one_over_mpi() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    for (name, ranks, more) in [
+        ("two", 2, &[][..]),
+        ("four", 4, &[]),
+        ("two, in other buckets", 2, &["--set", "comm.first_bucket_kib=4"]),
+        ("two, in one go", 2, &["--set", "comm.overlap=false"]),
+        ("two, in world's order", 2, &["--set", "train.determinism=world"]),
+        ("four, compressed", 4, &["--set", "comm.compression=bf16"]),
+        ("two, half", 2, &["--set", "comm.compression=fp16", "--set", "comm.reduce=flat-ordered"]),
+    ] {
+        let result = |run: &str| (metrics_without_times(experiment.metrics(run)), experiment.checkpoint(run));
+        let (mpi, nccl) = (format!("{name}, mpi"), format!("{name}, nccl"));
+        let _ = experiment.train(&mpi, ranks, more).expect_code(0);
+        let _ = over_nccl(&experiment, &nccl, ranks, more, "").expect_code(0);
+        assert!(result(&mpi) == result(&nccl), "{name}: another run over NCCL");
+    }
+}
+
+#[test]
+fn nccl_s_own_reduction_adds_in_an_order_of_its_own() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    let own = ["--set", "comm.reduce=nccl"];
+    for (ranks, same) in [(2, true), (4, false)] {
+        let (ordered, library) = (format!("ordered {ranks}"), format!("library {ranks}"));
+        let _ = over_nccl(&experiment, &ordered, ranks, &[], "").expect_code(0);
+        let _ = over_nccl(&experiment, &library, ranks, &own, "").expect_code(0);
+        // The sum of two is the same either way; the double adds four one after the other, not in pairs.
+        let equal = experiment.checkpoint(&ordered) == experiment.checkpoint(&library);
+        assert_eq!(equal, same, "{ranks} ranks");
+    }
+}
+
+/// Trains with a fault, checks what all failures have in common, and gives the one sentence about it with the lines
+/// that belong to it.
+fn failing(experiment: &Experiment, ranks: usize, more: &[&str], fault: &str) -> String {
+    let run = format!("{more:?} {fault} {ranks}").replace([':', '"', '/'], " ");
+    let outcome = over_nccl(experiment, &run, ranks, &[&["--set", TIMEOUT], more].concat(), fault);
+    let Outcome { code, stderr, duration, .. } = &outcome;
+    assert_ne!(*code, Some(0), "{run}:\n{stderr}");
+    assert!(*duration < MOMENTS, "{run} took {duration:?}:\n{stderr}");
+    let ended = Instant::now();
+    while !outcome.left_behind().is_empty() {
+        assert!(ended.elapsed() < GONE_WITHIN, "{run} left {:?}", outcome.left_behind());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Open MPI has a line of prose that begins with the same word.
+    let is_sentence = |line: &&str| line.starts_with("error:") || line.starts_with("error (");
+    assert_eq!(stderr.lines().filter(is_sentence).count(), 1, "{run}, printed once:\n{stderr}");
+    let lines = stderr.lines().skip_while(|line| !is_sentence(line));
+    let of_sentence = lines.enumerate().take_while(|(index, line)| *index == 0 || line.starts_with("  "));
+    of_sentence.map(|(_, line)| format!("{line}\n")).collect()
+}
+
+fn expect_parts(sentence: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(sentence.contains(part), "`{sentence}` lacks `{part}`");
+    }
+}
+
+#[test]
+fn a_rank_that_fails_while_the_others_wait_in_nccl_is_named() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    let late = "(all-reduce of bucket 0, ";
+    let cases: [(&str, &[&str]); 6] = [
+        ("3:1:kill", &["error: rank 1 on ", " died (its connection "]),
+        ("3:1:exit", &["error: rank 1 on ", " died (its connection "]),
+        ("3:1:panic", &["error (rank 1 on ", "a panic was asked for"]),
+        ("3:1:nan", &["error (rank 1 on ", "became infinite or NaN at step 3"]),
+        ("3:1:stop", &[" rank 1 on ", "stopped, or its host"]),
+        ("3:1:hang", &[late, "has not finished within 4 s (comm.timeout_s): it waits for rank 1 on "]),
+    ];
+    for (fault, parts) in cases {
+        expect_parts(&failing(&experiment, 2, &["--inject-fault", fault], ""), parts);
+    }
+}
+
+#[test]
+fn a_library_that_takes_no_part_any_more_is_noticed_by_the_watchdog() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    // At the first meeting of NCCL's ranks; in the midst of a step.
+    for fault in ["absent:1:0", "absent:1:8"] {
+        let sentence = failing(&experiment, 2, &[], fault);
+        // Both ranks are in the collective, so each is told with where it stands.
+        let parts = ["has not finished within 4 s (comm.timeout_s)", "\n  rank 0 on ", "\n  rank 1 on "];
+        expect_parts(&sentence, &parts);
+    }
+}
+
+#[test]
+fn an_asynchronous_error_ends_the_job_with_its_rank_and_nccl_s_sentence() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    for (ranks, fault) in [(2, "async-error:1:8"), (4, "async-error:2:1")] {
+        let sentence = failing(&experiment, ranks, &[], fault);
+        let speaker = if ranks == 2 { "error (rank 1 on " } else { "error (rank 2 on " };
+        expect_parts(&sentence, &[speaker, "NCCL: ", "remote process exited", "asynchronous error"]);
+    }
+}
+
+#[test]
+fn what_nccl_cannot_do_is_refused_in_a_sentence() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    let nccl = ["--set", "comm.backend=nccl"];
+    let nowhere = [("WRN_DIST_NCCL", "/nowhere/libnccl.so.2")];
+    let refused = experiment.train_in_environment("nowhere", 2, &nccl, &nowhere);
+    let sentence = "NCCL: rank 0 has no NCCL: WRN_DIST_NCCL names /nowhere/libnccl.so.2";
+    assert!(refused.code != Some(0) && refused.stderr.matches(sentence).count() == 1, "{refused:?}");
+
+    for (more, code, part) in [
+        (&["--set", "comm.reduce=nccl"][..], 2, "comm.reduce"),
+        (&["--set", "comm.reduce=mpi", "--set", "comm.backend=nccl"], 2, "comm.reduce"),
+        (&["--set", "comm.backend=gloo"], 2, "comm.backend"),
+        // The real library, where there is one, or its absence.
+        (&["--set", "comm.backend=nccl", "--set", "train.device=cpu"], 1, "NCCL"),
+    ] {
+        let refused = experiment.train("refused", 2, more);
+        assert_eq!(refused.code, Some(code), "{more:?}: {}", refused.stderr);
+        assert!(refused.stderr.contains(part), "{more:?}: {}", refused.stderr);
+    }
+}
