@@ -20,6 +20,7 @@ mod error;
 mod finite;
 mod flight;
 mod hierarchical;
+mod hook;
 #[cfg(test)]
 mod in_process;
 mod measure;
@@ -40,6 +41,7 @@ pub use compressed::Wire;
 pub use control::Control;
 pub use error::CommError;
 pub use flight::{Collective, CollectiveKind, FlightRecorder, Status};
+pub use hook::{BucketHook, Sum};
 pub use measure::{Measurement, measure_all_reduce};
 pub use mpi::MpiCommunicator;
 pub use reducer::{BucketRecord, Reducer, ReducerOptions, StepExchange};

@@ -7,6 +7,7 @@
 //! programs.
 
 mod bench;
+mod bucket_hook;
 mod checkpoint;
 pub mod config;
 mod data;
@@ -24,12 +25,15 @@ mod network_overview;
 mod optimizer;
 mod overview;
 mod plan;
+mod power_sgd;
 mod run_dir;
 mod scaling;
 mod schedule;
 mod session;
 mod show;
 mod state;
+mod sync_norm;
+mod synchronization;
 mod telemetry;
 mod train;
 mod transfer;
