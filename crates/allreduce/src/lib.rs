@@ -26,6 +26,7 @@ mod in_process;
 mod measure;
 mod mpi;
 mod ordered;
+mod processor_time;
 mod reducer;
 mod region;
 mod scheduling;

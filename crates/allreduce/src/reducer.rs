@@ -15,6 +15,7 @@ use crate::communicator::Communicator;
 use crate::finite::{all_finite, scale};
 use crate::flight::{Collective, CollectiveKind};
 use crate::hook::BucketHook;
+use crate::processor_time;
 use crate::thread::Work;
 use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment, Wire};
 
@@ -44,6 +45,8 @@ pub struct BucketRecord {
     pub started: Duration,
     /// When its exchange was complete, and what a [`BucketHook`] does with the averages not yet begun.
     pub finished: Duration,
+    /// Processor time of the communication thread for its exchange.
+    pub processor: Duration,
     /// Whether no average is infinite or NaN; the same on all ranks.
     pub finite: bool,
 }
@@ -142,6 +145,7 @@ struct Step {
 struct Completion {
     bucket: usize,
     bytes: usize,
+    processor: Duration,
     started: Instant,
     finished: Instant,
     finite: bool,
@@ -305,6 +309,7 @@ impl Reducer {
                 queued: *queued - begin,
                 started: completion.started - begin,
                 finished: completion.finished - begin,
+                processor: completion.processor,
                 finite: completion.finite,
             });
         }
@@ -332,6 +337,7 @@ impl Reducer {
             core: Arc::clone(&self.core),
             bucket,
             bytes: 0,
+            processor: Duration::ZERO,
             started: None,
             finished: None,
             finite: true,
@@ -371,6 +377,7 @@ struct BucketWork {
     core: Arc<Core>,
     bucket: usize,
     bytes: usize,
+    processor: Duration,
     started: Option<Instant>,
     finished: Option<Instant>,
     finite: bool,
@@ -390,7 +397,9 @@ impl Work for BucketWork {
 
     fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
         self.started = Some(Instant::now());
+        let processor_begin = processor_time::of_this_thread();
         self.exchange(communicator)?;
+        self.processor = processor_time::of_this_thread().saturating_sub(processor_begin);
         self.finished = Some(Instant::now());
         let finite = self.finite && self.core.finite_so_far.load(Ordering::Relaxed);
         self.core.finite_so_far.store(finite, Ordering::Relaxed);
@@ -447,6 +456,7 @@ impl Drop for BucketWork {
         let _ = self.core.completed.send(Completion {
             bucket: self.bucket,
             bytes: self.bytes,
+            processor: self.processor,
             started: self.started.unwrap_or(finished),
             finished: self.finished.unwrap_or(finished),
             finite: self.finite,
