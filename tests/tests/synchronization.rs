@@ -76,7 +76,8 @@ fn a_gradient_that_is_not_finite_ends_a_run_that_updates_early_and_nothing_of_it
     let keys = sets(&["comm.overlap=sync+step"]);
     let _ = experiment.train("run", 2, &[&keys[..], &["--stop-after", "step:4"]].concat()).expect_code(75);
     let saved = experiment.checkpoint("run");
-    let ended = experiment.train("run", 2, &[&keys[..], &["--inject-fault", "6:1:nan"]].concat()).expect_code(1);
+    let ended =
+        experiment.train("run", 2, &[&keys[..], &["--inject-fault", "6:1:nan"]].concat()).expect_code(1);
     assert!(ended.stderr.contains("became infinite or NaN at step 6"), "{}", ended.stderr);
     assert!(experiment.checkpoint("run") == saved, "the last checkpoint is that of step 4");
 }

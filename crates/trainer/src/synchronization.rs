@@ -172,8 +172,7 @@ mod tests {
             (&["model.sync_norm=true", "train.micro_batch=2"], "model.sync_norm"),
         ] {
             let message = message(sets);
-            assert!(message.contains(&format!("{key}: ")) || message.contains(key), "{sets:?}: {message}");
-            assert!(message.contains("expected") || message.contains("no meaning"), "{sets:?}: {message}");
+            assert!(message.contains(&format!(": {key}")), "{sets:?}: {message}");
         }
         for sets in [
             &["comm.compression=power-sgd", "comm.power_sgd_rank=4", "comm.power_sgd_start_step=0"][..],
