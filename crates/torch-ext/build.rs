@@ -13,6 +13,7 @@ const SOURCES: &[&str] = &[
     "memory.cpp",
     "recompute.cpp",
     "runtime.cpp",
+    "sync_norm.cpp",
 ];
 
 fn main() {

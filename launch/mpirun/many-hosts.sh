@@ -21,6 +21,11 @@ flags+=(
     --map-by slot              # neighbouring ranks on one host
     --mca pml ob1              # the point-to-point layer that TCP and shared memory belong to
     --mca btl '^openib'        # breaks with several threads
+    # A host that is gone: the ranks end by themselves, but mpirun waits for its helper there until TCP gives up, which
+    # takes eight minutes unless it asks sooner: after 10 s of silence, every 5 s, three times.
+    --mca oob_tcp_keepalive_time 10
+    --mca oob_tcp_keepalive_intvl 5
+    --mca oob_tcp_keepalive_probes 3
 )
 if [[ -n ${NETWORK:-} ]]; then
     flags+=(--mca btl_tcp_if_include "$NETWORK" --mca oob_tcp_if_include "$NETWORK")

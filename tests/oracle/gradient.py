@@ -1,6 +1,8 @@
 """Compares the gradient that one step of wrn-dist left in a checkpoint with PyTorch's.
 
-usage: gradient.py micro-batches|whole-batch DATA CHECKPOINT
+usage: gradient.py micro-batches|whole-batch|synchronized-norm DATA CHECKPOINT
+
+With synchronized-norm, batch norm is over the whole batch, and the running statistics after the step are compared as well.
 
 The step had rate 0, so the weights are the initial ones; with no decay its momentum is the averaged gradient.
 
@@ -38,13 +40,15 @@ for name, parameter in parameters.items():
         parameters[name] = parameter.contiguous(memory_format=torch.channels_last)
     parameters[name].requires_grad_()
 blocks = 1 + max(int(name.split("block")[1].split(".")[0]) for name in parameters if "block" in name)
+running = {}
 
 
 def norm(x, name):
     if mode == "whole-batch":  # running statistics as they begin
         zeros = torch.zeros(x.shape[1])
         return F.batch_norm(x, zeros, zeros + 1, parameters[name + ".weight"], parameters[name + ".bias"])
-    return F.batch_norm(x, None, None, parameters[name + ".weight"], parameters[name + ".bias"], training=True)
+    mean, variance = running[name] = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+    return F.batch_norm(x, mean, variance, parameters[name + ".weight"], parameters[name + ".bias"], training=True)
 
 
 def network(x):
@@ -62,17 +66,21 @@ def network(x):
     return F.linear(x, parameters["fc.weight"], parameters["fc.bias"])
 
 
-step = len(images) if mode == "whole-batch" else MICRO_BATCH
+step = MICRO_BATCH if mode == "micro-batches" else len(images)
 portions = len(images) // step
 for begin in range(0, len(images), step):
     loss = F.cross_entropy(network(images[begin : begin + step]), labels[begin : begin + step])
     (loss / portions).backward()
 
 worst, where = 0.0, ""
-for name, ours in gradients.items():
-    theirs = parameters[name].grad
+pairs = {name: (ours, parameters[name].grad) for name, ours in gradients.items()}
+if mode == "synchronized-norm":
+    for name, (mean, variance) in running.items():
+        pairs[name + ".running_mean"] = weights[name + ".running_mean"], mean
+        pairs[name + ".running_var"] = weights[name + ".running_var"], variance
+for name, (ours, theirs) in pairs.items():
     difference = ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item()
     if difference > worst:
         worst, where = difference, name
-print(f"{len(gradients)} parameters, largest relative difference {worst:.2e} ({where})")
+print(f"{len(pairs)} tensors, largest relative difference {worst:.2e} ({where})")
 sys.exit(worst > TOLERANCE)

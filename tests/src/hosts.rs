@@ -95,6 +95,14 @@ impl TwoHosts {
             .expect("the temporary folder is writable");
     }
 
+    /// Cuts the link between the hosts.
+    ///
+    /// # Panics
+    /// When it cannot be cut.
+    pub fn cut(&self) {
+        assert!(ip(&["-n", &self.namespaces[1], "link", "set", "eth0", "down"]), "a link can be taken down");
+    }
+
     /// Ids of the processes that still run on either host.
     #[must_use]
     pub fn left_behind(&self) -> Vec<String> {

@@ -1,6 +1,8 @@
 //! Ranks on two hosts, which are network namespaces with a link of 1 Gbit/s between them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::time::{Duration, Instant};
+
 use end_to_end::{Experiment, FashionMnist, TwoHosts, metrics_without_times, mpirun_or_skip};
 
 fn experiment() -> Experiment {
@@ -61,4 +63,44 @@ fn an_error_on_the_second_host_ends_all_ranks_with_its_sentence() {
         "{sentences:?}"
     );
     assert!(!out.exists());
+}
+
+#[test]
+#[ignore = "long"]
+fn a_cut_link_ends_ranks_and_mpirun_on_both_hosts() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let Some(hosts) = TwoHosts::set_up_or_skip(1, "1gbit") else { return };
+    let experiment = experiment();
+    let out = experiment.path("cut");
+    let metrics = out.join("metrics.jsonl");
+    let sets = ["train.epochs=1000", "comm.timeout_s=5", "checkpoint.every_epochs=1000"];
+    let arguments = [
+        &["train", "--config", experiment.config(), "--out", out.to_str().unwrap()][..],
+        &sets.iter().flat_map(|set| ["--set", set]).collect::<Vec<_>>(),
+    ]
+    .concat();
+    let (outcome, after) = std::thread::scope(|scope| {
+        let cut = scope.spawn(|| {
+            let begin = Instant::now();
+            while !metrics.metadata().is_ok_and(|file| file.len() > 0) {
+                assert!(begin.elapsed() < Duration::from_secs(120), "no step within two minutes");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            hosts.cut();
+            Instant::now()
+        });
+        let outcome = hosts.wrn_dist(&arguments);
+        (outcome, cut.join().unwrap().elapsed())
+    });
+    assert_ne!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(after < Duration::from_secs(60), "mpirun ended {after:?} after the cut:\n{}", outcome.stderr);
+    assert!(outcome.stderr.contains("rank 1"), "{}", outcome.stderr);
+    // The second host's helper asks as often.
+    let begin = Instant::now();
+    while !hosts.left_behind().is_empty() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "left behind: {:?}", hosts.left_behind());
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }

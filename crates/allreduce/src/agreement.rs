@@ -25,7 +25,7 @@ pub struct Agreed {
 }
 
 /// Exit code of a failure that nobody chose a code for.
-const EXIT_FAILURE: i32 = 1;
+pub(crate) const EXIT_FAILURE: i32 = 1;
 
 impl CommThread {
     /// Collective: the value if every rank succeeded, else, on all ranks, the failure of the lowest rank that

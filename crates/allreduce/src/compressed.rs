@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::CommError;
-use crate::ordered::{BLOCK, OrderedReduction, Slices, add_rows_pairwise, gather};
+use crate::ordered::{BLOCK, OrderedReduction, Slices, add_rows_pairwise, gather, scatter};
 use crate::transport::{Element, Transport};
 
 impl Element for bf16 {}
@@ -117,13 +117,7 @@ where
         let rows = &mut self.rows[..world_size * slice_len];
         rounded.convert_from_f32_slice(values);
 
-        transport.exchange(
-            rounded.chunks(slice_len).enumerate().filter(|&(peer, _)| peer != rank),
-            rows.chunks_mut(slice_len)
-                .enumerate()
-                .filter(|&(peer, _)| peer != rank && !own.is_empty())
-                .map(|(peer, row)| (peer, &mut row[..own.len()])),
-        )?;
+        scatter(transport, rounded, rows, slices)?;
         for begin in (0..own.len()).step_by(BLOCK) {
             let end = (begin + BLOCK).min(own.len());
             let own = &mut rounded[own.clone()][begin..end];

@@ -104,6 +104,9 @@ pub enum CommError {
         /// Number of ranks.
         world_size: usize,
     },
+    /// What was to be done with a bucket beside its exchange failed on this rank.
+    #[error("{0}")]
+    Hook(String),
     /// The job is being ended on request.
     #[error("the job is being aborted")]
     Aborted,

@@ -98,13 +98,7 @@ impl OrderedReduction {
             self.rows.resize(world_size * slice_len, 0.0);
         }
         let rows = &mut self.rows[..world_size * slice_len];
-        transport.exchange(
-            values.chunks(slice_len).enumerate().filter(|&(peer, _)| peer != rank),
-            rows.chunks_mut(slice_len)
-                .enumerate()
-                .filter(|&(peer, _)| peer != rank && own_len > 0)
-                .map(|(peer, row)| (peer, &mut row[..own_len])),
-        )?;
+        scatter(transport, values, rows, slices)?;
         for begin in (0..own_len).step_by(BLOCK) {
             let columns = begin..(begin + BLOCK).min(own_len);
             let own = &mut values[own.clone()][columns.clone()];
@@ -114,6 +108,25 @@ impl OrderedReduction {
         }
         Ok(())
     }
+}
+
+/// Sends each rank the slice that it owns, and receives the others' copies of this rank's slice: of rank r at row r
+/// of `rows`, which are as far apart as slices. This rank's own row stays as it is.
+pub(crate) fn scatter<E: Element>(
+    transport: &mut impl Transport,
+    values: &[E],
+    rows: &mut [E],
+    slices: Slices,
+) -> Result<(), CommError> {
+    let (rank, slice_len) = (transport.rank(), slices.slice_len());
+    let own_len = slices.of(rank).len();
+    transport.exchange(
+        values.chunks(slice_len).enumerate().filter(|&(peer, _)| peer != rank),
+        rows.chunks_mut(slice_len)
+            .enumerate()
+            .filter(|&(peer, _)| peer != rank && own_len > 0)
+            .map(|(peer, row)| (peer, &mut row[..own_len])),
+    )
 }
 
 /// Gives every rank the slices that the others own.

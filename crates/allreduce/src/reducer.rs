@@ -4,6 +4,7 @@
 //! Decides when which bucket goes to the communication thread. What backward is, and when a gradient is
 //! complete, is known to the caller alone.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,9 @@ use crate::accumulate::SumTree;
 use crate::communicator::Communicator;
 use crate::finite::{all_finite, scale};
 use crate::flight::{Collective, CollectiveKind};
+use crate::hook::BucketHook;
 use crate::nccl::{Ready, RegionDevice};
+use crate::processor_time;
 use crate::thread::Work;
 use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment, Wire};
 
@@ -35,14 +38,16 @@ pub struct ReducerOptions {
 pub struct BucketRecord {
     /// Index of the bucket.
     pub bucket: usize,
-    /// Its size as it travels, between hosts if there are several.
+    /// Size of what this rank summed with the others for it, as it travels, between hosts if there are several.
     pub bytes: usize,
     /// When it was handed to the communication thread.
     pub queued: Duration,
     /// When its exchange began.
     pub started: Duration,
-    /// When its exchange was complete.
+    /// When its exchange was complete, and what a [`BucketHook`] does with the averages not yet begun.
     pub finished: Duration,
+    /// Processor time of the communication thread for its exchange.
+    pub processor: Duration,
     /// Whether no average is infinite or NaN; the same on all ranks.
     pub finite: bool,
 }
@@ -52,7 +57,7 @@ pub struct BucketRecord {
 pub struct StepExchange {
     /// By bucket index, the order of exchange.
     pub buckets: Vec<BucketRecord>,
-    /// How long [`Reducer::finish`] waited: communication that nothing hid.
+    /// How long [`Reducer::finish`] waited: communication, and what a [`BucketHook`] did, that nothing hid.
     pub exposed: Duration,
     /// Segments that were never marked ready: their parameters took no part in the step.
     pub unready: Vec<usize>,
@@ -113,6 +118,12 @@ struct Core {
     scale: f32,
     /// Of the micro batches before the last one; with [`Accumulation::Tree`].
     tree: Option<Mutex<SumTree>>,
+    /// Used on the communication thread only.
+    hook: Option<Mutex<Box<dyn BucketHook>>>,
+    /// Whether the hook takes the place of the plain sum.
+    hook_exchanges: bool,
+    /// Whether the averages of this step's buckets so far are finite.
+    finite_so_far: AtomicBool,
     completed: Sender<Completion>,
 }
 
@@ -134,6 +145,8 @@ struct Step {
 /// How the exchange of a bucket ended.
 struct Completion {
     bucket: usize,
+    bytes: usize,
+    processor: Duration,
     started: Instant,
     finished: Instant,
     finite: bool,
@@ -188,6 +201,9 @@ impl Reducer {
             gradients,
             scale: options.scale,
             tree: (options.accumulation == Accumulation::Tree).then(Mutex::default),
+            hook: None,
+            hook_exchanges: false,
+            finite_so_far: AtomicBool::new(true),
             completed,
         };
         Reducer {
@@ -198,6 +214,18 @@ impl Reducer {
             step: Mutex::new(step),
             completions,
         }
+    }
+
+    /// The same with a hook, which replaces an earlier one.
+    ///
+    /// # Panics
+    /// After the first step has begun.
+    #[must_use]
+    pub fn with_hook(mut self, hook: Box<dyn BucketHook>) -> Reducer {
+        let core = Arc::get_mut(&mut self.core).expect("no bucket is under way before the first step");
+        core.hook_exchanges = hook.exchanges();
+        core.hook = Some(Mutex::new(hook));
+        self
     }
 
     /// The buckets as text, one a line, which must be equal on all ranks.
@@ -217,6 +245,7 @@ impl Reducer {
         if let Some(tree) = &self.core.tree {
             lock(tree).begin_step(local_micro_batches, self.core.gradients.len());
         }
+        self.core.finite_so_far.store(true, Ordering::Relaxed);
         step.begin = None;
         step.sealed = false;
         step.ready.fill(false);
@@ -280,10 +309,11 @@ impl Reducer {
             completion.result.clone()?;
             buckets.push(BucketRecord {
                 bucket: completion.bucket,
-                bytes: self.core.bytes(completion.bucket),
+                bytes: completion.bytes,
                 queued: *queued - begin,
                 started: completion.started - begin,
                 finished: completion.finished - begin,
+                processor: completion.processor,
                 finite: completion.finite,
             });
         }
@@ -311,7 +341,10 @@ impl Reducer {
             core: Arc::clone(&self.core),
             bucket,
             computed: self.core.gradients.device().map(RegionDevice::mark),
+            bytes: 0,
+            processor: Duration::ZERO,
             started: None,
+            finished: None,
             finite: true,
             result: Err(CommError::Ended),
         }));
@@ -327,16 +360,15 @@ impl Reducer {
 }
 
 impl Core {
-    /// How many of a bucket's first elements do not travel as fp32.
+    /// How many of a bucket's first elements do not simply travel as fp32.
     fn compressed_len(&self, bucket: &Bucket) -> usize {
-        match self.wire {
-            Wire::Fp32 => 0,
-            Wire::Bf16 | Wire::Fp16 => {
-                self.segments_end.clamp(bucket.range.start, bucket.range.end) - bucket.range.start
-            }
+        if self.wire == Wire::Fp32 && !self.hook_exchanges {
+            return 0;
         }
+        self.segments_end.clamp(bucket.range.start, bucket.range.end) - bucket.range.start
     }
 
+    /// Size of a bucket in the format in which it travels.
     fn bytes(&self, bucket: usize) -> usize {
         let (bucket, region) = &self.buckets[bucket];
         let compressed = self.compressed_len(bucket);
@@ -351,7 +383,10 @@ struct BucketWork {
     bucket: usize,
     /// Of gradients on a device: lets the exchange wait there for the computation of this bucket.
     computed: Option<Result<Ready, String>>,
+    bytes: usize,
+    processor: Duration,
     started: Option<Instant>,
+    finished: Option<Instant>,
     finite: bool,
     /// As if abandoned, until `done` says otherwise.
     result: Result<(), CommError>,
@@ -369,31 +404,59 @@ impl Work for BucketWork {
 
     fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
         self.started = Some(Instant::now());
-        if let Some(computed) = self.computed.take() {
-            return self.run_on_device(computed, communicator);
+        let processor_begin = processor_time::of_this_thread();
+        match self.computed.take() {
+            Some(computed) => self.exchange_on_device(computed, communicator)?,
+            None => self.exchange(communicator)?,
         }
-        let (bucket, region) = &self.core.buckets[self.bucket];
-        let mut values = region.lock();
-        if let Some(tree) = &self.core.tree {
-            lock(tree).fold_into(&bucket.range, &mut values);
+        self.processor = processor_time::of_this_thread().saturating_sub(processor_begin);
+        self.finished = Some(Instant::now());
+        let finite = self.finite && self.core.finite_so_far.load(Ordering::Relaxed);
+        self.core.finite_so_far.store(finite, Ordering::Relaxed);
+        match &self.core.hook {
+            // The hook has the elements to itself.
+            Some(hook) if finite => lock(hook).averaged(self.bucket),
+            _ => Ok(()),
         }
-        let (compressed, plain) = values.split_at_mut(self.core.compressed_len(bucket));
-        self.finite = true;
-        if !compressed.is_empty() {
-            // What is rounded is scaled before, so that a mean that can be represented has a sum that can.
-            scale(compressed, self.core.scale);
-            communicator.all_reduce(compressed, self.core.wire)?;
-            self.finite &= all_finite(compressed);
-        }
-        if !plain.is_empty() {
-            communicator.all_reduce(plain, Wire::Fp32)?;
-            self.finite &= scale(plain, self.core.scale);
-        }
-        Ok(())
     }
 
     fn done(mut self: Box<Self>, result: Result<(), CommError>) {
         self.result = result;
+    }
+}
+
+impl BucketWork {
+    /// Replaces the bucket's values by their averages.
+    fn exchange(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
+        let core = &*self.core;
+        let (bucket, region) = &core.buckets[self.bucket];
+        let mut values = region.lock();
+        if let Some(tree) = &core.tree {
+            lock(tree).fold_into(&bucket.range, &mut values);
+        }
+        let (compressed, plain) = values.split_at_mut(core.compressed_len(bucket));
+        let bytes = &mut self.bytes;
+        let mut sum = |values: &mut [f32], wire: Wire| {
+            *bytes += values.len() * wire.bytes();
+            communicator.all_reduce(values, wire)
+        };
+        self.finite = true;
+        if !compressed.is_empty() {
+            // What is rounded is scaled before, so that a mean that can be represented has a sum that can.
+            scale(compressed, core.scale);
+            match &core.hook {
+                Some(hook) if core.hook_exchanges => {
+                    lock(hook).all_reduce(self.bucket, compressed, &mut |values| sum(values, core.wire))?;
+                }
+                _ => sum(compressed, core.wire)?,
+            }
+            self.finite &= all_finite(compressed);
+        }
+        if !plain.is_empty() {
+            sum(plain, Wire::Fp32)?;
+            self.finite &= scale(plain, core.scale);
+        }
+        Ok(())
     }
 }
 
@@ -402,8 +465,10 @@ impl Drop for BucketWork {
         let finished = Instant::now();
         let _ = self.core.completed.send(Completion {
             bucket: self.bucket,
+            bytes: self.bytes,
+            processor: self.processor,
             started: self.started.unwrap_or(finished),
-            finished,
+            finished: self.finished.unwrap_or(finished),
             finite: self.finite,
             result: std::mem::replace(&mut self.result, Ok(())),
         });

@@ -10,16 +10,15 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
+use crate::agreement::EXIT_FAILURE;
 use crate::communicator::{AbortSignal, Communicator};
 use crate::flight::{Collective, CollectiveKind, FlightRecorder};
 use crate::scheduling::{ask_for_exact_sleeps, ask_for_short_slices};
-use crate::{CommError, Region, Topology};
+use crate::{CommError, Region, Topology, Wire};
 
 /// How long an abort may take before this process ends without the help of the communicator, which may be
 /// held up in a call that cannot be interrupted.
 const ABORT_PATIENCE: Duration = Duration::from_secs(5);
-/// Exit code for a job that ends because a rank gave up its communication without saying why.
-const EXIT_FAILURE: i32 = 1;
 
 /// A piece of work for the communication thread.
 pub(crate) trait Work: Send {
@@ -146,6 +145,23 @@ impl CommThread {
     /// When the exchange failed or was aborted.
     pub fn barrier(&self) -> Result<(), CommError> {
         self.call_as(Collective::of_kind(CollectiveKind::Barrier), |communicator| communicator.barrier())
+    }
+
+    /// Collective: the sums of `values` over all ranks, element by element and formed in fp32. The same length and
+    /// the same result on every rank.
+    ///
+    /// # Errors
+    /// When the exchange failed or was aborted.
+    pub fn sum(&self, mut values: Vec<f32>) -> Result<Vec<f32>, CommError> {
+        let collective = Collective {
+            bytes: Some(size_of_val(&*values)),
+            dtype: Some(Wire::Fp32.name().into()),
+            ..Collective::of_kind(CollectiveKind::AllReduce)
+        };
+        self.call_as(collective, move |communicator| {
+            communicator.all_reduce(&mut values, Wire::Fp32)?;
+            Ok(values)
+        })
     }
 
     /// Collective: replaces the elements by those of rank `root`.
@@ -450,6 +466,8 @@ mod tests {
                         let region = Region::from_vec(vec![rank as f32; 10]);
                         comm.broadcast(region.clone(), 1).unwrap();
                         assert_eq!(region.to_vec(), [1.0; 10]);
+                        let sum = (world_size * (world_size - 1) / 2) as f32;
+                        assert_eq!(comm.sum(vec![rank as f32; 3]).unwrap(), [sum; 3]);
                         let ranks: Vec<_> = (0..world_size).map(|rank| vec![rank as u8]).collect();
                         assert_eq!(comm.all_gather(vec![rank as u8]).unwrap(), ranks);
                         comm.barrier().unwrap();

@@ -32,7 +32,7 @@ impl Lasting {
             parameters: pass.parameters.iter().map(Tensor::shallow_clone).collect(),
             running: match pass.norm {
                 // The first run has written the batch's statistics, and the ranks may be exchanging them.
-                Norm::Batch { .. } => None,
+                Norm::Batch { .. } | Norm::Synchronized { .. } => None,
                 Norm::Running(statistics) => Some(statistics.iter().map(share).collect()),
             },
         };

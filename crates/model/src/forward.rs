@@ -8,6 +8,7 @@ use rand::{Rng, RngExt};
 use tch::{Kind, Tensor};
 use torch_ext::random;
 use torch_ext::recompute::{NormArguments, Recomputed, norm_relu};
+use torch_ext::sync_norm::{self, Ranks};
 
 use crate::checkpoint::{Lasting, run_block};
 use crate::error::ModelError;
@@ -40,6 +41,14 @@ pub enum Norm<'a> {
         /// What is written instead for layers of a block that stochastic depth leaves out, so that an average
         /// over micro batches leaves their running statistics where they are.
         running: &'a [Statistics],
+    },
+    /// By the batches of all ranks together. They must run the same layers: no stochastic depth, and nothing that runs a
+    /// part of the network again.
+    Synchronized {
+        /// Where their mean and unbiased variance are written.
+        batch: &'a [Statistics],
+        /// The ranks.
+        ranks: &'a Ranks,
     },
     /// By these.
     Running(&'a [Statistics]),
@@ -74,15 +83,20 @@ impl Network {
     /// autocast; runs on the device of its tensors.
     ///
     /// # Errors
-    /// When libtorch refuses an operation, for example for lack of memory.
+    /// When libtorch refuses an operation, for example for lack of memory; when [`Norm::Synchronized`] meets stochastic
+    /// depth or another memory mode than plain, with which the ranks would wait for each other in vain.
     ///
     /// # Panics
     /// When the pass holds fewer parameters or statistics than the network declares.
     pub fn forward(&self, input: &Tensor, pass: &Pass) -> Result<Tensor, ModelError> {
+        if matches!(pass.norm, Norm::Synchronized { .. }) {
+            self.require_the_same_layers_on_all_ranks(pass.memory)?;
+        }
         let context = Context {
             parameters: pass.parameters,
             statistics: match pass.norm {
                 Norm::Batch { batch, running } => UsedStatistics::Batch(Some(Written { batch, running })),
+                Norm::Synchronized { batch, ranks } => UsedStatistics::Synchronized { batch, ranks },
                 Norm::Running(statistics) => UsedStatistics::Running(statistics),
             },
             draws: pass.draws,
@@ -90,6 +104,22 @@ impl Network {
             lasting: (pass.memory == Memory::Checkpoint).then(|| Lasting::new(pass)),
         };
         Ok(run(&self.root, &Value::kept(input.shallow_clone()), &context)?.tensor)
+    }
+
+    fn require_the_same_layers_on_all_ranks(&self, memory: Memory) -> Result<(), ModelError> {
+        let mut stochastic = false;
+        self.root.visit(&mut |node| {
+            stochastic |= matches!(node, Node::Residual(block) if block.survival.is_some());
+        });
+        match (stochastic, memory) {
+            (false, Memory::Plain) => Ok(()),
+            (true, _) => {
+                Err(ModelError::Option("batch norm over several ranks excludes stochastic depth".into()))
+            }
+            (_, memory) => {
+                Err(ModelError::Option(format!("batch norm over several ranks excludes memory: {memory}")))
+            }
+        }
     }
 
     /// Parameters of the blocks that stochastic depth leaves out of the training pass with this key: it gives
@@ -119,6 +149,8 @@ impl Survival {
 pub(crate) enum UsedStatistics<'a> {
     /// Normalises by the batch's own, and writes them down if told where.
     Batch(Option<Written<'a>>),
+    /// Normalises by those of all ranks' batches, and writes them down.
+    Synchronized { batch: &'a [Statistics], ranks: &'a Ranks },
     /// Normalises by these.
     Running(&'a [Statistics]),
 }
@@ -183,19 +215,7 @@ pub(crate) fn run(node: &Node, input: &Value, context: &Context) -> Result<Value
             }
             output
         }
-        Node::Norm { gain, bias, layer, epsilon } => {
-            let norm = norm_arguments(*gain, *bias, *layer, *epsilon, context);
-            input.f_batch_norm(
-                Some(norm.gain),
-                Some(norm.bias),
-                norm.statistics.map(|(mean, _)| mean),
-                norm.statistics.map(|(_, variance)| variance),
-                norm.by_batch,
-                norm.momentum,
-                norm.epsilon,
-                true,
-            )?
-        }
+        Node::Norm { gain, bias, layer, epsilon } => norm(*gain, *bias, *layer, *epsilon, input, context)?,
         Node::Relu => input.shallow_clone().f_relu_()?,
         Node::MaxPool { kernel, stride, padding } => {
             input.f_max_pool2d([*kernel, *kernel], [*stride, *stride], [*padding, *padding], [1, 1], false)?
@@ -219,6 +239,32 @@ pub(crate) fn run(node: &Node, input: &Value, context: &Context) -> Result<Value
         }
         Node::Residual(block) => residual(block, input, context)?,
     }))
+}
+
+fn norm(
+    gain: usize,
+    bias: usize,
+    layer: usize,
+    epsilon: f64,
+    input: &Tensor,
+    context: &Context,
+) -> Result<Tensor, ModelError> {
+    if let UsedStatistics::Synchronized { batch, ranks } = context.statistics {
+        let Statistics { mean, variance } = &batch[layer];
+        let [gain, bias] = [gain, bias].map(|index| &context.parameters[index]);
+        return Ok(sync_norm::batch_norm(input, gain, bias, (mean, variance), epsilon, ranks)?);
+    }
+    let norm = norm_arguments(gain, bias, layer, epsilon, context);
+    Ok(input.f_batch_norm(
+        Some(norm.gain),
+        Some(norm.bias),
+        norm.statistics.map(|(mean, _)| mean),
+        norm.statistics.map(|(_, variance)| variance),
+        norm.by_batch,
+        norm.momentum,
+        norm.epsilon,
+        true,
+    )?)
 }
 
 fn run_sequence(mut nodes: &[Node], input: &Value, context: &Context) -> Result<Value, ModelError> {
@@ -255,6 +301,7 @@ fn norm_arguments<'a>(
     // ranks.
     let (statistics, by_batch, momentum) = match context.statistics {
         UsedStatistics::Batch(written) => (written.map(|written| &written.batch[layer]), true, 1.0),
+        UsedStatistics::Synchronized { batch, .. } => (Some(&batch[layer]), true, 1.0),
         UsedStatistics::Running(statistics) => (Some(&statistics[layer]), false, 0.0),
     };
     NormArguments {

@@ -44,6 +44,13 @@ impl Init {
     }
 }
 
+/// `len` standard normal values: a function of the seed, a name, and the use that `domain` tells from all others.
+#[must_use]
+pub fn normal_values(len: usize, seed: u64, name: &str, domain: [u8; 8]) -> Vec<f32> {
+    let mut generator = keyed(&[seed, xxh3_64(name.as_bytes()), u64::from_le_bytes(domain), 0]);
+    StandardNormal.sample_iter(&mut generator).take(len).collect()
+}
+
 /// A generator whose whole key is the identity of what is drawn.
 pub(crate) fn keyed(identity: &[u64; 4]) -> ChaCha8Rng {
     let mut key = [0; 32];

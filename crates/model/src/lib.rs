@@ -46,6 +46,7 @@ mod tree;
 pub use architecture::Architecture;
 pub use error::ModelError;
 pub use forward::{DrawKey, Norm, Pass, Statistics};
+pub use init::normal_values;
 pub use memory::Memory;
 pub use names::{Content, NamedTensor, Naming, current_name};
 pub use network::Network;

@@ -15,6 +15,7 @@
 //! | [`optimizer`] | SGD in one fused call |
 //! | [`random`] | dropout whose mask is a function of a key |
 //! | [`runtime`] | threads, determinism, versions |
+//! | [`sync_norm`] | batch norm over the images of several ranks |
 //! | [`cuda`] | streams and events |
 
 pub mod autocast;
@@ -29,6 +30,7 @@ pub mod optimizer;
 pub mod random;
 pub mod recompute;
 pub mod runtime;
+pub mod sync_norm;
 mod sys;
 
 pub use error::{Error, first_line};

@@ -35,6 +35,16 @@ pub fn threads() -> usize {
     unsafe { sys::torch_ext_threads() as usize }
 }
 
+/// From now on operations that the calling thread runs use no other thread. For a thread beside the one that trains,
+/// whose cores it would otherwise take away.
+///
+/// # Errors
+/// When this libtorch does not let itself be told.
+pub fn use_one_thread_here() -> Result<(), Error> {
+    // SAFETY: no arguments.
+    check(unsafe { sys::torch_ext_use_one_thread_here() })
+}
+
 /// Whether operations without a deterministic algorithm are refused.
 ///
 /// # Errors

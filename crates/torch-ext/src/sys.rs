@@ -56,6 +56,20 @@ unsafe extern "C" {
         context: *mut c_void,
     ) -> Text;
 
+    pub(crate) fn torch_ext_sync_norm(
+        input: *const C_tensor,
+        gain: *const C_tensor,
+        bias: *const C_tensor,
+        mean: *const C_tensor,
+        variance: *const C_tensor,
+        epsilon: f64,
+        ranks: f64,
+        average: extern "C" fn(*mut c_void, *mut f32, usize) -> Text,
+        drop: extern "C" fn(*mut c_void),
+        context: *mut c_void,
+        output: *mut *mut C_tensor,
+    ) -> Text;
+
     pub(crate) fn torch_ext_autocast_enter(
         device: c_int,
         dtype: c_int,
@@ -94,6 +108,7 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_set_threads(intra_op: c_int, inter_op: c_int) -> Text;
     pub(crate) fn torch_ext_keep_freed_memory() -> bool;
     pub(crate) fn torch_ext_threads() -> c_int;
+    pub(crate) fn torch_ext_use_one_thread_here() -> Text;
     pub(crate) fn torch_ext_set_deterministic(on: bool) -> Text;
     pub(crate) fn torch_ext_set_cudnn_benchmark(on: bool) -> Text;
     pub(crate) fn torch_ext_set_tf32(on: bool) -> Text;

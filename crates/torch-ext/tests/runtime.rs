@@ -14,6 +14,12 @@ use torch_ext::runtime;
 fn threads_are_set_and_what_cannot_be_is_refused() {
     runtime::set_threads(2, 1).unwrap();
     assert_eq!(runtime::threads(), 2);
+    let limited = std::thread::spawn(|| {
+        runtime::use_one_thread_here().unwrap();
+        runtime::threads()
+    });
+    assert_eq!(limited.join().unwrap(), 1);
+    assert_eq!((runtime::threads(), std::thread::spawn(runtime::threads).join().unwrap()), (2, 2));
     runtime::set_threads(1, 1).unwrap();
     assert_eq!(runtime::threads(), 1);
     assert_eq!(tch::get_num_threads(), 1);

@@ -2,7 +2,7 @@
 
 use allreduce::{CommError, Communicator, NcclCommunicator, Reduction};
 
-use crate::config::{Backend, Config, Determinism, DeviceChoice, Reduce};
+use crate::config::{Backend, Compression, Config, Determinism, DeviceChoice, Overlap, Reduce};
 
 /// `auto` made definite, as far as this rank can tell: NCCL where there is a GPU to compute on, and nothing else is
 /// wanted that is MPI's alone.
@@ -11,8 +11,11 @@ pub(crate) fn choose(config: &Config) -> Backend {
         Backend::Auto => {
             let on_gpu = config.train.device != DeviceChoice::Cpu && torch_ext::runtime::device_count() > 0;
             // In world's order, several micro batches a rank are added up in host memory.
-            let in_host_memory =
-                config.comm.reduce == Reduce::Mpi || config.train.determinism == Determinism::World;
+            let in_host_memory = config.comm.reduce == Reduce::Mpi
+                || config.comm.compression == Compression::PowerSgd
+                || config.comm.overlap == Overlap::ExchangeAndStep
+                || config.model.sync_norm
+                || config.train.determinism == Determinism::World;
             if on_gpu && !in_host_memory { Backend::Nccl } else { Backend::Mpi }
         }
         definite => definite,

@@ -10,8 +10,10 @@ use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange}
 use data_sharding::Batch;
 use model::{DrawKey, Memory, Norm, Pass};
 use tch::{Kind, Tensor};
+use torch_ext::sync_norm::Ranks;
 use torch_ext::{autocast, hooks};
 
+use crate::bucket_hook::{StepHook, StepInputs, updates_early};
 use crate::config::Determinism;
 use crate::device::Compute;
 use crate::error::Error;
@@ -22,6 +24,7 @@ use crate::input::{Input, Targets};
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::state::State;
+use crate::sync_norm;
 
 /// Seconds that this rank spent in each part of a step.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,6 +79,12 @@ pub(crate) struct Engine<'plan> {
     fault: Option<Fault>,
     /// Where the exchange happens when the gradients are on a GPU, and not NCCL's to sum: a copy in host memory.
     host_exchange: Option<Tensor>,
+    /// For what happens to buckets on the communication thread.
+    inputs: Arc<StepInputs>,
+    /// Whether that is the update of their weights.
+    updates_early: bool,
+    /// With whom batch norm is synchronized.
+    norm_ranks: Option<Ranks>,
     hooks_count: Arc<AtomicBool>,
 }
 
@@ -93,12 +102,19 @@ impl<'plan> Engine<'plan> {
             Determinism::Run | Determinism::Off => Accumulation::InPlace,
         };
         let options = ReducerOptions {
-            overlap: comm_config.overlap,
+            overlap: comm_config.overlap.exchanges_early(),
             scale: 1.0 / plan.batches.micro_batches() as f32,
             accumulation,
             wire: comm_config.compression.wire(),
         };
-        let reducer = Arc::new(Reducer::new(comm.clone(), region, segments, buckets, options));
+        let inputs = Arc::new(StepInputs::default());
+        let world_size = comm.topology().world_size;
+        let hook = StepHook::new(plan, &state, &buckets, world_size, Arc::clone(&inputs))?;
+        let reducer = Reducer::new(comm.clone(), region, segments, buckets, options);
+        let reducer = Arc::new(match hook {
+            Some(hook) => reducer.with_hook(Box::new(hook)),
+            None => reducer,
+        });
         let hooks_count = Arc::new(AtomicBool::new(false));
         if host_exchange.is_none() {
             for (segment, placed) in state.layout.segments.iter().enumerate() {
@@ -118,6 +134,8 @@ impl<'plan> Engine<'plan> {
                 plan.data.train_augmentation.clone(),
                 compute.device,
             )?,
+            updates_early: updates_early(plan, &state),
+            norm_ranks: plan.config.model.sync_norm.then(|| sync_norm::ranks(&comm)),
             plan,
             compute,
             state,
@@ -125,6 +143,7 @@ impl<'plan> Engine<'plan> {
             comm,
             fault: None,
             host_exchange,
+            inputs,
             hooks_count,
         })
     }
@@ -190,9 +209,15 @@ impl<'plan> Engine<'plan> {
     ) -> Result<StepOutcome, StepError> {
         let begin = Instant::now();
         let mut phases = Phases::default();
+        self.inputs.begin(step, learning_rate);
         self.reducer.begin_step(self.plan.batches.local_micro_batches().len());
         let local = self.run_micro_batches(step, stop_requested, next_batch, &mut phases);
         self.hooks_count.store(false, Ordering::Release);
+        let local = match local {
+            // The others wait in a batch norm, which this rank cannot come to any more.
+            Err(error) if self.norm_ranks.is_some() => return Err(StepError::Exchange(error)),
+            local => local,
+        };
         if local.is_err() {
             // The last bucket, which carries the tail, cannot have left before backward is through.
             self.announce_failure().map_err(StepError::Exchange)?;
@@ -292,6 +317,10 @@ impl<'plan> Engine<'plan> {
         step: u64,
         next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
     ) -> Result<Option<String>, Error> {
+        if self.norm_ranks.is_some() {
+            // The ranks would have to search together, and find at the same place.
+            return Ok(None);
+        }
         self.enter(step, "search for what is not finite");
         for micro_batch in self.plan.batches.local_micro_batches() {
             let _ = self.state.exchange.f_zero_()?;
@@ -335,10 +364,11 @@ impl<'plan> Engine<'plan> {
         micro_batch: usize,
     ) -> Result<Tensor, Error> {
         let config = &self.plan.config;
-        let norm = if config.model.frozen_norm {
-            Norm::Running(&self.state.running_views)
-        } else {
-            Norm::Batch { batch: &self.state.batch_views, running: &self.state.running_views }
+        let (batch, running) = (&*self.state.batch_views, &*self.state.running_views);
+        let norm = match &self.norm_ranks {
+            _ if config.model.frozen_norm => Norm::Running(running),
+            Some(ranks) => Norm::Synchronized { batch, ranks },
+            None => Norm::Batch { batch, running },
         };
         let draws = Some(self.draw_key(step, micro_batch));
         let pass = Pass { parameters: &self.state.parameters, norm, draws, memory: config.train.memory };
@@ -434,6 +464,9 @@ impl<'plan> Engine<'plan> {
             let _ = averaged.f_mul_scalar_(config.norm_momentum)?;
             let _ = self.state.running_statistics.f_mul_scalar_(1.0 - config.norm_momentum)?;
             let _ = self.state.running_statistics.f_add_(&averaged)?;
+        }
+        if self.updates_early {
+            return Ok(());
         }
         self.optimizer.step(learning_rate)
     }

@@ -8,6 +8,7 @@
 
 mod backend;
 mod bench;
+mod bucket_hook;
 mod checkpoint;
 pub mod config;
 mod data;
@@ -26,12 +27,15 @@ mod network_overview;
 mod optimizer;
 mod overview;
 mod plan;
+mod power_sgd;
 mod run_dir;
 mod scaling;
 mod schedule;
 mod session;
 mod show;
 mod state;
+mod sync_norm;
+mod synchronization;
 mod telemetry;
 mod tensor_device;
 mod train;

@@ -26,9 +26,33 @@ pub(crate) struct Optimizer {
 
 impl Optimizer {
     pub(crate) fn new(config: &OptimizerConfig, state: &State) -> Result<Self, Error> {
+        Self::with_parameters(config, state, &state.flat_parameters, 0..state.layout.parameters_len)
+    }
+
+    /// As [`Optimizer::new`], for the elements `range` alone. Its updates do not count as changes of the weights that
+    /// autograd watches over.
+    pub(crate) fn of_range(
+        config: &OptimizerConfig,
+        state: &State,
+        range: Range<usize>,
+    ) -> Result<Self, Error> {
+        Self::with_parameters(config, state, &state.flat_parameters.f_data()?, range)
+    }
+
+    fn with_parameters(
+        config: &OptimizerConfig,
+        state: &State,
+        parameters: &Tensor,
+        range: Range<usize>,
+    ) -> Result<Self, Error> {
         let decays =
             |role| config.decay_norm_and_bias || matches!(role, Role::ConvWeight | Role::LinearWeight);
         let (with, without) = state.layout.decay_ranges(decays);
+        let within = |ranges: Vec<Range<usize>>| -> Vec<Range<usize>> {
+            let cut = |part: Range<usize>| part.start.max(range.start)..part.end.min(range.end);
+            ranges.into_iter().map(cut).filter(|part| !part.is_empty()).collect()
+        };
+        let (with, without) = (within(with), within(without));
         let gradients = state.gradients()?;
         let views = |tensor: &Tensor, ranges: &[Range<usize>]| -> Result<Vec<Tensor>, Error> {
             ranges
@@ -40,7 +64,7 @@ impl Optimizer {
         for (ranges, weight_decay) in [(with, config.weight_decay), (without, 0.0)] {
             if !ranges.is_empty() {
                 groups.push(Group {
-                    parameters: views(&state.flat_parameters, &ranges)?,
+                    parameters: views(parameters, &ranges)?,
                     gradients: views(&gradients, &ranges)?,
                     momentum: views(&state.momentum, &ranges)?,
                     weight_decay,

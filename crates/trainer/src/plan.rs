@@ -5,11 +5,12 @@
 use data_sharding::BatchLayout;
 use model::{Architecture, Network, Options};
 
-use crate::config::{AutoOr, Backend, Compression, Config, ConfigError, Determinism, LoadedConfig, Reduce};
+use crate::config::{AutoOr, Backend, Config, ConfigError, Determinism, LoadedConfig, Reduce};
 use crate::data::{self, DataPlan, Kind};
 use crate::error::Error;
 use crate::input::Whitening;
 use crate::schedule::Schedule;
+use crate::synchronization;
 
 /// No run is longer; a larger number is a slip of the pen.
 pub(crate) const MOST_EPOCHS: u32 = 1_000_000;
@@ -48,6 +49,7 @@ impl Plan {
                 .into());
         }
         config.train.micro_batch = Some(parts.batches.micro_batch());
+        synchronization::write_defaults(&mut config.comm);
 
         let steps_per_epoch = parts.batches.steps_per_epoch(data.sampler.len()) as u64;
         if steps_per_epoch == 0 {
@@ -168,22 +170,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         let message = format!("nccl needs comm.backend: nccl, not {}", backend.name());
         return Err(error("comm.reduce", message));
     }
-    if config.comm.compression != Compression::None {
-        if config.comm.reduce == Reduce::Mpi {
-            return Err(error(
-                "comm.compression",
-                "only the ordered reduction sums compressed gradients; set comm.reduce to ordered, or this to none"
-                    .into(),
-            ));
-        }
-        if config.train.determinism == Determinism::World {
-            return Err(error(
-                "comm.compression",
-                "rounds each rank's sum, so the number of ranks changes the result; expected none with train.determinism: world"
-                    .into(),
-            ));
-        }
-    }
+    synchronization::check(loaded, &batches)?;
     let mixing = [("data.mixup", config.data.mixup), ("data.cutmix", config.data.cutmix)];
     if let Some((key, _)) = mixing.into_iter().find(|(_, alpha)| *alpha > 0.0 && micro_batch == 1) {
         return Err(error(

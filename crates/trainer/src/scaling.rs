@@ -21,8 +21,9 @@ use std::fmt::Write;
 
 use model::Network;
 
-use crate::config::{CommConfig, Reduce};
+use crate::config::{CommConfig, Compression, Reduce};
 use crate::flat::{FlatLayout, Placed};
+use crate::power_sgd;
 
 /// A point-to-point connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -113,10 +114,18 @@ impl Load {
         let total = network.macs().max(1) as f64;
         let macs = |placed: &Placed| network.parameters()[placed.parameter].macs;
         let mut passed = 0;
+        // After the first steps, in which they travel as they are.
+        let rank = comm.power_sgd_rank.filter(|_| comm.compression == Compression::PowerSgd);
+        let saved = |placed: &Placed| {
+            let shape = &network.parameters()[placed.parameter].shape;
+            rank.map_or(0, |rank| placed.len - power_sgd::compressed_len(shape, rank))
+        };
         let buckets = (layout.buckets(comm).into_iter())
             .map(|bucket| {
-                passed += layout.segments[bucket.segments].iter().map(macs).sum::<u64>();
-                BucketLoad { values: bucket.range.len() as f64, ready: passed as f64 / total }
+                let segments = &layout.segments[bucket.segments];
+                passed += segments.iter().map(macs).sum::<u64>();
+                let values = bucket.range.len() - segments.iter().map(saved).sum::<usize>();
+                BucketLoad { values: values as f64, ready: passed as f64 / total }
             })
             .collect();
         Load {
@@ -124,7 +133,7 @@ impl Load {
             algorithm,
             wire_bytes: comm.compression.wire().bytes() as f64,
             micro_batches: micro_batches as f64,
-            overlap: comm.overlap,
+            overlap: comm.overlap.exchanges_early(),
         }
     }
 }

@@ -29,11 +29,10 @@ use mio::Waker;
 pub(crate) use self::exit::end_process;
 use self::meeting::meet;
 use self::plane::{Command, Plane};
+use crate::agreement::EXIT_FAILURE;
 use crate::scheduling::ask_for_short_slices;
 use crate::{CommThread, Failure};
 
-/// Exit code of a job that the control plane ends.
-const EXIT_FAILURE: i32 = 1;
 /// How long a failing rank waits for its control plane to end the process.
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -8,7 +8,7 @@ use crate::{CommError, Wire};
 
 impl BucketWork {
     /// Averages the bucket, once the device has `computed` it.
-    pub(super) fn run_on_device(
+    pub(super) fn exchange_on_device(
         &mut self,
         computed: Result<Ready, String>,
         communicator: &mut dyn Communicator,
@@ -21,6 +21,7 @@ impl BucketWork {
         let mut device = device.lock();
         let (start, len, scale) = (region.start(), region.len(), self.core.scale);
         let compressed = self.core.compressed_len(bucket);
+        self.bytes = compressed * self.core.wire.bytes() + (len - compressed) * Wire::Fp32.bytes();
         // SAFETY: the region's memory is the device's, by `Region::on_device`, and this work's alone until it is
         // reported; the stream waits for what filled it, by `computed`.
         unsafe {

@@ -36,6 +36,18 @@ bool torch_ext_keep_freed_memory() {
 
 int torch_ext_threads() { return at::get_num_threads(); }
 
+Error torch_ext_use_one_thread_here() {
+  return guarded([] {
+    // A thread takes over the process's number when libtorch first asks for it, which must not come later.
+    (void)at::get_num_threads();
+    // OpenMP's number belongs to the thread; at::set_num_threads would set that of threads to come, too. libtorch brings the
+    // library along, under a name of its own.
+    using Set = void (*)(int);
+    if (auto set = reinterpret_cast<Set>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"))) set(1);
+    TORCH_CHECK(at::get_num_threads() == 1, "libtorch's threads cannot be limited for one thread of the process");
+  });
+}
+
 Error torch_ext_set_deterministic(bool on) {
   return guarded([&] {
     at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/false);

@@ -51,6 +51,11 @@ void torch_ext_set_autocast_cache(bool cached);
 Error torch_ext_checkpoint(const at::Tensor *input, const at::Tensor *output,
                            Error (*call)(void *, const at::Tensor *, at::Tensor **), void (*drop)(void *), void *context);
 
+// sync_norm.cpp; `average` replaces numbers by their averages over the ranks, and returns null or a text of torch_ext_copy_text.
+Error torch_ext_sync_norm(const at::Tensor *input, const at::Tensor *gain, const at::Tensor *bias, const at::Tensor *mean,
+                          const at::Tensor *variance, double epsilon, double ranks, Error (*average)(void *, float *, size_t),
+                          void (*drop)(void *), void *context, at::Tensor **output);
+
 // autocast.cpp; device: 0 CPU, 1 CUDA; dtype: 0 off, 1 bfloat16, 2 float16.
 Error torch_ext_autocast_enter(int device, int dtype, int *previous_enabled, int *previous_dtype);
 Error torch_ext_autocast_leave(int device, int previous_enabled, int previous_dtype);
@@ -70,6 +75,7 @@ int64_t torch_ext_take_host_peak_bytes();
 Error torch_ext_set_threads(int intra_op, int inter_op);
 bool torch_ext_keep_freed_memory();
 int torch_ext_threads();
+Error torch_ext_use_one_thread_here();
 Error torch_ext_set_deterministic(bool on);
 Error torch_ext_set_cudnn_benchmark(bool on);
 Error torch_ext_set_tf32(bool on);

@@ -61,6 +61,9 @@ pub struct StepMedians {
     pub first_exchange_at_share_of_backward: f64,
     /// Number of buckets.
     pub buckets: usize,
+    /// Median of the processor time of the communication thread for all buckets: of this, no core can hide anything
+    /// while all compute.
+    pub exchange_processor_seconds: f64,
 }
 
 /// Measures; collective over all ranks.
@@ -135,7 +138,11 @@ fn medians(global_batch: usize, outcomes: &[StepOutcome]) -> StepMedians {
         let first = outcome.exchange.buckets.first().map_or(Duration::ZERO, |bucket| bucket.started);
         first.as_secs_f64() / outcome.phases.backward.as_secs_f64()
     };
+    let processor = |outcome: &StepOutcome| {
+        outcome.exchange.buckets.iter().map(|bucket| bucket.processor.as_secs_f64()).sum()
+    };
     StepMedians {
+        exchange_processor_seconds: median(outcomes.iter().map(processor)),
         images_per_second: global_batch as f64 / seconds.step,
         seconds,
         first_exchange_at_share_of_backward: median(outcomes.iter().map(first_started)),
@@ -165,6 +172,12 @@ impl StepBench {
             let (with, without) = (part(&self.with_exchange.seconds), part(&self.without_exchange.seconds));
             text += &format!("{name:<24}{:>14.3}{:>14.3}\n", 1e3 * with, 1e3 * without);
         }
+        text += &format!(
+            "{:<24}{:>14.3}{:>14.3}\n",
+            "processor, exchange",
+            1e3 * self.with_exchange.exchange_processor_seconds,
+            1e3 * self.without_exchange.exchange_processor_seconds
+        );
         text += &format!(
             "{:<24}{:>14.1}{:>14.1}\n",
             "images/s", self.with_exchange.images_per_second, self.without_exchange.images_per_second

@@ -3,6 +3,7 @@
 //! Whether the values make sense together is decided in `crate::plan`; reading the file and telling
 //! where a key stands in it is [`load`]'s business.
 
+mod comm;
 mod data;
 mod load;
 mod locate;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use comm::Overlap;
 pub use data::{
     AutoAugmentKind, ChannelConstants, ColorJitterConfig, CropKind, CropPadding, DataConfig, FilterKind,
     GrowingSize, ImageSizeConfig, NamedNormalization, NormalizeConfig, OnBadSampleKind, ReadKind,
@@ -92,6 +94,11 @@ pub struct ModelConfig {
     /// Normalise by the running statistics while training and leave them as they are (fine-tuning).
     #[serde(default)]
     pub frozen_norm: bool,
+    /// Batch norm over the global batch rather than over each micro batch, forward and backward: each rank then has one
+    /// micro batch, and ranks wait for each other in every such layer. A rank that fails ends the job alone, and where
+    /// a gradient becomes infinite or NaN is not searched for.
+    #[serde(default)]
+    pub sync_norm: bool,
     /// A checkpoint whose weights and running statistics a new run begins with: what `model import` made, a
     /// run's folder, or one of its checkpoints. Drawn from the seed when absent.
     #[serde(default)]
@@ -354,10 +361,15 @@ pub struct CommConfig {
     pub backend: Backend,
     /// Who decides the order of the sum.
     pub reduce: Reduce,
-    /// Exchange buckets while backward still runs.
-    pub overlap: bool,
+    /// What of the exchange goes on while backward still runs.
+    pub overlap: Overlap,
     /// How gradients travel between the ranks. Batch statistics, loss and counts are never compressed.
     pub compression: Compression,
+    /// `power-sgd`: rank of the matrices that stand for a gradient; more is closer to it and larger. 2 when absent.
+    pub power_sgd_rank: Option<usize>,
+    /// `power-sgd`: so many steps of the run come first whose gradients travel as they are: early gradients are the
+    /// hardest to approximate. 1000 when absent.
+    pub power_sgd_start_step: Option<u64>,
     /// Size of the first bucket in KiB: small, so that the exchange starts early.
     pub first_bucket_kib: usize,
     /// Size of the other buckets in KiB.
@@ -376,8 +388,10 @@ impl Default for CommConfig {
         CommConfig {
             backend: Backend::Auto,
             reduce: Reduce::Ordered,
-            overlap: true,
+            overlap: Overlap::Exchange,
             compression: Compression::None,
+            power_sgd_rank: None,
+            power_sgd_start_step: None,
             first_bucket_kib: 1024,
             bucket_kib: 25 * 1024,
             timeout_s: 600,
@@ -450,12 +464,17 @@ pub enum Compression {
     Bf16,
     /// Rounded to fp16, summed in fp32.
     Fp16,
+    /// Each convolution's and classifier's gradient as the product of two thin matrices, summed in fp32; what a step
+    /// leaves out enters the next (Vogels et al. 2019, arXiv 1905.13727). Other gradients travel as they are. Takes the
+    /// memory of the weights once more. That memory is not saved: a run that is resumed begins with an empty one, so it
+    /// is not bit for bit the run without interruption.
+    PowerSgd,
 }
 
 impl Compression {
     pub(crate) fn wire(self) -> allreduce::Wire {
         match self {
-            Compression::None => allreduce::Wire::Fp32,
+            Compression::None | Compression::PowerSgd => allreduce::Wire::Fp32,
             Compression::Bf16 => allreduce::Wire::Bf16,
             Compression::Fp16 => allreduce::Wire::Fp16,
         }

@@ -12,7 +12,7 @@ use super::resume::{fresh_position, resume};
 use super::signals::listen_for_stop_signals;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
 use crate::checkpoint::{self, Checkpoint, RunState};
-use crate::config::OnNan;
+use crate::config::{Compression, OnNan};
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
 use crate::error::Error;
@@ -142,6 +142,11 @@ impl<'a> Run<'a> {
                 plan.total_steps(),
                 self.position.step / plan.steps_per_epoch + 1
             ));
+        }
+        if self.position.step > 0 && plan.config.comm.compression == Compression::PowerSgd {
+            self.progress.say(
+                "power-sgd begins with an empty memory: what it had left out of earlier gradients was not saved",
+            );
         }
         if let Some(address) = served_at {
             self.progress.say(&format!("metrics for Prometheus: http://{address}/metrics"));
