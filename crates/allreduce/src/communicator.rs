@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::{CommError, Topology, Wire};
+use crate::sharding;
+use crate::{CommError, Sharding, Topology, Wire};
 
 /// Collective operations of one rank. All ranks call the same operations in the same order.
 ///
@@ -26,6 +27,28 @@ pub trait Communicator {
     /// # Errors
     /// When the exchange failed or was aborted, or the library that sums does not know the format.
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError>;
+
+    /// Which part of any values this rank owns in [`Communicator::reduce_scatter`].
+    fn sharding(&self) -> Sharding {
+        Sharding::flat(self.topology().rank, self.topology().world_size)
+    }
+
+    /// Replaces this rank's shard of `values` by its sum over all ranks, formed as in [`Communicator::all_reduce`]
+    /// with fp32. What the other elements become is left open. The same length on every rank.
+    ///
+    /// # Errors
+    /// As there.
+    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        self.all_reduce(values, Wire::Fp32)
+    }
+
+    /// Replaces `values` by what each rank has in its own shard of them. The same length on every rank.
+    ///
+    /// # Errors
+    /// When the exchange failed or was aborted.
+    fn gather_shards(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        sharding::gather_by_bytes(self, values)
+    }
 
     /// Replaces `values` by those of rank `root`. The same length on every rank.
     ///

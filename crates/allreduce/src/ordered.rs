@@ -116,6 +116,15 @@ impl OrderedReduction {
     }
 }
 
+/// Gives every rank the slices that the others own, one a rank.
+pub(crate) fn gather_slices(transport: &mut impl Transport, values: &mut [f32]) -> Result<(), CommError> {
+    if transport.world_size() == 1 || values.is_empty() {
+        return Ok(());
+    }
+    let slices = Slices::new(values.len(), transport.world_size());
+    gather(transport, values, slices)
+}
+
 /// Gives every rank the slices that the others own.
 pub(crate) fn gather<E: Element>(
     transport: &mut impl Transport,

@@ -20,6 +20,7 @@ use crate::flat::Tail;
 use crate::input::{Input, Targets};
 use crate::memory::region_of;
 use crate::optimizer::Optimizer;
+use crate::optimizer::memory::Shards;
 use crate::plan::Plan;
 use crate::state::State;
 
@@ -48,6 +49,8 @@ pub(crate) struct StepOutcome {
     pub(crate) skipped: u64,
     /// Whether the averages were finite numbers; otherwise nothing was updated.
     pub(crate) updated: bool,
+    /// L2 norm of the averaged gradient, where it is clipped.
+    pub(crate) gradient_norm: Option<f64>,
     pub(crate) phases: Phases,
     pub(crate) exchange: StepExchange,
 }
@@ -83,7 +86,7 @@ impl<'plan> Engine<'plan> {
     /// Allocates everything, and connects each gradient with the exchange. `comm` may differ from the
     /// session's to measure a step without exchange.
     pub(crate) fn new(plan: &'plan Plan, compute: Compute, comm: CommThread) -> Result<Self, Error> {
-        let state = State::new(&plan.network, plan.config.seed, compute.device)?;
+        let mut state = State::new(&plan.network, plan.config.seed, compute.device)?;
         let host_exchange = match compute.device.is_cuda() {
             true => Some(Tensor::f_zeros_like(&state.exchange)?.f_to_device(tch::Device::Cpu)?),
             false => None,
@@ -101,8 +104,15 @@ impl<'plan> Engine<'plan> {
             scale: 1.0 / plan.batches.micro_batches() as f32,
             accumulation,
             wire: comm_config.compression.wire(),
+            sharded: match plan.config.optimizer.shard && comm.topology().world_size > 1 {
+                true => state.layout.parameters_len,
+                false => 0,
+            },
         };
         let reducer = Arc::new(Reducer::new(comm.clone(), region, segments, buckets, options));
+        let buckets = reducer.shards();
+        let shards = (!buckets.is_empty()).then(|| Shards { comm: comm.clone(), buckets });
+        let optimizer = Optimizer::new(&plan.config.optimizer, &mut state, shards)?;
         let hooks_count = Arc::new(AtomicBool::new(false));
         if host_exchange.is_none() {
             for (segment, placed) in state.layout.segments.iter().enumerate() {
@@ -115,7 +125,7 @@ impl<'plan> Engine<'plan> {
             }
         }
         Ok(Engine {
-            optimizer: Optimizer::new(&plan.config.optimizer, &state)?,
+            optimizer,
             input: Input::new(
                 plan.config.data.normalize.as_ref(),
                 plan.whitening.as_ref(),
@@ -204,10 +214,11 @@ impl<'plan> Engine<'plan> {
         }
         self.enter(step, "optimizer");
         let update_begin = Instant::now();
-        let updated = exchange.is_finite();
-        if updated {
-            self.update(learning_rate).map_err(StepError::Exchange)?;
-        }
+        let updated = self.state.optimizer.all_ranks(exchange.is_finite()).map_err(StepError::Exchange)?;
+        let gradient_norm = match updated {
+            true => self.update(learning_rate).map_err(StepError::Exchange)?,
+            false => None,
+        };
         phases.optimizer = update_begin.elapsed();
         phases.step = begin.elapsed();
         let micro_batches = self.plan.batches.micro_batches() as f32;
@@ -217,6 +228,7 @@ impl<'plan> Engine<'plan> {
             stop: tail[Tail::Stop as usize] > 0.0,
             skipped: (tail[Tail::Skipped as usize] * micro_batches).round() as u64,
             updated,
+            gradient_norm,
             phases,
             exchange,
         })
@@ -339,7 +351,7 @@ impl<'plan> Engine<'plan> {
         let draws = Some(self.draw_key(step, micro_batch));
         let pass = Pass { parameters: &self.state.parameters, norm, draws, memory: config.train.memory };
         let logits = self.logits(images, &pass)?;
-        let loss = targets.loss(&logits)?;
+        let loss = targets.loss(&logits, config.train.label_smoothing)?;
         let _no_grad = tch::no_grad_guard();
         if !config.model.frozen_norm {
             let _ = self.state.summed_statistics()?.f_add_(&self.state.batch_statistics)?;
@@ -422,7 +434,8 @@ impl<'plan> Engine<'plan> {
         Ok(exchange)
     }
 
-    fn update(&mut self, learning_rate: f64) -> Result<(), Error> {
+    /// Gives the norm of the gradient, where it is clipped.
+    fn update(&mut self, learning_rate: f64) -> Result<Option<f64>, Error> {
         let _no_grad = tch::no_grad_guard();
         let config = &self.plan.config.model;
         if !config.frozen_norm {
@@ -431,6 +444,10 @@ impl<'plan> Engine<'plan> {
             let _ = self.state.running_statistics.f_mul_scalar_(1.0 - config.norm_momentum)?;
             let _ = self.state.running_statistics.f_add_(&averaged)?;
         }
-        self.optimizer.step(learning_rate)
+        let norm = self.optimizer.step(learning_rate)?;
+        if let Some(shards) = self.state.optimizer.shards() {
+            shards.gather(&self.state.flat_parameters)?;
+        }
+        Ok(norm)
     }
 }
