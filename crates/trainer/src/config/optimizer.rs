@@ -15,7 +15,8 @@ pub struct OptimizerConfig {
     /// `sgd`: look ahead by one momentum step (true).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nesterov: Option<bool>,
-    /// `sgd`: share of the gradient that does not enter the momentum (0).
+    /// `sgd`: share of the gradient that does not enter the momentum (0), from the first step on, where PyTorch begins
+    /// with the whole gradient.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dampening: Option<f64>,
     /// `lars`: the length of an update in relation to that of the weights, at a rate of 1 and without decay (0.001).
