@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use crate::nccl::ExchangeDevice;
-use crate::{CommError, Topology, Wire};
+use crate::sharding;
+use crate::{CommError, Sharding, Topology, Wire};
 
 /// Collective operations of one rank. All ranks call the same operations in the same order.
 ///
@@ -61,6 +62,28 @@ pub trait Communicator {
         _wire: Wire,
     ) -> Result<(), CommError> {
         Err(CommError::HostMemoryOnly)
+    }
+
+    /// Which part of any values this rank owns in [`Communicator::reduce_scatter`].
+    fn sharding(&self) -> Sharding {
+        Sharding::flat(self.topology().rank, self.topology().world_size)
+    }
+
+    /// Replaces this rank's shard of `values` by its sum over all ranks, formed as in [`Communicator::all_reduce`]
+    /// with fp32. What the other elements become is left open. The same length on every rank.
+    ///
+    /// # Errors
+    /// As there.
+    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        self.all_reduce(values, Wire::Fp32)
+    }
+
+    /// Replaces `values` by what each rank has in its own shard of them. The same length on every rank.
+    ///
+    /// # Errors
+    /// When the exchange failed or was aborted.
+    fn gather_shards(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        sharding::gather_by_bytes(self, values)
     }
 
     /// Replaces `values` by those of rank `root`. The same length on every rank.

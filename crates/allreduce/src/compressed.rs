@@ -79,6 +79,19 @@ impl OrderedReductions {
             Wire::Fp16 => self.fp16.all_reduce(transport, values),
         }
     }
+
+    /// Replaces this rank's slice of `values` by its sum over all ranks, in fp32.
+    pub(crate) fn reduce_scatter(
+        &mut self,
+        transport: &mut impl Transport,
+        values: &mut [f32],
+    ) -> Result<(), CommError> {
+        if transport.world_size() == 1 || values.is_empty() {
+            return Ok(());
+        }
+        let slices = Slices::new(values.len(), transport.world_size());
+        self.fp32.reduce_scatter(transport, values, slices)
+    }
 }
 
 /// The algorithm for one format with its memory, which grows to the longest data seen and is reused.

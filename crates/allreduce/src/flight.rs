@@ -39,6 +39,8 @@ pub struct Collective {
 pub enum CollectiveKind {
     /// Sum over all ranks.
     AllReduce,
+    /// Sum over all ranks, of which each gets its shard.
+    ReduceScatter,
     /// One rank's values for all.
     Broadcast,
     /// Every rank's bytes for all.
@@ -59,6 +61,7 @@ impl fmt::Display for Collective {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         let kind = match self.kind {
             CollectiveKind::AllReduce => "all-reduce",
+            CollectiveKind::ReduceScatter => "reduce-scatter",
             CollectiveKind::Broadcast => "broadcast",
             CollectiveKind::AllGather => "all-gather",
             CollectiveKind::Barrier => "barrier",

@@ -14,9 +14,9 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::compressed::OrderedReductions;
-use crate::ordered::{OrderedReduction, Slices, gather};
+use crate::ordered::{OrderedReduction, Slices, gather, gather_slices};
 use crate::transport::{Element, Transport, all_gather};
-use crate::{CommError, Topology, Wire};
+use crate::{CommError, Sharding, Topology, Wire};
 
 /// The same power of two of ranks on each of several hosts, those of a host in succession.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,11 @@ impl Hosts {
         let count = topology.world_size / ranks_each;
         Ok((several && regular).then_some(Hosts { count, ranks_each }))
     }
+
+    /// What rank `rank` owns of any values: its host's part of what its local rank owns within the host.
+    pub(crate) fn sharding(self, rank: usize) -> Sharding {
+        Sharding::nested((rank % self.ranks_each, self.ranks_each), (rank / self.ranks_each, self.count))
+    }
 }
 
 /// The algorithm with its memory, which grows to the longest data seen and is reused.
@@ -70,17 +75,56 @@ impl HierarchicalReduction {
         if values.is_empty() {
             return Ok(());
         }
-        let Hosts { count, ranks_each } = hosts;
-        let rank = transport.rank();
-        let (host, local_rank) = (rank / ranks_each, rank % ranks_each);
-        let slices = Slices::new(values.len(), ranks_each);
-        let within = Members { first: host * ranks_each, step: 1, count: ranks_each, own: local_rank };
-        let among = Members { first: local_rank, step: ranks_each, count, own: host };
-        self.within.reduce_scatter(&mut Group { transport, members: within }, values, slices)?;
-        let own: Range<usize> = slices.of(local_rank);
-        self.among.all_reduce(&mut Group { transport, members: among }, &mut values[own], wire)?;
-        gather(&mut Group { transport, members: within }, values, slices)
+        let (slices, own, members) = place(transport.rank(), hosts, values.len());
+        self.within.reduce_scatter(&mut Group { transport, members: members.within }, values, slices)?;
+        self.among.all_reduce(&mut Group { transport, members: members.among }, &mut values[own], wire)?;
+        gather(&mut Group { transport, members: members.within }, values, slices)
     }
+
+    /// Replaces this rank's shard of `values` by its sum over all ranks, in fp32.
+    pub(crate) fn reduce_scatter(
+        &mut self,
+        transport: &mut impl Transport,
+        hosts: Hosts,
+        values: &mut [f32],
+    ) -> Result<(), CommError> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        let (slices, own, members) = place(transport.rank(), hosts, values.len());
+        self.within.reduce_scatter(&mut Group { transport, members: members.within }, values, slices)?;
+        self.among.reduce_scatter(&mut Group { transport, members: members.among }, &mut values[own])
+    }
+}
+
+/// Gives every rank the shards that the others own.
+pub(crate) fn gather_shards(
+    transport: &mut impl Transport,
+    hosts: Hosts,
+    values: &mut [f32],
+) -> Result<(), CommError> {
+    if values.is_empty() {
+        return Ok(());
+    }
+    let (slices, own, members) = place(transport.rank(), hosts, values.len());
+    gather_slices(&mut Group { transport, members: members.among }, &mut values[own])?;
+    gather(&mut Group { transport, members: members.within }, values, slices)
+}
+
+/// The ranks of this rank's host, and its like on all hosts.
+struct Neighbours {
+    within: Members,
+    among: Members,
+}
+
+/// How `len` values are cut within a host, which slice is this rank's, and with whom it exchanges.
+fn place(rank: usize, hosts: Hosts, len: usize) -> (Slices, Range<usize>, Neighbours) {
+    let Hosts { count, ranks_each } = hosts;
+    let (host, local_rank) = (rank / ranks_each, rank % ranks_each);
+    let slices = Slices::new(len, ranks_each);
+    let within = Members { first: host * ranks_each, step: 1, count: ranks_each, own: local_rank };
+    let among = Members { first: local_rank, step: ranks_each, count, own: host };
+    (slices, slices.of(local_rank), Neighbours { within, among })
 }
 
 /// Some of all ranks, at equal distances.
@@ -163,6 +207,31 @@ mod tests {
                     assert!(hierarchical == flat, "rank {rank}, {hosts} hosts of {ranks_each}, {len} values");
                     assert!(*hierarchical == results[0].0, "rank {rank} has another result than rank 0");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn shards_of_sums_hold_the_bits_of_the_whole_and_gather_to_it() {
+        for (hosts, ranks_each) in [(2, 2), (3, 2), (2, 4)] {
+            for len in [1, 17, 100, 5000] {
+                let results = on_each_rank(hosts * ranks_each, |transport| {
+                    let rank = transport.rank();
+                    let hosts = Hosts { count: hosts, ranks_each };
+                    let mut whole = wild_values(len, rank as u64);
+                    let mut shards = whole.clone();
+                    let mut reduction = HierarchicalReduction::default();
+                    reduction.all_reduce(transport, hosts, &mut whole, Wire::Fp32).unwrap();
+                    reduction.reduce_scatter(transport, hosts, &mut shards).unwrap();
+                    let own = hosts.sharding(rank).of(len);
+                    let equal = bits(&shards[own.clone()]) == bits(&whole[own.clone()]);
+                    // What belongs to others is of no account.
+                    shards[..own.start].fill(f32::NAN);
+                    shards[own.end..].fill(f32::NAN);
+                    gather_shards(transport, hosts, &mut shards).unwrap();
+                    equal && bits(&shards) == bits(&whole)
+                });
+                assert!(results.iter().all(|&equal| equal), "{hosts} hosts of {ranks_each}, {len} values");
             }
         }
     }

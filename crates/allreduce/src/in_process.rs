@@ -128,6 +128,10 @@ impl Communicator for InProcessCommunicator {
         self.reductions.all_reduce(&mut self.transport, values, wire)
     }
 
+    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        self.reductions.reduce_scatter(&mut self.transport, values)
+    }
+
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {
         broadcast(&mut self.transport, values, root)
     }

@@ -129,6 +129,15 @@ pub(crate) fn scatter<E: Element>(
     )
 }
 
+/// Gives every rank the slices that the others own, one a rank.
+pub(crate) fn gather_slices(transport: &mut impl Transport, values: &mut [f32]) -> Result<(), CommError> {
+    if transport.world_size() == 1 || values.is_empty() {
+        return Ok(());
+    }
+    let slices = Slices::new(values.len(), transport.world_size());
+    gather(transport, values, slices)
+}
+
 /// Gives every rank the slices that the others own.
 pub(crate) fn gather<E: Element>(
     transport: &mut impl Transport,

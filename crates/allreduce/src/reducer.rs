@@ -4,6 +4,7 @@
 //! Decides when which bucket goes to the communication thread. What backward is, and when a gradient is
 //! complete, is known to the caller alone.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::hook::BucketHook;
 use crate::nccl::{Ready, RegionDevice};
 use crate::processor_time;
 use crate::thread::Work;
-use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment, Wire};
+use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment, Sharding, Wire};
 
 /// How a reducer works.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,6 +32,9 @@ pub struct ReducerOptions {
     pub accumulation: Accumulation,
     /// How segments travel. What belongs to none travels as it is.
     pub wire: Wire,
+    /// Of so many first elements, in fp32, this rank gets the average of its own shard only: see
+    /// [`Reducer::shards`].
+    pub sharded: usize,
 }
 
 /// What happened to one bucket in a step. Times count from the beginning of the last backward pass.
@@ -88,7 +92,7 @@ impl StepExchange {
 /// let gradients = Region::from_vec(vec![6.0; 4]);
 /// let segments = vec![Segment { name: "weight".into(), range: 0..4 }];
 /// let buckets = plan_buckets(&segments, 4, 1 << 20, 25 << 20);
-/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace, wire: Wire::Fp32 };
+/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace, wire: Wire::Fp32, sharded: 0 };
 /// let reducer = Reducer::new(comm, gradients.clone(), segments, buckets, options);
 /// reducer.begin_step(1);
 /// reducer.begin_last_backward();
@@ -115,6 +119,9 @@ struct Core {
     /// End of the last segment; what lies behind is never compressed.
     segments_end: usize,
     wire: Wire,
+    /// Elements that are averaged in shards only.
+    sharded: usize,
+    sharding: Sharding,
     scale: f32,
     /// Of the micro batches before the last one; with [`Accumulation::Tree`].
     tree: Option<Mutex<SumTree>>,
@@ -197,6 +204,8 @@ impl Reducer {
         let core = Core {
             segments_end: segments.last().map_or(0, |segment| segment.range.end),
             wire: options.wire,
+            sharded: options.sharded,
+            sharding: thread.sharding(),
             buckets: buckets.into_iter().map(slice).collect(),
             gradients,
             scale: options.scale,
@@ -235,6 +244,20 @@ impl Reducer {
             format!("bucket {index}: elements {:?}, segments {:?}\n", bucket.range, bucket.segments)
         };
         self.core.buckets.iter().enumerate().map(line).collect()
+    }
+
+    /// The ranges of the buffer that are averaged in shards, one a bucket, and of each the shard that is this rank's.
+    /// What [`Reducer::finish`] leaves in the others' shards is of no meaning, and whether averages are finite is known
+    /// of this rank's shards alone.
+    #[must_use]
+    pub fn shards(&self) -> Vec<(Range<usize>, Range<usize>)> {
+        let shard = |(bucket, _): &(Bucket, Region)| {
+            let start = bucket.range.start;
+            let len = self.core.sharded_len(bucket);
+            let own = self.core.sharding.of(len);
+            (start..start + len, start + own.start..start + own.end)
+        };
+        self.core.buckets.iter().map(shard).filter(|(range, _)| !range.is_empty()).collect()
     }
 
     /// A step of `local_micro_batches` on this rank begins.
@@ -360,9 +383,14 @@ impl Reducer {
 }
 
 impl Core {
+    /// How many of a bucket's first elements are averaged in shards.
+    fn sharded_len(&self, bucket: &Bucket) -> usize {
+        self.sharded.clamp(bucket.range.start, bucket.range.end) - bucket.range.start
+    }
+
     /// How many of a bucket's first elements do not simply travel as fp32.
     fn compressed_len(&self, bucket: &Bucket) -> usize {
-        if self.wire == Wire::Fp32 && !self.hook_exchanges {
+        if self.sharded > 0 || (self.wire == Wire::Fp32 && !self.hook_exchanges) {
             return 0;
         }
         self.segments_end.clamp(bucket.range.start, bucket.range.end) - bucket.range.start
@@ -394,8 +422,9 @@ struct BucketWork {
 
 impl Work for BucketWork {
     fn collective(&self) -> Collective {
+        let sharded = self.core.sharded_len(&self.core.buckets[self.bucket].0) > 0;
         Collective {
-            kind: CollectiveKind::AllReduce,
+            kind: if sharded { CollectiveKind::ReduceScatter } else { CollectiveKind::AllReduce },
             bucket: Some(self.bucket),
             bytes: Some(self.core.bytes(self.bucket)),
             dtype: Some(self.core.wire.name().into()),
@@ -434,13 +463,20 @@ impl BucketWork {
         if let Some(tree) = &core.tree {
             lock(tree).fold_into(&bucket.range, &mut values);
         }
+        self.finite = true;
+        let (sharded, values) = values.split_at_mut(core.sharded_len(bucket));
+        if !sharded.is_empty() {
+            communicator.reduce_scatter(sharded)?;
+            self.bytes += size_of_val(sharded);
+            let own = core.sharding.of(sharded.len());
+            self.finite &= scale(&mut sharded[own], core.scale);
+        }
         let (compressed, plain) = values.split_at_mut(core.compressed_len(bucket));
         let bytes = &mut self.bytes;
         let mut sum = |values: &mut [f32], wire: Wire| {
             *bytes += values.len() * wire.bytes();
             communicator.all_reduce(values, wire)
         };
-        self.finite = true;
         if !compressed.is_empty() {
             // What is rounded is scaled before, so that a mean that can be represented has a sum that can.
             scale(compressed, core.scale);

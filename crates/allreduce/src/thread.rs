@@ -14,7 +14,7 @@ use crate::agreement::EXIT_FAILURE;
 use crate::communicator::{AbortSignal, Communicator};
 use crate::flight::{Collective, CollectiveKind, FlightRecorder};
 use crate::scheduling::{ask_for_exact_sleeps, ask_for_short_slices};
-use crate::{CommError, Region, Topology, Wire};
+use crate::{CommError, Region, Sharding, Topology, Wire};
 
 /// How long an abort may take before this process ends without the help of the communicator, which may be
 /// held up in a call that cannot be interrupted.
@@ -60,6 +60,7 @@ struct Handle {
     description: String,
     /// Whether it sums values in the memory of the host, and in that of a device.
     sums: [bool; 2],
+    sharding: Sharding,
     flight: FlightRecorder,
     id: ThreadId,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -94,18 +95,21 @@ impl CommThread {
                         communicator.interrupt_by(signal.clone());
                         let topology = communicator.topology().clone();
                         let flight = FlightRecorder::new(topology.clone());
+                        let description = communicator.description();
                         let sums = [communicator.sums_host_memory(), communicator.sums_device_memory()];
-                        let _ = ready.send(Ok((topology, communicator.description(), sums, flight.clone())));
+                        let sharding = communicator.sharding();
+                        let _ = ready.send(Ok((topology, description, sums, sharding, flight.clone())));
                         serve(&mut *communicator, &receiver, &signal, &flight);
                     }
                 }
             })
         };
         let thread = thread.map_err(|error| CommError::Thread(error.to_string()))?;
-        let (topology, description, sums, flight) = started.recv().unwrap_or(Err(CommError::Ended))?;
+        let (topology, description, sums, sharding, flight) =
+            started.recv().unwrap_or(Err(CommError::Ended))?;
         let id = thread.thread().id();
         let thread = Mutex::new(Some(thread));
-        let handle = Handle { jobs, signal, topology, description, sums, flight, id, thread, ended };
+        let handle = Handle { jobs, signal, topology, description, sums, sharding, flight, id, thread, ended };
         Ok(CommThread { handle: Arc::new(handle) })
     }
 
@@ -131,6 +135,12 @@ impl CommThread {
     #[must_use]
     pub fn sums_device_memory(&self) -> bool {
         self.handle.sums[1]
+    }
+
+    /// Which part of any values this rank owns where their sum is scattered.
+    #[must_use]
+    pub fn sharding(&self) -> Sharding {
+        self.handle.sharding
     }
 
     /// What this rank is doing and did last.
@@ -175,6 +185,20 @@ impl CommThread {
             ..Collective::of_kind(CollectiveKind::Broadcast)
         };
         self.call_as(collective, move |communicator| communicator.broadcast(&mut region.lock(), root))
+    }
+
+    /// Collective: replaces the elements by what each rank has in its own shard of them, see
+    /// [`CommThread::sharding`].
+    ///
+    /// # Errors
+    /// When the exchange failed or was aborted.
+    pub fn gather_shards(&self, region: Region) -> Result<(), CommError> {
+        let collective = Collective {
+            bytes: Some(region.len() * size_of::<f32>()),
+            dtype: Some("fp32".into()),
+            ..Collective::of_kind(CollectiveKind::AllGather)
+        };
+        self.call_as(collective, move |communicator| communicator.gather_shards(&mut region.lock()))
     }
 
     /// Collective: the bytes of every rank, by rank. Lengths may differ.

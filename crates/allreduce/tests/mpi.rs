@@ -83,7 +83,13 @@ fn reducer() {
     let segments: Vec<_> = (0..10).map(segment).collect();
     let len = 20_010;
     let scale = 1.0 / (2 * world_size) as f32;
-    let options = ReducerOptions { overlap: true, scale, accumulation: Accumulation::Tree, wire: Wire::Fp32 };
+    let options = ReducerOptions {
+        overlap: true,
+        scale,
+        accumulation: Accumulation::Tree,
+        wire: Wire::Fp32,
+        sharded: 0,
+    };
     let expected = (world_size * (world_size + 1) / 2) as f32 * scale;
     for (cap, count) in [(1 << 14, 4), (1 << 20, 1)] {
         let buckets = plan_buckets(&segments, len, cap, cap);

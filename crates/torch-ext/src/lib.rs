@@ -12,7 +12,7 @@
 //! | [`recompute`] | batch norm and ReLU whose outputs are not kept for backward |
 //! | [`checkpoint`] | a part of a network that backward runs again |
 //! | [`memory`] | how much host memory tensors take |
-//! | [`optimizer`] | SGD in one fused call |
+//! | [`optimizer`] | SGD and AdamW, each in one fused call |
 //! | [`random`] | dropout whose mask is a function of a key |
 //! | [`runtime`] | threads, determinism, versions |
 //! | [`sync_norm`] | batch norm over the images of several ranks |

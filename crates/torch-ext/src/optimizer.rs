@@ -1,4 +1,7 @@
-//! SGD with momentum in one call over whole buffers (`at::_fused_sgd_`), on CPU and CUDA.
+//! SGD with momentum and AdamW, each in one call over whole buffers (`at::_fused_sgd_`, `at::_fused_adamw_`), on CPU
+//! and CUDA. Keeps no state: what a rule remembers of past gradients lies in tensors of the caller's.
+//!
+//! On ranges that begin and end at multiples of 64 bytes, calls over parts give the bits of one call over the whole.
 #![allow(unsafe_code)]
 
 use tch::Tensor;
@@ -22,6 +25,20 @@ pub struct Sgd {
     pub nesterov: bool,
 }
 
+/// The update rule of `torch.optim.AdamW`: `w *= 1 - rate * decay`; `m = beta1 * m + (1 - beta1) * g`; `v = beta2 * v
+/// + (1 - beta2) * g²`; `w -= rate * m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Rate.
+    pub learning_rate: f64,
+    /// Shares of the old `m` and `v` that stay.
+    pub betas: [f64; 2],
+    /// Keeps the divisor above zero.
+    pub epsilon: f64,
+    /// Share of the weights, times the rate, that is taken away.
+    pub weight_decay: f64,
+}
+
 /// Updates `parameters` in place; `gradients` and `momentum` match them one to one in shape. With
 /// `first_step` the momentum is overwritten by the gradient; with a momentum of 0 it is left alone. Records
 /// nothing for autograd.
@@ -35,16 +52,7 @@ pub fn fused_sgd(
     sgd: &Sgd,
     first_step: bool,
 ) -> Result<(), Error> {
-    if parameters.len() != gradients.len() || parameters.len() != momentum.len() {
-        return Err(Error::Argument(format!(
-            "{} parameters, {} gradients and {} momentum buffers do not match",
-            parameters.len(),
-            gradients.len(),
-            momentum.len()
-        )));
-    }
-    let pointers =
-        |tensors: &[&Tensor]| -> Vec<*const sys::C_tensor> { tensors.iter().map(|t| t.as_ptr()).collect() };
+    require_lengths(parameters, &[("gradients", gradients), ("momentum buffers", momentum)])?;
     let (parameters, gradients, momentum) = (pointers(parameters), pointers(gradients), pointers(momentum));
     // SAFETY: three arrays of `len` pointers to live tensors.
     check(unsafe {
@@ -61,4 +69,54 @@ pub fn fused_sgd(
             first_step,
         )
     })
+}
+
+/// Makes update number `step`, counted from 1, of `parameters` in place; `gradients` and the moments `m` and `v` match
+/// them one to one in shape. Records nothing for autograd.
+///
+/// # Errors
+/// When the lists are empty or differ in length, or the tensors do not fit.
+pub fn fused_adamw(
+    parameters: &[&Tensor],
+    gradients: &[&Tensor],
+    moments: [&[&Tensor]; 2],
+    adamw: &AdamW,
+    step: f64,
+) -> Result<(), Error> {
+    let [first, second] = moments;
+    let others = [("gradients", gradients), ("first moments", first), ("second moments", second)];
+    require_lengths(parameters, &others)?;
+    let (parameters, gradients) = (pointers(parameters), pointers(gradients));
+    let (first, second) = (pointers(first), pointers(second));
+    // SAFETY: four arrays of `len` pointers to live tensors.
+    check(unsafe {
+        sys::torch_ext_fused_adamw(
+            parameters.as_ptr(),
+            gradients.as_ptr(),
+            first.as_ptr(),
+            second.as_ptr(),
+            parameters.len(),
+            adamw.learning_rate,
+            adamw.betas[0],
+            adamw.betas[1],
+            adamw.epsilon,
+            adamw.weight_decay,
+            step,
+        )
+    })
+}
+
+fn require_lengths(parameters: &[&Tensor], others: &[(&str, &[&Tensor])]) -> Result<(), Error> {
+    match others.iter().find(|(_, other)| other.len() != parameters.len()) {
+        None => Ok(()),
+        Some((name, other)) => Err(Error::Argument(format!(
+            "{} parameters and {} {name} do not match",
+            parameters.len(),
+            other.len()
+        ))),
+    }
+}
+
+fn pointers(tensors: &[&Tensor]) -> Vec<*const sys::C_tensor> {
+    tensors.iter().map(|tensor| tensor.as_ptr()).collect()
 }

@@ -94,6 +94,19 @@ unsafe extern "C" {
         nesterov: bool,
         first_step: bool,
     ) -> Text;
+    pub(crate) fn torch_ext_fused_adamw(
+        parameters: *const *const C_tensor,
+        gradients: *const *const C_tensor,
+        first_moments: *const *const C_tensor,
+        second_moments: *const *const C_tensor,
+        count: usize,
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        epsilon: f64,
+        weight_decay: f64,
+        step: f64,
+    ) -> Text;
     pub(crate) fn torch_ext_dropout(
         input: *const C_tensor,
         probability: f64,

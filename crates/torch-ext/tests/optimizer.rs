@@ -1,4 +1,4 @@
-//! Fused SGD against the formulas of `torch.optim.SGD`, written out with plain operations.
+//! Fused SGD and AdamW against the formulas of `torch.optim`, written out with plain operations.
 
 #![allow(clippy::unwrap_used)] // All of it is test code.
 
@@ -6,7 +6,7 @@ mod common;
 
 use common::{relative_error, values, waves};
 use tch::{Device, Kind, Tensor};
-use torch_ext::optimizer::{Sgd, fused_sgd};
+use torch_ext::optimizer::{AdamW, Sgd, fused_adamw, fused_sgd};
 
 const PLAIN: Sgd =
     Sgd { learning_rate: 0.1, momentum: 0.0, dampening: 0.0, weight_decay: 0.0, nesterov: false };
@@ -177,4 +177,79 @@ fn tensors_that_do_not_match_are_refused_and_nothing_is_touched() {
 #[test]
 fn an_empty_list_is_refused() {
     assert!(fused_sgd(&[], &[], &[], &MOMENTUM, false).is_err());
+}
+
+const ADAMW: AdamW = AdamW { learning_rate: 0.01, betas: [0.9, 0.99], epsilon: 1e-6, weight_decay: 0.1 };
+
+/// Several steps of AdamW over `ranges` of one flat buffer: parameters and both moments.
+fn adamw_over(ranges: &[(i64, i64)], len: i64) -> [Tensor; 3] {
+    let (parameters, first, second) =
+        (waves(&[len], 0.0), waves(&[len], 1.0).zeros_like(), waves(&[len], 1.0).zeros_like());
+    for step in 1..=4 {
+        let gradients = waves(&[len], f64::from(step));
+        let cut =
+            |flat: &Tensor| ranges.iter().map(|&(start, len)| flat.narrow(0, start, len)).collect::<Vec<_>>();
+        let moments = [cut(&first), cut(&second)];
+        let adamw = AdamW { learning_rate: ADAMW.learning_rate / f64::from(step), ..ADAMW };
+        fused_adamw(
+            &refs(&cut(&parameters)),
+            &refs(&cut(&gradients)),
+            [&refs(&moments[0]), &refs(&moments[1])],
+            &adamw,
+            f64::from(step),
+        )
+        .unwrap();
+    }
+    [parameters, first, second]
+}
+
+#[test]
+fn several_steps_of_adamw_equal_the_formulas() {
+    let len = 10_000;
+    let found = adamw_over(&[(0, len)], len);
+    let AdamW { betas: [beta1, beta2], epsilon, weight_decay, .. } = ADAMW;
+    let mut parameter = waves(&[len], 0.0).to_kind(Kind::Double);
+    let (mut first, mut second) = (parameter.zeros_like(), parameter.zeros_like());
+    for step in 1..=4 {
+        let gradient = waves(&[len], f64::from(step)).to_kind(Kind::Double);
+        let rate = ADAMW.learning_rate / f64::from(step);
+        first = first * beta1 + &gradient * (1.0 - beta1);
+        second = second * beta2 + gradient.square() * (1.0 - beta2);
+        let (corrected_first, corrected_second) =
+            (&first / (1.0 - beta1.powi(step)), &second / (1.0 - beta2.powi(step)));
+        parameter = parameter * (1.0 - rate * weight_decay)
+            - rate * corrected_first / (corrected_second.sqrt() + epsilon);
+    }
+    for (name, found, expected) in
+        [("parameters", &found[0], parameter), ("m", &found[1], first), ("v", &found[2], second)]
+    {
+        let error = relative_error(found, &expected);
+        assert!(error < 1e-6, "{name} off by {error}");
+    }
+}
+
+#[test]
+fn adamw_over_aligned_ranges_has_the_bits_of_one_call() {
+    // Not a multiple of 64 elements, the kernel's unit; as much as several threads share.
+    let len = 200_000 + 16;
+    let whole = adamw_over(&[(0, len)], len);
+    for ranges in [[(0, 16), (16, 48), (64, len - 64)], [(0, 100_000), (100_000, 70_016), (170_016, 30_000)]]
+    {
+        let parts = adamw_over(&ranges, len);
+        assert!(whole.iter().zip(&parts).all(|(whole, part)| whole.equal(part)), "{ranges:?}");
+    }
+}
+
+#[test]
+fn adamw_refuses_what_does_not_fit() {
+    let tensor = waves(&[8], 0.0);
+    let short = waves(&[4], 0.0);
+    let one = [&tensor];
+    let cases =
+        [(&[][..], &one[..], &one[..]), (&one, &[], &one), (&one, &one, &[]), (&one, &one, &[&short])];
+    for (gradients, first, second) in cases {
+        assert!(fused_adamw(&one, gradients, [first, second], &ADAMW, 1.0).is_err());
+    }
+    assert!(fused_adamw(&[], &[], [&[], &[]], &ADAMW, 1.0).is_err());
+    assert!(tensor.equal(&waves(&[8], 0.0)), "nothing is touched");
 }

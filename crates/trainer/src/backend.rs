@@ -15,6 +15,7 @@ pub(crate) fn choose(config: &Config) -> Backend {
                 || config.comm.compression == Compression::PowerSgd
                 || config.comm.overlap == Overlap::ExchangeAndStep
                 || config.model.sync_norm
+                || config.optimizer.shard
                 || config.train.determinism == Determinism::World;
             if on_gpu && !in_host_memory { Backend::Nccl } else { Backend::Mpi }
         }

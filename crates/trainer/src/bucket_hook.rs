@@ -100,7 +100,7 @@ impl Updates {
         let end = state.layout.parameters_len;
         let within = |range: &Range<usize>| range.start.min(end)..range.end.min(end);
         let optimizer =
-            |bucket: &Bucket| Optimizer::of_range(&plan.config.optimizer, state, within(&bucket.range));
+            |bucket: &Bucket| Optimizer::of_range(&plan.config.optimizer, state, &within(&bucket.range));
         Ok(Updates { buckets: buckets.iter().map(optimizer).collect::<Result<_, _>>()?, alone: false })
     }
 
@@ -110,7 +110,7 @@ impl Updates {
             self.alone = true;
         }
         let _no_grad = tch::no_grad_guard();
-        self.buckets[bucket].step(learning_rate)
+        self.buckets[bucket].step(learning_rate).map(drop)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use allreduce::{AbortSignal, CommError, Communicator, Topology, Wire};
+use allreduce::{AbortSignal, CommError, Communicator, Sharding, Topology, Wire};
 
 /// Sleeps before each sum; everything else is the inner communicator's.
 pub(crate) struct Delayed {
@@ -41,6 +41,19 @@ impl Communicator for Delayed {
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
         std::thread::sleep(self.delay);
         self.inner.all_reduce(values, wire)
+    }
+
+    fn sharding(&self) -> Sharding {
+        self.inner.sharding()
+    }
+
+    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        std::thread::sleep(self.delay);
+        self.inner.reduce_scatter(values)
+    }
+
+    fn gather_shards(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        self.inner.gather_shards(values)
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

@@ -22,6 +22,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::flat::Tail;
 use crate::input::{Input, Targets};
 use crate::optimizer::Optimizer;
+use crate::optimizer::memory::Shards;
 use crate::plan::Plan;
 use crate::state::State;
 use crate::sync_norm;
@@ -51,6 +52,8 @@ pub(crate) struct StepOutcome {
     pub(crate) skipped: u64,
     /// Whether the averages were finite numbers; otherwise nothing was updated.
     pub(crate) updated: bool,
+    /// L2 norm of the averaged gradient, where it is clipped.
+    pub(crate) gradient_norm: Option<f64>,
     pub(crate) phases: Phases,
     pub(crate) exchange: StepExchange,
 }
@@ -92,7 +95,7 @@ impl<'plan> Engine<'plan> {
     /// Allocates everything, and connects each gradient with the exchange. `comm` may differ from the
     /// session's to measure a step without exchange.
     pub(crate) fn new(plan: &'plan Plan, compute: Compute, comm: CommThread) -> Result<Self, Error> {
-        let state = State::new(&plan.network, plan.config.seed, compute.device)?;
+        let mut state = State::new(&plan.network, plan.config.seed, compute.device)?;
         let (region, host_exchange) = exchange_memory::choose(plan, compute, &state, &comm)?;
         let segments = state.layout.exchange_segments();
         let comm_config = &plan.config.comm;
@@ -106,11 +109,18 @@ impl<'plan> Engine<'plan> {
             scale: 1.0 / plan.batches.micro_batches() as f32,
             accumulation,
             wire: comm_config.compression.wire(),
+            sharded: match plan.config.optimizer.shard && comm.topology().world_size > 1 {
+                true => state.layout.parameters_len,
+                false => 0,
+            },
         };
+        let reducer = Reducer::new(comm.clone(), region, segments, buckets.clone(), options);
+        let sharded = reducer.shards();
+        let shards = (!sharded.is_empty()).then(|| Shards { comm: comm.clone(), buckets: sharded });
+        let optimizer = Optimizer::new(&plan.config.optimizer, &mut state, shards)?;
         let inputs = Arc::new(StepInputs::default());
         let world_size = comm.topology().world_size;
         let hook = StepHook::new(plan, &state, &buckets, world_size, Arc::clone(&inputs))?;
-        let reducer = Reducer::new(comm.clone(), region, segments, buckets, options);
         let reducer = Arc::new(match hook {
             Some(hook) => reducer.with_hook(Box::new(hook)),
             None => reducer,
@@ -127,7 +137,7 @@ impl<'plan> Engine<'plan> {
             }
         }
         Ok(Engine {
-            optimizer: Optimizer::new(&plan.config.optimizer, &state)?,
+            optimizer,
             input: Input::new(
                 plan.config.data.normalize.as_ref(),
                 plan.whitening.as_ref(),
@@ -232,10 +242,11 @@ impl<'plan> Engine<'plan> {
         }
         self.enter(step, "optimizer");
         let update_begin = Instant::now();
-        let updated = exchange.is_finite();
-        if updated {
-            self.update(learning_rate).map_err(StepError::Exchange)?;
-        }
+        let updated = self.state.optimizer.all_ranks(exchange.is_finite()).map_err(StepError::Exchange)?;
+        let gradient_norm = match updated {
+            true => self.update(learning_rate).map_err(StepError::Exchange)?,
+            false => None,
+        };
         phases.optimizer = update_begin.elapsed();
         phases.step = begin.elapsed();
         let micro_batches = self.plan.batches.micro_batches() as f32;
@@ -246,6 +257,7 @@ impl<'plan> Engine<'plan> {
             stop: tail[Tail::Stop as usize] > 0.0,
             skipped,
             updated,
+            gradient_norm,
             phases,
             exchange,
         })
@@ -373,7 +385,7 @@ impl<'plan> Engine<'plan> {
         let draws = Some(self.draw_key(step, micro_batch));
         let pass = Pass { parameters: &self.state.parameters, norm, draws, memory: config.train.memory };
         let logits = self.logits(images, &pass)?;
-        let loss = targets.loss(&logits)?;
+        let loss = targets.loss(&logits, config.train.label_smoothing)?;
         let _no_grad = tch::no_grad_guard();
         if !config.model.frozen_norm {
             let _ = self.state.summed_statistics()?.f_add_(&self.state.batch_statistics)?;
@@ -456,7 +468,8 @@ impl<'plan> Engine<'plan> {
         Ok(exchange)
     }
 
-    fn update(&mut self, learning_rate: f64) -> Result<(), Error> {
+    /// Gives the norm of the gradient, where it is clipped.
+    fn update(&mut self, learning_rate: f64) -> Result<Option<f64>, Error> {
         let _no_grad = tch::no_grad_guard();
         let config = &self.plan.config.model;
         if !config.frozen_norm {
@@ -466,9 +479,13 @@ impl<'plan> Engine<'plan> {
             let _ = self.state.running_statistics.f_add_(&averaged)?;
         }
         if self.updates_early {
-            return Ok(());
+            return Ok(None);
         }
-        self.optimizer.step(learning_rate)
+        let norm = self.optimizer.step(learning_rate)?;
+        if let Some(shards) = self.state.optimizer.shards() {
+            shards.gather(&self.state.flat_parameters)?;
+        }
+        Ok(norm)
     }
 }
 

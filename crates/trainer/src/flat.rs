@@ -123,6 +123,12 @@ impl FlatLayout {
         plan_buckets(&self.exchange_segments(), self.exchange_len(), first_bytes, bytes)
     }
 
+    /// Elements of a segment and the padding behind it.
+    pub(crate) fn extent(&self, segment: usize) -> Range<usize> {
+        let end = self.segments.get(segment + 1).map_or(self.parameters_len, |next| next.offset);
+        self.segments[segment].offset..end
+    }
+
     /// Contiguous ranges whose parameters decay, and those whose parameters do not.
     pub(crate) fn decay_ranges(
         &self,
@@ -130,11 +136,11 @@ impl FlatLayout {
     ) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
         let (mut with, mut without): (Vec<Range<usize>>, Vec<Range<usize>>) = (Vec::new(), Vec::new());
         for (index, placed) in self.segments.iter().enumerate() {
-            let end = self.segments.get(index + 1).map_or(self.parameters_len, |next| next.offset);
+            let extent = self.extent(index);
             let group = if decays(placed.role) { &mut with } else { &mut without };
             match group.last_mut() {
-                Some(last) if last.end == placed.offset => last.end = end,
-                _ => group.push(placed.offset..end),
+                Some(last) if last.end == extent.start => last.end = extent.end,
+                _ => group.push(extent),
             }
         }
         (with, without)

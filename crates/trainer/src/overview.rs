@@ -6,11 +6,13 @@ use std::path::Path;
 
 use model::Memory;
 
-use crate::config;
+use crate::config::{self, ScaleRate};
 use crate::error::Error;
 use crate::flat::FlatLayout;
+use crate::optimizer::rule::Rule;
 use crate::plan::Plan;
 use crate::scaling::{Algorithm, Cluster, Link, Load};
+use crate::schedule::rate_scale;
 
 /// A schedule that changes every epoch is not printed to its end.
 const LEARNING_RATES_SHOWN: usize = 24;
@@ -82,7 +84,19 @@ pub fn describe_plan(
             plan.total_steps()
         ),
     );
-    line("weights and momentum", format!("{:.2} MiB a rank", mib(2 * parameters)));
+    let remembered = Rule::new(&plan.config.optimizer).memory().len();
+    let sharers = if plan.config.optimizer.shard { ranks } else { 1 };
+    line(
+        "weights and optimizer",
+        format!(
+            "{:.2} MiB a rank, {} with {} number{} a weight{}",
+            mib(parameters + remembered * parameters / sharers),
+            plan.config.optimizer.kind.name(),
+            remembered,
+            if remembered == 1 { "" } else { "s" },
+            if sharers > 1 { format!(", in {sharers} shares") } else { String::new() }
+        ),
+    );
     line("gradients", format!("{:.2} MiB a rank, exchanged every step", mib(layout.exchange_len())));
     let activations = |memory| {
         let bytes = plan.network.activation_bytes(memory, plan.config.precision.dtype.kind());
@@ -101,12 +115,26 @@ pub fn describe_plan(
     );
     line(
         "checkpoint",
-        format!("about {:.2} MiB, {} kept", mib(2 * parameters), plan.config.checkpoint.keep_last),
+        format!(
+            "about {:.2} MiB, {} kept",
+            mib((1 + remembered) * parameters),
+            plan.config.checkpoint.keep_last
+        ),
     );
     let sizes: Vec<String> =
         buckets.iter().take(16).map(|bucket| format!("{:.2}", mib(bucket.range.len()))).collect();
     let more = if buckets.len() > sizes.len() { ", and so on," } else { "" };
     line("buckets", format!("{}: {}{more} MiB", buckets.len(), sizes.join(", ")));
+    let scale = rate_scale(&plan.config.schedule, plan.config.train.global_batch);
+    if let Some(ScaleRate { reference_batch, .. }) = plan.config.schedule.scale_rate {
+        line(
+            "rate scale",
+            format!(
+                "x {scale:.4}, a global batch of {} instead of {reference_batch}",
+                plan.config.train.global_batch
+            ),
+        );
+    }
     line("learning rate", "first step of each epoch, where it changes".into());
     let mut last = f64::NAN;
     let mut shown = 0;

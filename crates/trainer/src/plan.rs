@@ -9,6 +9,7 @@ use crate::config::{AutoOr, Backend, Config, ConfigError, Determinism, LoadedCon
 use crate::data::{self, DataPlan, Kind};
 use crate::error::Error;
 use crate::input::Whitening;
+use crate::optimizer::rule;
 use crate::schedule::Schedule;
 use crate::synchronization;
 
@@ -116,24 +117,14 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     share("model.dropout", config.model.dropout)?;
     share("model.shortcut_dropout", config.model.shortcut_dropout)?;
     share("model.stochastic_depth", config.model.stochastic_depth)?;
-    share("optimizer.momentum", config.optimizer.momentum)?;
-    share("optimizer.dampening", config.optimizer.dampening)?;
+    share("train.label_smoothing", config.train.label_smoothing)?;
     if !(config.model.norm_momentum > 0.0 && config.model.norm_momentum <= 1.0) {
         return Err(error(
             "model.norm_momentum",
             format!("{} is outside 0 to 1 (0 excluded)", config.model.norm_momentum),
         ));
     }
-    let decay = config.optimizer.weight_decay;
-    if !(decay.is_finite() && decay >= 0.0) {
-        return Err(error("optimizer.weight_decay", format!("{decay} is out of range; expected 0 or more")));
-    }
-    if config.optimizer.nesterov && config.optimizer.momentum == 0.0 {
-        return Err(error("optimizer.momentum", "optimizer.nesterov: true needs a momentum above 0".into()));
-    }
-    if config.optimizer.nesterov && config.optimizer.dampening != 0.0 {
-        return Err(error("optimizer.dampening", "optimizer.nesterov: true needs a dampening of 0".into()));
-    }
+    rule::check(loaded)?;
     let workers = match config.data.workers {
         AutoOr::Auto => 1,
         AutoOr::Exactly(workers) => workers.get(),
@@ -147,6 +138,11 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         ("data.prefetch", config.data.prefetch, 1024),
         ("comm.first_bucket_kib", config.comm.first_bucket_kib, 1 << 30),
         ("comm.bucket_kib", config.comm.bucket_kib, 1 << 30),
+        (
+            "schedule.scale_rate.reference_batch",
+            config.schedule.scale_rate.map_or(1, |scale| scale.reference_batch),
+            1 << 24,
+        ),
         ("comm.timeout_s", config.comm.timeout_s as usize, 7 * 24 * 3600),
         ("checkpoint.every_epochs", config.checkpoint.every_epochs as usize, usize::MAX),
         ("checkpoint.keep_last", config.checkpoint.keep_last, usize::MAX),

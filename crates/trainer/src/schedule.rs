@@ -1,6 +1,6 @@
 //! The learning rate as a pure function of the step. Knows neither optimizer nor data.
 
-use crate::config::{ConfigError, LoadedConfig, ScheduleConfig, ScheduleKind};
+use crate::config::{ConfigError, LoadedConfig, ScaleRate, ScaleRule, ScheduleConfig, ScheduleKind};
 
 /// A checked schedule over a known number of steps.
 #[derive(Clone, Debug)]
@@ -60,10 +60,11 @@ impl Schedule {
                 format!("{} is outside 0 to train.epochs ({epochs})", config.warmup_epochs),
             ));
         }
-        if !(config.warmup_from.is_finite() && config.warmup_from >= 0.0) {
+        let warmup_from = config.warmup_from.unwrap_or_default();
+        if !(warmup_from.is_finite() && warmup_from >= 0.0) {
             return Err(error(
                 "warmup_from",
-                format!("{} is not a learning rate; expected 0 or more", config.warmup_from),
+                format!("{warmup_from} is not a learning rate; expected 0 or more"),
             ));
         }
         if config.kind == ScheduleKind::OneCycle && config.warmup_epochs > 0.0 {
@@ -77,6 +78,7 @@ impl Schedule {
             value if value.is_finite() && value > 0.0 => Ok(value),
             value => Err(error(key, format!("{value} is out of range; expected more than 0"))),
         };
+        let scale = rate_scale(config, loaded.config.train.global_batch);
         let curve = match config.kind {
             ScheduleKind::Constant => Curve::Constant,
             ScheduleKind::Step => {
@@ -95,11 +97,11 @@ impl Schedule {
                 Curve::Step { milestones, factor: above_zero("factor", Some(factor), 0.0)? }
             }
             ScheduleKind::Cosine => {
-                Curve::Cosine { final_rate: not_negative("final_rate", config.final_rate, 0.0)? }
+                Curve::Cosine { final_rate: scale * not_negative("final_rate", config.final_rate, 0.0)? }
             }
             ScheduleKind::Polynomial => Curve::Polynomial {
                 power: above_zero("power", config.power, 2.0)?,
-                final_rate: not_negative("final_rate", config.final_rate, 0.0)?,
+                final_rate: scale * not_negative("final_rate", config.final_rate, 0.0)?,
             },
             ScheduleKind::OneCycle => {
                 let peak_at = config.peak_at.unwrap_or(0.3);
@@ -115,9 +117,9 @@ impl Schedule {
         };
         Ok(Schedule {
             curve,
-            rate: config.rate,
+            rate: scale * config.rate,
             warmup_steps: (config.warmup_epochs * steps_per_epoch as f64).round(),
-            warmup_from: config.warmup_from,
+            warmup_from,
             steps_per_epoch,
             total_steps: steps_per_epoch * u64::from(epochs),
         })
@@ -164,6 +166,16 @@ impl Schedule {
         let Curve::Step { milestones, .. } = &self.curve else { return 0 };
         let epoch = step / self.steps_per_epoch + 1;
         milestones.iter().filter(|&&milestone| epoch >= u64::from(milestone)).count()
+    }
+}
+
+/// What the configured rates are multiplied by.
+pub(crate) fn rate_scale(config: &ScheduleConfig, global_batch: usize) -> f64 {
+    let Some(ScaleRate { reference_batch, rule }) = config.scale_rate else { return 1.0 };
+    let larger = global_batch as f64 / reference_batch as f64;
+    match rule {
+        ScaleRule::Linear => larger,
+        ScaleRule::SquareRoot => larger.sqrt(),
     }
 }
 
@@ -246,6 +258,35 @@ mod tests {
             for (step, rate) in *points {
                 assert!(
                     (schedule.rate(*step) - rate).abs() < 1e-9,
+                    "{text} at {step}: {}",
+                    schedule.rate(*step)
+                );
+            }
+        }
+    }
+
+    /// The global batch is 8.
+    #[test]
+    fn scaled_rates_follow_the_batch_and_warm_up_from_the_unscaled_one() {
+        let cases: &[(&str, &[(u64, f64)])] = &[
+            (
+                "{kind: constant, rate: 0.1, scale_rate: {reference_batch: 2}, warmup_epochs: 1}",
+                &[(0, 0.1), (5, 0.25), (10, 0.4), (99, 0.4)],
+            ),
+            (
+                "{kind: cosine, rate: 0.1, final_rate: 0.01, scale_rate: {reference_batch: 2, rule: square-root}}",
+                &[(0, 0.2), (99, 0.02)],
+            ),
+            (
+                "{kind: constant, rate: 0.1, scale_rate: {reference_batch: 16}, warmup_epochs: 1, warmup_from: 0}",
+                &[(0, 0.0), (10, 0.05)],
+            ),
+        ];
+        for (text, points) in cases {
+            let schedule = schedule(10, 10, text);
+            for (step, rate) in *points {
+                assert!(
+                    (schedule.rate(*step) - rate).abs() < 1e-12,
                     "{text} at {step}: {}",
                     schedule.rate(*step)
                 );

@@ -1,4 +1,4 @@
-//! The tensors of a run: flat parameters, gradients, momentum and statistics, and the views that the network
+//! The tensors of a run: flat parameters, gradients, optimizer state and statistics, and the views that the network
 //! computes with. Holds them; what happens to them is the business of [`crate::engine`].
 
 use model::{Network, Statistics};
@@ -7,6 +7,7 @@ use torch_ext::flat;
 
 use crate::error::Error;
 use crate::flat::{FlatLayout, Tail};
+use crate::optimizer::memory::OptimizerState;
 
 /// All tensors that live as long as the run.
 pub(crate) struct State {
@@ -17,7 +18,8 @@ pub(crate) struct State {
     pub(crate) parameters: Vec<Tensor>,
     /// Gradients, batch statistics and tail: what is summed over the ranks.
     pub(crate) exchange: Tensor,
-    pub(crate) momentum: Tensor,
+    /// Has room for nothing until there is an [`Optimizer`](crate::optimizer::Optimizer).
+    pub(crate) optimizer: OptimizerState,
     /// Statistics of the micro batch that ran last, written by batch norm.
     pub(crate) batch_statistics: Tensor,
     pub(crate) batch_views: Vec<Statistics>,
@@ -27,13 +29,13 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Initial weights from `seed`, zero momentum, running mean 0 and variance 1.
+    /// Initial weights from `seed`, running mean 0 and variance 1.
     pub(crate) fn new(network: &Network, seed: u64, device: Device) -> Result<Self, Error> {
         let layout = FlatLayout::new(network);
         let zeros = |len: usize| Tensor::f_zeros([len as i64], (Kind::Float, device));
         let flat_parameters = zeros(layout.parameters_len)?;
         let exchange = zeros(layout.exchange_len())?;
-        let momentum = zeros(layout.parameters_len)?;
+        let optimizer = OptimizerState::new(&[], false, layout.parameters_len, None, device)?;
         let batch_statistics = zeros(layout.statistics_len())?;
         let mut running_statistics = zeros(layout.statistics_len())?;
 
@@ -71,7 +73,7 @@ impl State {
             flat_parameters,
             parameters,
             exchange,
-            momentum,
+            optimizer,
             batch_statistics,
             batch_views,
             running_statistics,

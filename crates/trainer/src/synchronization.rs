@@ -5,7 +5,7 @@ use data_sharding::BatchLayout;
 use model::Memory;
 
 use crate::config::{
-    Backend, CommConfig, Compression, Config, ConfigError, Determinism, Dtype, LoadedConfig, OnNan, Overlap, Reduce,
+    Backend, CommConfig, Compression, Config, ConfigError, Determinism, Dtype, LoadedConfig, OnNan, OptimizerKind, Overlap, Reduce,
 };
 
 /// `comm.power_sgd_rank` when absent: the one that the paper trains ResNet-18 with to full accuracy.
@@ -45,8 +45,8 @@ pub(crate) fn write_defaults(comm: &mut CommConfig) {
     }
 }
 
-fn exchange(config: &Config) -> [Refusal; 10] {
-    let Config { comm, train, precision, .. } = config;
+fn exchange(config: &Config) -> [Refusal; 14] {
+    let Config { comm, train, precision, optimizer, .. } = config;
     let power_sgd = comm.compression == Compression::PowerSgd;
     let sixteen_bits = comm.compression.wire() != allreduce::Wire::Fp32;
     let early_step = comm.overlap == Overlap::ExchangeAndStep;
@@ -85,6 +85,26 @@ fn exchange(config: &Config) -> [Refusal; 10] {
             applies: early_step && comm.backend == Backend::Nccl,
             key: "comm.overlap",
             sentence: "sync+step updates weights in the host's memory; expected true or false with comm.backend: nccl",
+        },
+        Refusal {
+            applies: optimizer.shard && comm.compression != Compression::None,
+            key: "comm.compression",
+            sentence: "shards of sums travel as fp32; expected none with optimizer.shard: true",
+        },
+        Refusal {
+            applies: optimizer.shard && comm.backend == Backend::Nccl,
+            key: "optimizer.shard",
+            sentence: "shares out gradients in the host's memory; expected false with comm.backend: nccl",
+        },
+        Refusal {
+            applies: early_step && (optimizer.shard || optimizer.clip_norm.is_some()),
+            key: "comm.overlap",
+            sentence: "sync+step updates each bucket by itself; expected true with optimizer.shard or optimizer.clip_norm",
+        },
+        Refusal {
+            applies: early_step && optimizer.kind != OptimizerKind::Sgd,
+            key: "comm.overlap",
+            sentence: "sync+step updates each bucket by itself; expected true, or optimizer.kind: sgd",
         },
         Refusal {
             applies: power_sgd && may_skip,
@@ -175,6 +195,11 @@ mod tests {
             (&["comm.compression=power-sgd", "comm.backend=nccl"], "comm.compression"),
             (&["comm.overlap=sync+step", "comm.backend=nccl"], "comm.overlap"),
             (&["model.sync_norm=true", "comm.backend=nccl"], "model.sync_norm"),
+            (&["optimizer.shard=true", "comm.compression=bf16"], "comm.compression"),
+            (&["optimizer.shard=true", "comm.backend=nccl"], "optimizer.shard"),
+            (&["comm.overlap=sync+step", "optimizer.shard=true"], "comm.overlap"),
+            (&["comm.overlap=sync+step", "optimizer.clip_norm=1"], "comm.overlap"),
+            (&["comm.overlap=sync+step", "optimizer.kind=adamw"], "comm.overlap"),
             (&["comm.power_sgd_rank=2"], "comm.power_sgd_rank"),
             (&["comm.compression=bf16", "comm.power_sgd_start_step=0"], "comm.power_sgd_start_step"),
             (

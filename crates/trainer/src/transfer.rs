@@ -17,7 +17,7 @@ use crate::weights::fit;
 pub(crate) enum Part {
     /// Parameters and running statistics.
     Weights,
-    /// Momentum.
+    /// What the optimizer remembers.
     Optimizer,
 }
 
@@ -58,6 +58,9 @@ pub(crate) fn import(
         .filter(|parameter| matches!(parameter.role, Role::LinearWeight | Role::LinearBias))
         .map(|parameter| parameter.name.as_str())
         .collect();
+    if part == Part::Optimizer {
+        state.optimizer.make_room()?;
+    }
     let wanted = |name: &str| classifier == Classifier::Saved || !is_classifier.contains(name);
     let places: Vec<_> = (tensors(network, state, part)?.into_iter())
         .filter(|(name, _)| wanted(name))
@@ -86,14 +89,20 @@ pub(crate) fn import(
 }
 
 fn tensors(network: &Network, state: &State, part: Part) -> Result<Vec<(String, Tensor)>, Error> {
-    let flat = match part {
-        Part::Weights => &state.flat_parameters,
-        Part::Optimizer => &state.momentum,
+    let flats = match part {
+        Part::Weights => vec![("", state.flat_parameters.shallow_clone())],
+        Part::Optimizer => state.optimizer.whole()?,
     };
     let mut named = Vec::new();
-    for placed in &state.layout.segments {
-        let declared = &network.parameters()[placed.parameter];
-        named.push((declared.name.clone(), flat::view(flat, placed.offset as i64, &declared.shape)?));
+    for (suffix, flat) in &flats {
+        for placed in &state.layout.segments {
+            let declared = &network.parameters()[placed.parameter];
+            let view = flat::view(flat, placed.offset as i64, &declared.shape)?;
+            named.push((format!("{}{suffix}", declared.name), view));
+        }
+    }
+    if let (Part::Optimizer, Some(updates)) = (part, state.optimizer.updates()) {
+        named.push(("step".into(), updates.f_view([0_i64; 0].as_slice())?));
     }
     if part == Part::Weights {
         for (norm, Statistics { mean, variance }) in network.norms().iter().zip(&state.running_views) {

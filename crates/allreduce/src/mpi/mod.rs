@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::backoff::Patience;
 use crate::communicator::{AbortSignal, Communicator, Reduction};
 use crate::compressed::OrderedReductions;
-use crate::hierarchical::{HierarchicalReduction, Hosts};
+use crate::hierarchical::{HierarchicalReduction, Hosts, gather_shards};
+use crate::ordered::gather_slices;
 use crate::transport::{all_gather, barrier, broadcast};
-use crate::{CommError, Topology, Way, Wire, discover};
+use crate::{CommError, Sharding, Topology, Way, Wire, discover};
 use library::Library;
 
 /// All ranks of `MPI_COMM_WORLD`.
@@ -118,6 +119,31 @@ impl Communicator for MpiCommunicator {
                 copy.extend_from_slice(values);
                 self.library.all_reduce(copy, values)
             }
+        }
+    }
+
+    fn sharding(&self) -> Sharding {
+        let Topology { rank, world_size, .. } = self.topology;
+        match &self.reduction {
+            Kind::Hierarchical(_, hosts) => hosts.sharding(rank),
+            Kind::Ordered(_) | Kind::Library(_) => Sharding::flat(rank, world_size),
+        }
+    }
+
+    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        match &mut self.reduction {
+            Kind::Ordered(reductions) => reductions.reduce_scatter(&mut self.library, values),
+            Kind::Hierarchical(reduction, hosts) => {
+                reduction.reduce_scatter(&mut self.library, *hosts, values)
+            }
+            Kind::Library(_) => self.all_reduce(values, Wire::Fp32),
+        }
+    }
+
+    fn gather_shards(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        match &self.reduction {
+            Kind::Hierarchical(_, hosts) => gather_shards(&mut self.library, *hosts, values),
+            Kind::Ordered(_) | Kind::Library(_) => gather_slices(&mut self.library, values),
         }
     }
 

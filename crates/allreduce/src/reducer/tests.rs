@@ -79,7 +79,7 @@ fn reducer(
     scale: f32,
 ) -> Reducer {
     let buckets = plan_buckets(&segments(), LEN, cap, cap);
-    let options = ReducerOptions { overlap, scale, accumulation, wire: Wire::Fp32 };
+    let options = ReducerOptions { overlap, scale, accumulation, wire: Wire::Fp32, sharded: 0 };
     Reducer::new(comm, gradients.clone(), segments(), buckets, options)
 }
 
@@ -188,8 +188,13 @@ fn a_step_after_the_end_of_communication_is_an_error_and_no_hang() {
 fn buckets_of_other_segments_are_refused() {
     let (comm, _) = slow(Duration::ZERO);
     let buckets = vec![Bucket { range: 0..100, segments: 0..3 }];
-    let options =
-        ReducerOptions { overlap: true, scale: 1.0, accumulation: Accumulation::InPlace, wire: Wire::Fp32 };
+    let options = ReducerOptions {
+        overlap: true,
+        scale: 1.0,
+        accumulation: Accumulation::InPlace,
+        wire: Wire::Fp32,
+        sharded: 0,
+    };
     let _ = Reducer::new(comm, Region::from_vec(vec![0.0; LEN]), segments(), buckets, options);
 }
 
@@ -313,6 +318,7 @@ fn compression_rounds_the_scaled_segments_and_leaves_the_tail_alone() {
                 scale: 1.0 / 3.0,
                 accumulation: Accumulation::InPlace,
                 wire: Wire::Fp16,
+                sharded: 0,
             };
             let reducer = Reducer::new(comm.clone(), gradients.clone(), segments(), buckets, options);
             reducer.begin_step(1);
@@ -420,10 +426,53 @@ fn an_error_of_a_hook_is_the_error_of_the_step() {
         .map(|index| Segment { name: format!("segment {index}"), range: 64 * index..64 * index + 64 })
         .collect();
     let buckets = plan_buckets(&segments, 8 * 64, 0, 0);
-    let options =
-        ReducerOptions { overlap: true, scale: 1.0, accumulation: Accumulation::InPlace, wire: Wire::Fp32 };
+    let options = ReducerOptions {
+        overlap: true,
+        scale: 1.0,
+        accumulation: Accumulation::InPlace,
+        wire: Wire::Fp32,
+        sharded: 0,
+    };
     let hook = Noting { gradients: gradients.clone(), exchanges: false, calls: Arc::default() };
     let reducer = Reducer::new(comm, gradients, segments, buckets, options).with_hook(Box::new(hook));
     reducer.begin_step(1);
     assert_eq!(reducer.finish(), Err(CommError::Hook("no bucket 7".into())));
+}
+
+#[test]
+fn shards_hold_the_bits_of_the_whole_average_and_the_tail_is_everybodys() {
+    const SHARDED: usize = 192;
+    for world_size in [1, 2, 3, 4] {
+        for cap in [0, 300, usize::MAX] {
+            let of = |sharded: usize| {
+                on_each_comm_thread(world_size, |comm| {
+                    let gradients = Region::from_vec(wild_values(LEN, comm.topology().rank as u64));
+                    let buckets = plan_buckets(&segments(), LEN, cap, cap);
+                    let options = ReducerOptions {
+                        overlap: true,
+                        scale: 0.3,
+                        accumulation: Accumulation::InPlace,
+                        wire: Wire::Fp32,
+                        sharded,
+                    };
+                    let reducer = Reducer::new(comm.clone(), gradients.clone(), segments(), buckets, options);
+                    reducer.begin_step(1);
+                    reducer.begin_last_backward();
+                    reducer.seal();
+                    assert!(reducer.finish().unwrap().is_finite());
+                    let shards = reducer.shards();
+                    for (bucket, own) in &shards {
+                        // Of no account.
+                        gradients.slice(bucket.start..own.start).lock().fill(f32::NAN);
+                        gradients.slice(own.end..bucket.end).lock().fill(f32::NAN);
+                        comm.gather_shards(gradients.slice(bucket.clone())).unwrap();
+                    }
+                    assert_eq!(shards.iter().map(|(bucket, _)| bucket.len()).sum::<usize>(), sharded);
+                    gradients.to_vec().iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+                })
+            };
+            let (whole, gathered) = (of(0), of(SHARDED));
+            assert!(whole == gathered, "{world_size} ranks, cap {cap}");
+        }
+    }
 }

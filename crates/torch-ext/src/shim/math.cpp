@@ -4,32 +4,60 @@
 
 #include "shim.h"
 
+namespace {
+
+using Tensors = const at::Tensor *const *;
+
+std::vector<at::Tensor> list(Tensors tensors, size_t count) {
+  std::vector<at::Tensor> out;
+  out.reserve(count);
+  for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
+  return out;
+}
+
+// The CPU kernels take this for granted: they would read and write beyond the end of a shorter tensor.
+void require_alike(Tensors parameters, std::initializer_list<Tensors> others, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    const at::Tensor &parameter = *parameters[i];
+    for (Tensors tensors : others) {
+      const at::Tensor &other = *tensors[i];
+      TORCH_CHECK(parameter.is_non_overlapping_and_dense() && other.sizes() == parameter.sizes() &&
+                      other.strides() == parameter.strides() && other.scalar_type() == parameter.scalar_type() &&
+                      other.device() == parameter.device(),
+                  "parameter ", i, " of shape ", parameter.sizes(), " and its gradient or momentum of shape ",
+                  other.sizes(), " must be dense and equal in shape, strides, kind and device");
+    }
+  }
+}
+
+} // namespace
+
 Error torch_ext_fused_sgd(const at::Tensor *const *parameters, const at::Tensor *const *gradients,
                           const at::Tensor *const *momentum, size_t count, double learning_rate,
                           double momentum_factor, double dampening, double weight_decay, bool nesterov, bool first_step) {
   return guarded([&] {
     torch::NoGradGuard no_grad;
-    auto list = [count](const at::Tensor *const *tensors) {
-      std::vector<at::Tensor> out;
-      out.reserve(count);
-      for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
-      return out;
-    };
-    // The CPU kernel takes this for granted: it would read and write beyond the end of a shorter tensor.
-    for (size_t i = 0; i < count; ++i) {
-      const at::Tensor &parameter = *parameters[i];
-      for (const at::Tensor *other : {gradients[i], momentum[i]}) {
-        TORCH_CHECK(parameter.is_non_overlapping_and_dense() && other->sizes() == parameter.sizes() &&
-                        other->strides() == parameter.strides() && other->scalar_type() == parameter.scalar_type() &&
-                        other->device() == parameter.device(),
-                    "parameter ", i, " of shape ", parameter.sizes(), " and its gradient or momentum of shape ",
-                    other->sizes(), " must be dense and equal in shape, strides, kind and device");
-      }
-    }
+    require_alike(parameters, {gradients, momentum}, count);
     // Without momentum libtorch insists on having no buffers for it.
-    auto buffers = momentum_factor == 0.0 ? std::vector<at::Tensor>{} : list(momentum);
-    at::_fused_sgd_(list(parameters), list(gradients), buffers, weight_decay, momentum_factor, learning_rate,
-                    dampening, nesterov, /*maximize=*/false, first_step);
+    auto buffers = momentum_factor == 0.0 ? std::vector<at::Tensor>{} : list(momentum, count);
+    at::_fused_sgd_(list(parameters, count), list(gradients, count), buffers, weight_decay, momentum_factor,
+                    learning_rate, dampening, nesterov, /*maximize=*/false, first_step);
+  });
+}
+
+Error torch_ext_fused_adamw(const at::Tensor *const *parameters, const at::Tensor *const *gradients,
+                            const at::Tensor *const *first_moments, const at::Tensor *const *second_moments,
+                            size_t count, double learning_rate, double beta1, double beta2, double epsilon,
+                            double weight_decay, double step) {
+  return guarded([&] {
+    torch::NoGradGuard no_grad;
+    TORCH_CHECK(count > 0, "no parameters");
+    require_alike(parameters, {gradients, first_moments, second_moments}, count);
+    // The kernels read it; on a GPU, there.
+    std::vector<at::Tensor> steps(count, at::full({}, step, parameters[0]->options().dtype(at::kFloat)));
+    at::_fused_adamw_(list(parameters, count), list(gradients, count), list(first_moments, count),
+                      list(second_moments, count), /*max_exp_avg_sqs=*/{}, steps, learning_rate, beta1, beta2,
+                      weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false);
   });
 }
 

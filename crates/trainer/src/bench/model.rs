@@ -151,7 +151,7 @@ struct Step<'a> {
 
 impl<'a> Step<'a> {
     fn new(network: &'a Network, options: &'a ModelBenchOptions) -> Result<Self, Error> {
-        let state = State::new(network, SEED, Device::Cpu)?;
+        let mut state = State::new(network, SEED, Device::Cpu)?;
         let batch = options.batch.get() as i64;
         let (channels, side) = network.image_shape();
         tch::manual_seed(SEED as i64);
@@ -160,7 +160,7 @@ impl<'a> Step<'a> {
             (Kind::Float, Device::Cpu),
         )?;
         Ok(Step {
-            optimizer: Optimizer::new(&OptimizerConfig::default(), &state)?,
+            optimizer: Optimizer::new(&OptimizerConfig::default(), &mut state, None)?,
             images: layout::channels_last(&images)?,
             labels: Tensor::f_randint(i64::from(network.classes()), [batch], (Kind::Int64, Device::Cpu))?,
             network,
@@ -195,7 +195,7 @@ impl<'a> Step<'a> {
         drop(loss);
         {
             let _no_grad = tch::no_grad_guard();
-            self.optimizer.step(LEARNING_RATE)?;
+            let _ = self.optimizer.step(LEARNING_RATE)?;
         }
         Ok(Measured {
             activation_bytes,

@@ -87,11 +87,13 @@ fn parse(path: &Path, text: String, arguments: &[String]) -> Result<LoadedConfig
         overrides.push(apply_override(&mut value, argument)?);
     }
     let origins = Origins { path, text: &text, overrides: &overrides };
-    let config = serde_path_to_error::deserialize(value).map_err(|error| {
+    let mut config: Config = serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let message = error.inner().to_string();
         origins.error(&key_of(&path, &message), message)
     })?;
+    config.optimizer.write_defaults();
+    config.schedule.write_defaults();
     Ok(LoadedConfig { config, path: path.to_owned(), text, overrides })
 }
 
@@ -202,6 +204,7 @@ impl Config {
             "train.evaluate_every_epochs",
             "train.memory",
             "train.on_nan",
+            "optimizer.shard",
         ];
         self.keys_without(NOT_MEANING)
     }
@@ -262,9 +265,13 @@ mod tests {
     fn overrides_replace_and_add_keys() {
         let loaded = parsed(GOOD, &["train.epochs=7", "optimizer.momentum=0.5", "data.workers=3"]).unwrap();
         assert_eq!(loaded.config.train.epochs, 7);
-        assert_eq!(loaded.config.optimizer.momentum, 0.5);
+        assert_eq!(loaded.config.optimizer.momentum, Some(0.5));
         assert_eq!(loaded.config.data.workers, AutoOr::Exactly(3.try_into().unwrap()));
-        assert!(loaded.config.optimizer.nesterov, "other keys of the section keep their defaults");
+        assert_eq!(
+            loaded.config.optimizer.nesterov,
+            Some(true),
+            "other keys of the section keep their defaults"
+        );
     }
 
     #[test]

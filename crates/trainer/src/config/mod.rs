@@ -7,6 +7,7 @@ mod comm;
 mod data;
 mod load;
 mod locate;
+mod optimizer;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ pub use data::{
 };
 pub use load::{ConfigError, LoadedConfig, load};
 pub use model::Memory;
+pub use optimizer::{OptimizerConfig, OptimizerKind};
 
 /// A whole run, as written in YAML.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -147,6 +149,10 @@ pub struct TrainConfig {
     /// What to do with a step whose averaged gradient is infinite or NaN somewhere.
     #[serde(default)]
     pub on_nan: OnNan,
+    /// Share of each label that is spread evenly over all classes (Szegedy et al. 2016: 0.1), mixed labels included.
+    /// The training loss contains it, evaluation does not.
+    #[serde(default)]
+    pub label_smoothing: f64,
 }
 
 /// `train.on_nan:` all ranks see the same average, so they all do the same.
@@ -230,37 +236,6 @@ impl From<AutoOr> for AutoOrText {
     }
 }
 
-/// `optimizer:` stochastic gradient descent with momentum (wrn-facts §4: the rule of Torch and PyTorch).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimizerConfig {
-    /// Share of the last update that is kept.
-    pub momentum: f64,
-    /// Look ahead by one momentum step.
-    pub nesterov: bool,
-    /// Share of the gradient that does not enter the momentum.
-    pub dampening: f64,
-    /// L2 penalty, added to the gradient.
-    pub weight_decay: f64,
-    /// Whether batch norm's scale and shift and all biases decay too, as in the paper.
-    pub decay_norm_and_bias: bool,
-    /// Start the momentum from zero whenever a milestone lowers the rate, as both official codes do.
-    pub reset_momentum_at_milestones: bool,
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        OptimizerConfig {
-            momentum: 0.9,
-            nesterov: true,
-            dampening: 0.0,
-            weight_decay: 5e-4,
-            decay_norm_and_bias: true,
-            reset_momentum_at_milestones: false,
-        }
-    }
-}
-
 /// `schedule:` the learning rate at each step. Keys that a kind does not use must be absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -272,9 +247,13 @@ pub struct ScheduleConfig {
     /// Epochs of linear warm-up, step by step; not for `one-cycle`, which has its own.
     #[serde(default)]
     pub warmup_epochs: f64,
-    /// Learning rate at the first step of the warm-up.
+    /// Learning rate at the first step of the warm-up: 0 when absent, with `scale_rate` the rate before it is scaled.
     #[serde(default)]
-    pub warmup_from: f64,
+    pub warmup_from: Option<f64>,
+    /// Multiplies `rate` and `final_rate` by what the global batch is larger than the one they were found for:
+    /// `{reference_batch: 256}` (Goyal et al. 2017), also with `rule: square-root` (You et al. 2019, for LAMB).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_rate: Option<ScaleRate>,
     /// `step`: 1-based epochs from whose start the rate is multiplied by `factor` once more.
     #[serde(default)]
     pub milestones: Option<Vec<u32>>,
@@ -296,6 +275,36 @@ pub struct ScheduleConfig {
     /// `one-cycle`: the last rate is the first one divided by this.
     #[serde(default)]
     pub final_divisor: Option<f64>,
+}
+
+impl ScheduleConfig {
+    /// Writes what is derived from other keys.
+    fn write_defaults(&mut self) {
+        let unscaled = if self.scale_rate.is_some() { self.rate } else { 0.0 };
+        self.warmup_from.get_or_insert(unscaled);
+    }
+}
+
+/// `schedule.scale_rate:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleRate {
+    /// The global batch at which the rate stays as it is.
+    pub reference_batch: usize,
+    /// How the rate follows the global batch.
+    #[serde(default)]
+    pub rule: ScaleRule,
+}
+
+/// `schedule.scale_rate.rule:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScaleRule {
+    /// As the global batch.
+    #[default]
+    Linear,
+    /// As its square root.
+    SquareRoot,
 }
 
 /// `schedule.kind:`

@@ -36,12 +36,14 @@ impl Targets {
     }
 
     /// Mean cross-entropy over all samples of the micro batch; for mixed images with the soft targets, which is the
-    /// weighted sum over both labels. A skipped sample counts as one whose loss is 0, so that the others weigh what
-    /// they would without it; what is reported of a step is divided by the others alone.
-    pub(crate) fn loss(&self, logits: &Tensor) -> Result<Tensor, Error> {
+    /// weighted sum over both labels. The share `smoothing` of each target is spread evenly over all classes. A
+    /// skipped sample counts as one whose loss is 0, so that the others weigh what they would without it; what is
+    /// reported of a step is divided by the others alone.
+    pub(crate) fn loss(&self, logits: &Tensor, smoothing: f64) -> Result<Tensor, Error> {
         let sum = if self.skipped > 0 { Reduction::Sum } else { Reduction::Mean };
-        let entropy =
-            |labels: &Tensor| logits.f_cross_entropy_loss::<&Tensor>(labels, None, sum, Batch::SKIPPED, 0.0);
+        let entropy = |labels: &Tensor| {
+            logits.f_cross_entropy_loss::<&Tensor>(labels, None, sum, Batch::SKIPPED, smoothing)
+        };
         let own = entropy(&self.labels)?;
         let loss = match &self.mixed {
             None => own,
@@ -77,7 +79,7 @@ mod tests {
         let targets = Targets::mixed(labels.shallow_clone(), &partners, 0.7, 0).unwrap();
         let soft = labels.one_hot(3) * 0.7 + labels.index_select(0, &partners).one_hot(3) * 0.3;
         let expected = -(logits().log_softmax(1, Kind::Float) * soft).sum(Kind::Float) / 3;
-        assert!((value(&targets.loss(&logits()).unwrap()) - value(&expected)).abs() < 1e-6);
+        assert!((value(&targets.loss(&logits(), 0.0).unwrap()) - value(&expected)).abs() < 1e-6);
         assert_eq!(value(&targets.correct(&logits()).unwrap()), 3.0);
     }
 
@@ -87,17 +89,40 @@ mod tests {
         let each: Vec<f64> = (0..3)
             .map(|sample| {
                 let own = Targets::plain(whole.labels.narrow(0, sample, 1), 0);
-                value(&own.loss(&logits().narrow(0, sample, 1)).unwrap())
+                value(&own.loss(&logits().narrow(0, sample, 1), 0.0).unwrap())
             })
             .collect();
         let skipped = Targets::plain(Tensor::from_slice(&[1_i64, Batch::SKIPPED, 2]), 1);
-        let loss = value(&skipped.loss(&logits()).unwrap());
+        let loss = value(&skipped.loss(&logits(), 0.0).unwrap());
         assert!((loss - (each[0] + each[2]) / 3.0).abs() < 1e-6);
         assert_eq!(value(&skipped.correct(&logits()).unwrap()), 2.0);
         let none = Targets::plain(Tensor::from_slice(&[Batch::SKIPPED; 3]), 3);
-        assert_eq!(value(&none.loss(&logits()).unwrap()), 0.0);
+        assert_eq!(value(&none.loss(&logits(), 0.0).unwrap()), 0.0);
         let partners = Tensor::from_slice(&[1_i64, 2, 0]);
         let mixed = Targets::mixed(skipped.labels, &partners, 0.6, 1).unwrap();
-        assert!(value(&mixed.loss(&logits()).unwrap()).is_finite());
+        assert!(value(&mixed.loss(&logits(), 0.0).unwrap()).is_finite());
+    }
+    #[test]
+    fn smoothed_labels_are_a_soft_target_mixed_and_skipped_ones_too() {
+        let smoothing = 0.1;
+        let labels = Tensor::from_slice(&[1_i64, 0, 2]);
+        let soft = |labels: &Tensor| labels.one_hot(3) * (1.0 - smoothing) + smoothing / 3.0;
+        let each = |targets: Tensor| {
+            -(logits().log_softmax(1, Kind::Float) * targets).sum_dim_intlist(1, false, Kind::Float)
+        };
+        let plain = Targets::plain(labels.shallow_clone(), 0);
+        let expected = each(soft(&labels)).mean(Kind::Float);
+        assert!((value(&plain.loss(&logits(), smoothing).unwrap()) - value(&expected)).abs() < 1e-6);
+
+        let partners = Tensor::from_slice(&[2_i64, 0, 1]);
+        let mixed = Targets::mixed(labels.shallow_clone(), &partners, 0.7, 0).unwrap();
+        let both = soft(&labels) * 0.7 + soft(&labels.index_select(0, &partners)) * 0.3;
+        let expected = each(both).mean(Kind::Float);
+        assert!((value(&mixed.loss(&logits(), smoothing).unwrap()) - value(&expected)).abs() < 1e-6);
+
+        let skipped = Targets::plain(Tensor::from_slice(&[1_i64, Batch::SKIPPED, 2]), 1);
+        let losses = each(soft(&labels));
+        let expected = (losses.double_value(&[0]) + losses.double_value(&[2])) / 3.0;
+        assert!((value(&skipped.loss(&logits(), smoothing).unwrap()) - expected).abs() < 1e-6);
     }
 }

@@ -36,6 +36,9 @@ pub(crate) struct StepRecord {
     /// Share of the same samples, 0 to 1.
     pub(crate) top1_error: f64,
     pub(crate) learning_rate: f64,
+    /// L2 norm of the averaged gradient over all parameters, before it was clipped; absent where it is not clipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gradient_norm: Option<f64>,
     /// Samples that could not be decoded and have no part in the loss.
     #[serde(default)]
     pub(crate) skipped_samples: u64,
@@ -212,6 +215,7 @@ mod tests {
             skipped: false,
             top1_error: 0.5,
             learning_rate: 0.1,
+            gradient_norm: None,
             skipped_samples: 0,
             images_per_second: 1.0,
             seconds: Phases::default().into(),

@@ -198,10 +198,10 @@ pub(crate) fn next_batch(pool: &mut Pool) -> Result<Batch, Error> {
     Ok(batch)
 }
 
-/// Collective: rank 0's weights, momentum and running statistics on every rank.
+/// Collective: rank 0's weights, optimizer state and running statistics on every rank.
 fn broadcast_state(session: &Session, engine: &Engine) -> Result<(), Error> {
     let state = &engine.state;
-    for tensor in [&state.flat_parameters, &state.momentum, &state.running_statistics] {
+    for tensor in [&state.flat_parameters, &state.running_statistics] {
         let host = tensor.f_to_device(tch::Device::Cpu)?;
         session.comm().broadcast(crate::memory::region_of(&host)?, 0)?;
         if tensor.device() != tch::Device::Cpu {
@@ -209,5 +209,5 @@ fn broadcast_state(session: &Session, engine: &Engine) -> Result<(), Error> {
             tensor.shallow_clone().f_copy_(&host)?;
         }
     }
-    Ok(())
+    state.optimizer.broadcast(session.comm())
 }

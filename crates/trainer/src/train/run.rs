@@ -17,7 +17,6 @@ use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome};
 use crate::error::Error;
 use crate::evaluate::{Views, evaluate};
-use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::Session;
@@ -198,10 +197,10 @@ impl<'a> Run<'a> {
     fn step(&mut self, pool: &mut Pool) -> Result<StepOutcome, Error> {
         let step = self.position.step;
         let learning_rate = self.plan.schedule.rate(step);
-        if self.plan.config.optimizer.reset_momentum_at_milestones
+        if self.plan.config.optimizer.reset_momentum_at_milestones == Some(true)
             && self.plan.schedule.milestone_begins(step)
         {
-            Optimizer::reset_momentum(&mut self.engine.state)?;
+            self.engine.state.optimizer.reset()?;
         }
         let stop_requested = self.stop_signal.load(Ordering::Relaxed);
         let outcome = match self.engine.step(step, learning_rate, stop_requested, &mut || next_batch(pool)) {
@@ -248,6 +247,7 @@ impl<'a> Run<'a> {
             skipped: !outcome.updated,
             top1_error: 1.0 - outcome.correct as f64 / counted as f64,
             learning_rate,
+            gradient_norm: outcome.gradient_norm,
             skipped_samples: outcome.skipped,
             images_per_second: images as f64 / outcome.phases.step.as_secs_f64(),
             seconds: outcome.phases.into(),
@@ -350,7 +350,9 @@ impl<'a> Run<'a> {
     /// Collective: rank 0 writes a checkpoint; all ranks learn whether it is complete.
     fn save(&mut self) -> Result<(), Error> {
         self.session.flight().enter(None, "checkpoint");
+        self.engine.state.optimizer.gather()?;
         let written = if self.session.is_leader() { self.write_checkpoint() } else { Ok(()) };
+        self.engine.state.optimizer.release();
         self.session.agree(written)
     }
 

@@ -1,0 +1,109 @@
+//! Norms of whole tensors of which a rank may have a part: the same bits on every rank and for every number of ranks.
+//! What the norms are for is the update rule's business.
+
+use std::ops::Range;
+
+use allreduce::CommThread;
+use tch::{Device, Kind, Tensor};
+
+use super::memory::narrow;
+use super::square_sum::{Branch, LEAF, SquareSum};
+use crate::error::Error;
+
+/// Elements that are read at once: they stay in the second-level cache.
+const READ: usize = 1 << 15;
+const _: () = assert!(READ.is_multiple_of(LEAF));
+
+/// A part of one tensor of the network.
+pub(super) struct Piece {
+    /// Index of the tensor's segment in the flat layout.
+    pub(super) segment: usize,
+    /// Where the segment begins in the flat parameters.
+    pub(super) segment_begin: usize,
+    /// Elements of the flat parameters.
+    pub(super) range: Range<usize>,
+}
+
+/// Adds up squares over this rank's pieces, and over those of the others.
+pub(super) struct Norms {
+    pub(super) pieces: Vec<Piece>,
+    pub(super) segments: usize,
+    /// Where the pieces of all ranks together make up the tensors.
+    pub(super) comm: Option<CommThread>,
+}
+
+impl Norms {
+    /// For each of `flats`, laid out as the flat parameters, the sum of squares of every segment. Collective where
+    /// ranks have pieces.
+    pub(super) fn square_sums(&self, flats: &[&Tensor]) -> Result<Vec<Vec<f64>>, Error> {
+        let mut sums = vec![vec![SquareSum::default(); self.segments]; flats.len()];
+        for (flat, sums) in flats.iter().zip(&mut sums) {
+            for piece in &self.pieces {
+                add_piece(&mut sums[piece.segment], flat, piece)?;
+            }
+        }
+        if let Some(comm) = &self.comm {
+            sums = join(comm, &sums)?;
+        }
+        Ok(sums.iter().map(|sums| sums.iter().map(SquareSum::total).collect()).collect())
+    }
+}
+
+fn add_piece(sum: &mut SquareSum, flat: &Tensor, piece: &Piece) -> Result<(), Error> {
+    let begin = piece.range.start - piece.segment_begin;
+    if flat.device() != Device::Cpu {
+        let values = narrow(flat, &piece.range)?.f_to_kind(Kind::Double)?;
+        let total = values.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
+        sum.push(Branch { height: 0, index: (begin / LEAF) as u64, sum: total });
+        return Ok(());
+    }
+    let mut block = vec![0.0; READ.min(piece.range.len())];
+    for start in piece.range.clone().step_by(READ) {
+        let end = piece.range.end.min(start + READ);
+        let block = &mut block[..end - start];
+        narrow(flat, &(start..end))?.f_copy_data(block, end - start)?;
+        sum.extend(start - piece.segment_begin, block);
+    }
+    Ok(())
+}
+
+/// Bytes of a branch on its way: which sum it belongs to, height, index, sum.
+const BRANCH_BYTES: usize = 4 + 4 + 8 + 8;
+
+/// Collective: the sums over the pieces of all ranks.
+fn join(comm: &CommThread, own: &[Vec<SquareSum>]) -> Result<Vec<Vec<SquareSum>>, Error> {
+    let segments = own.first().map_or(0, Vec::len);
+    let mut bytes = Vec::new();
+    for (place, sum) in own.iter().flatten().enumerate() {
+        for branch in sum.branches() {
+            bytes.extend((place as u32).to_le_bytes());
+            bytes.extend(branch.height.to_le_bytes());
+            bytes.extend(branch.index.to_le_bytes());
+            bytes.extend(branch.sum.to_le_bytes());
+        }
+    }
+    let mut branches: Vec<(u32, Branch)> = Vec::new();
+    for bytes in comm.all_gather(bytes)? {
+        branches.extend(bytes.chunks_exact(BRANCH_BYTES).map(decode));
+    }
+    // By sum, and from the beginning of the tensor to its end, whichever rank has which part.
+    branches.sort_by_key(|(place, branch)| (*place, branch.begin()));
+    let mut joined = vec![vec![SquareSum::default(); segments]; own.len()];
+    let mut flat: Vec<&mut SquareSum> = joined.iter_mut().flatten().collect();
+    for (place, branch) in branches {
+        let sum = flat.get_mut(place as usize).ok_or_else(|| {
+            Error::Other(format!(
+                "a rank sent the norm of tensor {place}, but there are {}",
+                own.len() * segments
+            ))
+        })?;
+        sum.push(branch);
+    }
+    Ok(joined)
+}
+
+fn decode(bytes: &[u8]) -> (u32, Branch) {
+    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+    (word(0), Branch { height: word(4), index: long(8), sum: f64::from_bits(long(16)) })
+}
