@@ -109,7 +109,8 @@ impl CommThread {
             started.recv().unwrap_or(Err(CommError::Ended))?;
         let id = thread.thread().id();
         let thread = Mutex::new(Some(thread));
-        let handle = Handle { jobs, signal, topology, description, sums, sharding, flight, id, thread, ended };
+        let handle =
+            Handle { jobs, signal, topology, description, sums, sharding, flight, id, thread, ended };
         Ok(CommThread { handle: Arc::new(handle) })
     }
 

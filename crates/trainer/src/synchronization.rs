@@ -5,7 +5,8 @@ use data_sharding::BatchLayout;
 use model::Memory;
 
 use crate::config::{
-    Backend, CommConfig, Compression, Config, ConfigError, Determinism, Dtype, LoadedConfig, OnNan, OptimizerKind, Overlap, Reduce,
+    Backend, CommConfig, Compression, Config, ConfigError, Determinism, Dtype, LoadedConfig, OnNan,
+    OptimizerKind, Overlap, Reduce,
 };
 
 /// `comm.power_sgd_rank` when absent: the one that the paper trains ResNet-18 with to full accuracy.
