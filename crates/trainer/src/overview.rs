@@ -101,7 +101,12 @@ pub fn describe_plan(
     );
     line(
         "checkpoint",
-        format!("about {:.2} MiB, {} kept", mib(2 * parameters), plan.config.checkpoint.keep_last),
+        format!(
+            "about {:.2} MiB, the last {} kept and the best {}",
+            mib(2 * parameters),
+            plan.config.checkpoint.keep_last,
+            plan.config.checkpoint.keep_best
+        ),
     );
     let sizes: Vec<String> =
         buckets.iter().take(16).map(|bucket| format!("{:.2}", mib(bucket.range.len()))).collect();

@@ -201,6 +201,7 @@ impl Config {
             "train.evaluate_every_epochs",
             "train.memory",
             "train.on_nan",
+            "train.max_wall",
         ];
         self.keys_without(NOT_MEANING)
     }
