@@ -203,7 +203,7 @@ fn disturb(experiment: &Experiment, run: &str, happen: impl Fn(), undo: impl Fn(
 
 #[test]
 fn a_full_disk_stops_saving_and_the_run_goes_on() {
-    let experiment = experiment(60);
+    let experiment = experiment(40);
     // Room for two runs with four checkpoints each of 0.6 MiB.
     let Some(disk) = SmallDisk::mount_or_skip(experiment.path("disk"), 12 * 1024) else { return };
     let _ = experiment.train("whole", 1, &[]).expect_code(0);
@@ -215,7 +215,7 @@ fn a_full_disk_stops_saving_and_the_run_goes_on() {
     disk.fill();
     let outcome = running.wait().expect_code(1);
     for part in
-        ["error: the run ends after step 360 and could not be saved: ", "No space left", " steps since "]
+        ["error: the run ends after step 240 and could not be saved: ", "No space left", " steps since "]
     {
         assert!(outcome.stderr.contains(part), "{}", outcome.stderr);
     }
@@ -227,7 +227,7 @@ fn a_full_disk_stops_saving_and_the_run_goes_on() {
 
 #[test]
 fn a_folder_that_cannot_be_written_or_is_gone_stops_saving_and_the_run_goes_on() {
-    let experiment = experiment(60);
+    let experiment = experiment(40);
     let _ = experiment.train("whole", 1, &[]).expect_code(0);
     let (run, aside) = (experiment.path("gone"), experiment.path("aside"));
     disturb(&experiment, "gone", || fs::rename(&run, &aside).unwrap(), || fs::rename(&aside, &run).unwrap());

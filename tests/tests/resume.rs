@@ -92,9 +92,7 @@ schedule: {kind: step, rate: 0.1, milestones: [2], factor: 0.2, warmup_epochs: 0
     fn augmentation(setting: Setting) -> Vec<&'static str> {
         let sets = match setting {
             Setting::Plain => &["data.flip=false"][..],
-            Setting::Everything => {
-                &["data.mixup=0.4", "data.cutmix=1.0", "data.erase=0.2", "data.repetitions=2"]
-            }
+            Setting::Everything => &["data.mixup=0.4", "data.cutmix=1.0", "data.erase=0.2"],
         };
         sets.iter().flat_map(|set| ["--set", set]).collect()
     }
