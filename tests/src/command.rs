@@ -3,7 +3,9 @@
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// No command of the quick suite takes longer on two cores.
@@ -122,43 +124,167 @@ pub(crate) fn run_quickly(command: Command) -> Outcome {
     run(command, TIME_LIMIT)
 }
 
-fn run(mut command: Command, time_limit: Duration) -> Outcome {
-    let begin = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", command.get_program()));
-    let stdout = read_in_background(child.stdout.take().expect("piped"));
-    let stderr = read_in_background(child.stderr.take().expect("piped"));
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("a child can be waited for") {
-            break status;
+fn run(command: Command, time_limit: Duration) -> Outcome {
+    Running::start(command).wait_within(time_limit)
+}
+
+/// Starts `wrn-dist` on `ranks` ranks and leaves it running. `environment` has more variables for it.
+#[must_use]
+pub fn start_wrn_dist(ranks: usize, arguments: &[&str], environment: &[(&str, String)]) -> Running {
+    let mut command = command(ranks, arguments);
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    Running::start(command)
+}
+
+/// A program that has been started. Dropped before its end, it is killed.
+pub struct Running {
+    child: Child,
+    begin: Instant,
+    command: String,
+    stdout: Output,
+    stderr: Output,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let begin = Instant::now();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", command.get_program()));
+        let stdout = Output::read(child.stdout.take().expect("piped"));
+        let stderr = Output::read(child.stderr.take().expect("piped"));
+        Running { child, begin, command: format!("{command:?}"), stdout, stderr }
+    }
+
+    /// What it has written to standard error so far.
+    #[must_use]
+    pub fn stderr_so_far(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Process ids of its ranks, in their order: its own where it is the only one, else those of `mpirun`'s children.
+    #[must_use]
+    pub fn rank_ids(&self) -> Vec<u32> {
+        let mut ranks: Vec<(usize, u32)> = std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|it| self.rank(&it.path()))
+            .collect();
+        ranks.sort_unstable();
+        match ranks.is_empty() {
+            true => vec![self.child.id()],
+            false => ranks.into_iter().map(|(_, id)| id).collect(),
         }
-        if begin.elapsed() > time_limit {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("{command:?} still ran after {time_limit:?}");
+    }
+
+    /// Rank and id of a process that is a rank of this job.
+    fn rank(&self, process: &Path) -> Option<(usize, u32)> {
+        let stat = std::fs::read_to_string(process.join("stat")).ok()?;
+        let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        let environment =
+            std::fs::read(process.join("environ")).ok().filter(|_| parent == self.child.id())?;
+        let mut variables = environment.split(|&byte| byte == 0).map(String::from_utf8_lossy);
+        let rank = variables.find_map(|it| it.strip_prefix("OMPI_COMM_WORLD_RANK=")?.parse().ok())?;
+        Some((rank, process.file_name()?.to_str()?.parse().ok()?))
+    }
+
+    /// Sends `signal`, such as `USR1`, to one rank.
+    ///
+    /// # Panics
+    /// When there is no such rank.
+    pub fn signal_rank(&self, rank: usize, signal: &str) {
+        let id = self.rank_ids()[rank].to_string();
+        let sent = Command::new("kill").args([&format!("-{signal}"), &id]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {id}");
+    }
+
+    /// Waits until `condition` holds.
+    ///
+    /// # Panics
+    /// When the program ends before, or after a minute.
+    pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        let begin = Instant::now();
+        while !condition(self) {
+            let ended = self.child.try_wait().expect("a child can be waited for");
+            assert!(
+                ended.is_none(),
+                "it ended before {what}:\n{}\n{}",
+                self.stdout.text(),
+                self.stderr.text()
+            );
+            assert!(begin.elapsed() < Duration::from_secs(60), "never {what}:\n{}", self.stderr.text());
+            std::thread::sleep(Duration::from_millis(2));
         }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    let text = |reader: std::thread::JoinHandle<String>| reader.join().expect("the reader does not panic");
-    Outcome {
-        code: status.code(),
-        stdout: text(stdout),
-        stderr: text(stderr),
-        duration: begin.elapsed(),
-        pid: child.id(),
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it takes longer than any command of the quick suite.
+    #[must_use]
+    pub fn wait(self) -> Outcome {
+        self.wait_within(TIME_LIMIT)
+    }
+
+    fn wait_within(mut self, time_limit: Duration) -> Outcome {
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                break status;
+            }
+            assert!(self.begin.elapsed() <= time_limit, "{} still ran after {time_limit:?}", self.command);
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        Outcome {
+            code: status.code(),
+            stdout: self.stdout.whole(),
+            stderr: self.stderr.whole(),
+            duration: self.begin.elapsed(),
+            pid: self.child.id(),
+        }
     }
 }
 
-fn read_in_background(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a program writes, read as it comes.
+struct Output {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Output {
+    fn read(mut pipe: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&bytes);
+        let reader = std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(len @ 1..) = pipe.read(&mut chunk) {
+                shared.lock().expect("no reader panics").extend_from_slice(&chunk[..len]);
+            }
+        });
+        Output { bytes, reader: Some(reader) }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().expect("no reader panics")).into_owned()
+    }
+
+    /// Everything, once the pipe is closed.
+    fn whole(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the reader does not panic");
+        }
+        self.text()
+    }
 }
 
 /// Says that a test did not run for lack of `part`; fails instead when the environment's `REQUIRE` names it.

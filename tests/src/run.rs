@@ -1,12 +1,14 @@
 //! A temporary folder with a data set and a configuration, and runs of `wrn-dist train` in it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::command::{Outcome, wrn_dist, wrn_dist_in_environment, wrn_dist_in_session};
+use crate::command::{
+    Outcome, Running, start_wrn_dist, wrn_dist, wrn_dist_in_environment, wrn_dist_in_session,
+};
 use crate::dataset::{FashionMnist, write_fashion_mnist};
 
 /// Everything that several runs of one configuration share.
@@ -70,13 +72,28 @@ impl Experiment {
         self.train_by(run, name, ranks, more)
     }
 
-    fn train_by(
+    /// As [`Experiment::train`], left running, with more variables in its environment.
+    #[must_use]
+    pub fn start(&self, name: &str, ranks: usize, more: &[&str], environment: &[(&str, String)]) -> Running {
+        self.train_by(|ranks, arguments| start_wrn_dist(ranks, arguments, environment), name, ranks, more)
+    }
+
+    /// Trains until the evaluation after step `step` is under way, and then asks the last rank to stop.
+    #[must_use]
+    pub fn stop_in_evaluation(&self, name: &str, ranks: usize, step: u64, more: &[&str]) -> Outcome {
+        let mut running = self.start(name, ranks, more, &[]);
+        running.wait_until("the evaluation began", |_| self.steps_so_far(name) >= step);
+        running.signal_rank(ranks - 1, "USR1");
+        running.wait()
+    }
+
+    fn train_by<R>(
         &self,
-        run: impl FnOnce(usize, &[&str]) -> Outcome,
+        run: impl FnOnce(usize, &[&str]) -> R,
         name: &str,
         ranks: usize,
         more: &[&str],
-    ) -> Outcome {
+    ) -> R {
         let out = self.path(name);
         let out = out.to_str().expect("temporary paths are UTF-8");
         let mut arguments = vec!["train", "--config", self.config(), "--out", out];
@@ -106,22 +123,44 @@ impl Experiment {
         folder.join(latest)
     }
 
-    /// Lines of `metrics.jsonl` of run `name`.
+    /// Lines of `metrics.jsonl` of run `name`, but for those of checkpoints, of which two runs that are otherwise
+    /// equal may have others.
     ///
     /// # Panics
     /// When a line is not JSON.
     #[must_use]
     pub fn metrics(&self, name: &str) -> Vec<Value> {
-        read_lines(&self.path(name).join("metrics.jsonl"))
+        self.all_metrics(name).into_iter().filter(|line| line["kind"] != "checkpoint").collect()
     }
-}
 
-fn read_lines(path: &Path) -> Vec<Value> {
-    fs::read_to_string(path)
-        .expect("the run has metrics")
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("each line is JSON"))
-        .collect()
+    /// The lines of checkpoints of run `name`.
+    ///
+    /// # Panics
+    /// When a line is not JSON.
+    #[must_use]
+    pub fn saves(&self, name: &str) -> Vec<Value> {
+        self.all_metrics(name).into_iter().filter(|line| line["kind"] == "checkpoint").collect()
+    }
+
+    fn all_metrics(&self, name: &str) -> Vec<Value> {
+        fs::read_to_string(self.path(name).join("metrics.jsonl"))
+            .expect("the run has metrics")
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("each line is JSON"))
+            .collect()
+    }
+
+    /// The last step that run `name` has written down; 0 before there is one.
+    #[must_use]
+    pub fn steps_so_far(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(self.path(name).join("metrics.jsonl")).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines
+            .filter(|line| line["kind"] == "step")
+            .filter_map(|line| line["step"].as_u64())
+            .max()
+            .unwrap_or(0)
+    }
 }
 
 /// The lines without the fields that measure time, which no two runs share.

@@ -16,7 +16,7 @@ schedule: {kind: cosine, rate: 0.1, warmup_epochs: 1}
 }
 
 #[test]
-fn a_stopped_run_goes_on_bit_for_bit() {
+fn a_stopped_run_goes_on_bit_for_bit_with_the_order_of_sums_that_its_ranks_have() {
     let experiment = experiment();
     for ranks in [1, 2] {
         if ranks > 1 && !mpirun_or_skip() {
@@ -24,14 +24,143 @@ fn a_stopped_run_goes_on_bit_for_bit() {
         }
         let whole = format!("whole {ranks}");
         let _ = experiment.train(&whole, ranks, &[]).expect_code(0);
-        let expected = (metrics_without_times(experiment.metrics(&whole)), experiment.checkpoint(&whole));
-        for stop in ["epoch:2", "step:1", "step:9"] {
-            let name = format!("{stop} {ranks}");
+        let name = format!("parts {ranks}");
+        for stop in ["step:1", "step:9", "epoch:2"] {
             let _ = experiment.train(&name, ranks, &["--stop-after", stop]).expect_code(STOPPED);
-            let _ = experiment.train(&name, ranks, &[]).expect_code(0);
-            let result = (metrics_without_times(experiment.metrics(&name)), experiment.checkpoint(&name));
-            assert!(result.0 == expected.0, "{name}: metrics differ: {:#?}", result.0);
-            assert!(result.1 == expected.1, "{name}: the final checkpoint differs");
+        }
+        let _ = experiment.train(&name, ranks, &[]).expect_code(0);
+        assert!(experiment.checkpoint(&name) == experiment.checkpoint(&whole), "{name}");
+        let metrics = [&name, &whole].map(|name| metrics_without_times(experiment.metrics(name)));
+        assert!(metrics[0] == metrics[1], "{name}: metrics differ: {:#?}", metrics[0]);
+    }
+}
+
+/// Where a run is stopped, of three epochs of six steps.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    FirstStep,
+    MidEpoch,
+    LastStepOfAnEpoch,
+    BetweenEpochs,
+    DuringEvaluation,
+}
+
+/// What is switched on.
+#[derive(Clone, Copy, Debug)]
+enum Setting {
+    Plain,
+    Everything,
+}
+
+const STOPS: [Stop; 5] =
+    [Stop::FirstStep, Stop::MidEpoch, Stop::LastStepOfAnEpoch, Stop::BetweenEpochs, Stop::DuringEvaluation];
+
+/// Runs of one setting, and what all of them should come to.
+struct Matrix {
+    setting: Setting,
+    experiment: Experiment,
+    expected: (Vec<serde_json::Value>, [Vec<u8>; 2]),
+}
+
+impl Matrix {
+    /// With `determinism: world`, so that one undisturbed run stands for all numbers of ranks; and with an evaluation
+    /// that is long enough to be interrupted.
+    fn new(setting: Setting) -> Self {
+        let sections = match setting {
+            Setting::Plain => {
+                "model: {arch: wrn-10-1}
+train: {epochs: 3, global_batch: 32, micro_batch: 8, determinism: world, threads: 1}
+schedule: {kind: step, rate: 0.1, milestones: [2], factor: 0.2}
+"
+            }
+            Setting::Everything => {
+                "model: {arch: wrn-10-1, dropout: 0.3, shortcut_dropout: 0.1, stochastic_depth: 0.5}
+train: {epochs: 3, global_batch: 32, micro_batch: 4, determinism: world, threads: 1, memory: recompute}
+optimizer: {reset_momentum_at_milestones: true}
+schedule: {kind: step, rate: 0.1, milestones: [2], factor: 0.2, warmup_epochs: 0.5}
+"
+            }
+        };
+        let experiment = Experiment::new(FashionMnist { train: 6 * 32, test: 2400 }, sections);
+        let whole = experiment.train("whole", 1, &Self::augmentation(setting)).expect_code(0);
+        assert!(whole.stdout.contains("test accuracy"), "{}", whole.stdout);
+        let expected = Self::result(&experiment, "whole");
+        assert_eq!(expected.0.len(), 3 * 6 + 3, "a line a step and a line an epoch");
+        Matrix { setting, experiment, expected }
+    }
+
+    fn augmentation(setting: Setting) -> Vec<&'static str> {
+        let sets = match setting {
+            Setting::Plain => &["data.flip=false"][..],
+            Setting::Everything => &["data.mixup=0.4", "data.cutmix=1.0", "data.erase=0.2"],
+        };
+        sets.iter().flat_map(|set| ["--set", set]).collect()
+    }
+
+    fn result(experiment: &Experiment, name: &str) -> (Vec<serde_json::Value>, [Vec<u8>; 2]) {
+        (metrics_without_times(experiment.metrics(name)), experiment.checkpoint(name))
+    }
+
+    /// Stops at `stop` on `before` ranks, goes on on `after`, and expects the undisturbed run.
+    fn check(&self, stop: Stop, before: usize, after: usize) {
+        let name = format!("{stop:?} {before} to {after}");
+        let what = format!("{:?}, {name}", self.setting);
+        let more = Self::augmentation(self.setting);
+        let with = |stop| [&more[..], &["--stop-after", stop]].concat();
+        let outcome = match stop {
+            Stop::FirstStep => self.experiment.train(&name, before, &with("step:1")),
+            Stop::MidEpoch => self.experiment.train(&name, before, &with("step:10")),
+            Stop::LastStepOfAnEpoch => self.experiment.train(&name, before, &with("step:6")),
+            Stop::BetweenEpochs => self.experiment.train(&name, before, &with("epoch:1")),
+            Stop::DuringEvaluation => self.experiment.stop_in_evaluation(&name, before, 12, &more),
+        };
+        let _ = outcome.expect_code(STOPPED);
+        let lines =
+            |kind: &str| self.experiment.metrics(&name).iter().filter(|line| line["kind"] == kind).count();
+        let expected = match stop {
+            Stop::FirstStep => (1, 0),
+            Stop::MidEpoch => (10, 1),
+            Stop::LastStepOfAnEpoch => (6, 0),
+            Stop::BetweenEpochs => (6, 1),
+            Stop::DuringEvaluation => (12, 1),
+        };
+        assert_eq!((lines("step"), lines("epoch")), expected, "{what}: it stopped somewhere else");
+        let _ = self.experiment.train(&name, after, &more).expect_code(0);
+        let result = Self::result(&self.experiment, &name);
+        assert!(result.0 == self.expected.0, "{what}: metrics differ: {:#?}", result.0);
+        assert!(result.1[0] == self.expected.1[0], "{what}: weights or running statistics differ");
+        assert!(result.1[1] == self.expected.1[1], "{what}: momentum differs");
+    }
+}
+
+#[test]
+fn wherever_a_run_stops_it_goes_on_bit_for_bit_on_any_number_of_ranks() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let everything = Matrix::new(Setting::Everything);
+    everything.check(Stop::FirstStep, 1, 1);
+    everything.check(Stop::MidEpoch, 2, 2);
+    everything.check(Stop::LastStepOfAnEpoch, 2, 1);
+    everything.check(Stop::BetweenEpochs, 4, 2);
+    everything.check(Stop::DuringEvaluation, 2, 4);
+    let plain = Matrix::new(Setting::Plain);
+    plain.check(Stop::MidEpoch, 1, 4);
+    plain.check(Stop::DuringEvaluation, 1, 1);
+}
+
+#[test]
+#[ignore = "long"]
+fn wherever_a_run_stops_it_goes_on_bit_for_bit_all_cases() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    for setting in [Setting::Plain, Setting::Everything] {
+        let matrix = Matrix::new(setting);
+        for stop in STOPS {
+            for (before, after) in [(1, 1), (2, 2), (4, 4), (1, 4), (2, 1), (4, 2)] {
+                matrix.check(stop, before, after);
+            }
         }
     }
 }
@@ -49,40 +178,6 @@ fn a_finished_run_is_left_alone_and_none_refuses_it() {
 }
 
 #[test]
-fn a_signal_saves_and_stops_and_the_run_goes_on_from_there() {
-    use std::process::{Command, Stdio};
-    let experiment = experiment();
-    let whole = experiment.train("whole", 1, &["--set", "train.epochs=16"]).expect_code(0);
-    let out = experiment.path("signalled");
-    let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("wrn-dist");
-    let mut child = Command::new(binary)
-        .args(["train", "--set", "train.epochs=16", "--config", experiment.config(), "--out"])
-        .arg(&out)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let metrics = out.join("metrics.jsonl");
-    while std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 10 {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended before it could be stopped");
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    Command::new("kill").args(["-USR1", &child.id().to_string()]).status().unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(STOPPED), "{whole:?}");
-    let _ = experiment.train("signalled", 1, &["--set", "train.epochs=16"]).expect_code(0);
-    assert!(experiment.checkpoint("signalled") == experiment.checkpoint("whole"));
-}
-
-#[test]
-fn a_run_that_stands_at_its_stop_trains_nothing_more() {
-    let experiment = experiment();
-    for _ in 0..3 {
-        let _ = experiment.train("run", 1, &["--stop-after", "epoch:2"]).expect_code(STOPPED);
-        let steps = experiment.metrics("run").iter().filter(|line| line["kind"] == "step").count();
-        assert_eq!(steps, 12, "two epochs of six steps");
-    }
-}
-
-#[test]
 fn a_checkpoint_of_one_run_does_not_enter_the_folder_of_another() {
     let experiment = experiment();
     let _ = experiment.train("one", 1, &["--stop-after", "step:4"]).expect_code(STOPPED);
@@ -92,6 +187,22 @@ fn a_checkpoint_of_one_run_does_not_enter_the_folder_of_another() {
     let refused = experiment.train("two", 1, &["--resume", one.to_str().unwrap()]).expect_code(1);
     assert!(refused.stderr.contains("already holds a run"), "{}", refused.stderr);
     assert_eq!(experiment.metrics("two"), before);
+}
+
+#[test]
+fn a_run_goes_on_in_a_folder_of_its_own_or_from_an_earlier_checkpoint() {
+    let experiment = experiment();
+    let _ = experiment.train("whole", 1, &["--set", "checkpoint.keep_last=9"]).expect_code(0);
+    let _ = experiment.train("one", 1, &["--stop-after", "step:8"]).expect_code(STOPPED);
+    let one = experiment.path("one");
+    let _ = experiment.train("two", 1, &["--resume", one.to_str().unwrap()]).expect_code(0);
+    assert!(experiment.checkpoint("two") == experiment.checkpoint("whole"));
+
+    let before = (metrics_without_times(experiment.metrics("whole")), experiment.checkpoint("whole"));
+    let earlier = experiment.path("whole/checkpoints/step-000000012");
+    let _ = experiment.train("whole", 1, &["--resume", earlier.to_str().unwrap()]).expect_code(0);
+    assert!(before.0 == metrics_without_times(experiment.metrics("whole")));
+    assert!(before.1 == experiment.checkpoint("whole"));
 }
 
 #[test]
@@ -105,24 +216,40 @@ fn a_key_that_was_removed_since_the_checkpoint_is_noticed() {
 
 #[test]
 fn two_runs_do_not_share_a_folder() {
-    use std::process::{Command, Stdio};
     let experiment = experiment();
-    let out = experiment.path("run");
-    let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("wrn-dist");
-    let mut first = Command::new(binary)
-        .args(["train", "--set", "train.epochs=100000", "--config", experiment.config(), "--out"])
-        .arg(&out)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    while !out.join("metrics.jsonl").exists() {
-        assert!(first.try_wait().unwrap().is_none());
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    let mut first = experiment.start("run", 1, &["--set", "train.epochs=100000"], &[]);
+    first.wait_until("it began", |_| experiment.path("run/metrics.jsonl").exists());
     let refused = experiment.train("run", 1, &["--set", "train.epochs=100000"]).expect_code(1);
     assert!(refused.stderr.contains("in use by another run"), "{}", refused.stderr);
-    Command::new("kill").args(["-TERM", &first.id().to_string()]).status().unwrap();
-    assert_eq!(first.wait().unwrap().code(), Some(STOPPED));
+    first.signal_rank(0, "TERM");
+    let _ = first.wait().expect_code(STOPPED);
+}
+
+#[test]
+fn a_run_that_began_with_weights_goes_on_without_their_file() {
+    let experiment = experiment();
+    let _ = experiment.train("before", 1, &["--stop-after", "epoch:1"]).expect_code(STOPPED);
+    let weights = experiment.path("weights");
+    std::fs::rename(experiment.checkpoint_folder("before"), &weights).unwrap();
+    let set = format!("model.weights={}", weights.display());
+    let more = ["--set", &set];
+    let _ = experiment.train("whole", 1, &more).expect_code(0);
+    let _ =
+        experiment.train("parts", 1, &[&more[..], &["--stop-after", "step:3"]].concat()).expect_code(STOPPED);
+
+    // Other weights under the same name are another run.
+    let elsewhere = experiment.path("elsewhere");
+    std::fs::rename(&weights, &elsewhere).unwrap();
+    let other = experiment.path("whole/checkpoints").join("step-000000024");
+    std::fs::rename(&other, &weights).unwrap();
+    let refused = experiment.train("parts", 1, &more).expect_code(1);
+    assert!(refused.stderr.contains("model.weights_sha256 was "), "{}", refused.stderr);
+    std::fs::rename(&weights, &other).unwrap();
+
+    let _ = experiment.train("parts", 1, &more).expect_code(0);
+    assert!(experiment.checkpoint("parts") == experiment.checkpoint("whole"));
+    let refused = experiment.train("new", 1, &more).expect_code(2);
+    assert!(refused.stderr.contains("model.weights"), "a new run needs them: {}", refused.stderr);
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub(crate) struct StepOutcome {
     pub(crate) correct: u64,
     /// Some rank was asked to stop.
     pub(crate) stop: bool,
+    /// Rank 0 wants to save.
+    pub(crate) save: bool,
     /// Samples of the global batch that could not be decoded and were skipped.
     pub(crate) skipped: u64,
     /// Whether the averages were finite numbers; otherwise nothing was updated.
@@ -56,6 +58,15 @@ pub(crate) struct StepOutcome {
     pub(crate) gradient_norm: Option<f64>,
     pub(crate) phases: Phases,
     pub(crate) exchange: StepExchange,
+}
+
+/// What a rank tells the others with a step, just before its last backward pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wishes {
+    /// To stop after it.
+    pub(crate) stop: bool,
+    /// To save after it.
+    pub(crate) save: bool,
 }
 
 /// Why a step ended without an update.
@@ -208,20 +219,21 @@ impl<'plan> Engine<'plan> {
         segments.iter().map(name).collect::<Vec<_>>().join(", ")
     }
 
-    /// Runs step `step` of the whole run. `next_batch` yields this rank's micro batches in order. A failure
-    /// of this rank still takes part in the exchange, so that no other rank waits for it in vain.
+    /// Runs step `step` of the whole run. `next_batch` yields this rank's micro batches in order, `wishes` is asked
+    /// as late as possible. A failure of this rank still takes part in the exchange, so that no other rank waits for it
+    /// in vain.
     pub(crate) fn step(
         &mut self,
         step: u64,
         learning_rate: f64,
-        stop_requested: bool,
+        wishes: &dyn Fn() -> Wishes,
         next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
     ) -> Result<StepOutcome, StepError> {
         let begin = Instant::now();
         let mut phases = Phases::default();
         self.inputs.begin(step, learning_rate);
         self.reducer.begin_step(self.plan.batches.local_micro_batches().len());
-        let local = self.run_micro_batches(step, stop_requested, next_batch, &mut phases);
+        let local = self.run_micro_batches(step, wishes, next_batch, &mut phases);
         self.hooks_count.store(false, Ordering::Release);
         let local = match local {
             // The others wait in a batch norm, which this rank cannot come to any more.
@@ -255,6 +267,7 @@ impl<'plan> Engine<'plan> {
             loss: mean_of_counted(tail[Tail::Loss as usize], self.plan.batches.global_batch(), skipped),
             correct: (tail[Tail::Correct as usize] * micro_batches).round() as u64,
             stop: tail[Tail::Stop as usize] > 0.0,
+            save: tail[Tail::Save as usize] > 0.0,
             skipped,
             updated,
             gradient_norm,
@@ -271,14 +284,11 @@ impl<'plan> Engine<'plan> {
     fn run_micro_batches(
         &mut self,
         step: u64,
-        stop_requested: bool,
+        wishes: &dyn Fn() -> Wishes,
         next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
         phases: &mut Phases,
     ) -> Result<(), Error> {
         let _ = self.state.exchange.f_zero_()?;
-        if stop_requested {
-            let _ = self.state.tail(Tail::Stop)?.f_fill_(1.0)?;
-        }
         let micro_batches = self.plan.batches.local_micro_batches();
         let last = micro_batches.end - 1;
         for micro_batch in micro_batches {
@@ -304,6 +314,7 @@ impl<'plan> Engine<'plan> {
                 if let Some(fault) = self.fault_of(step) {
                     fault.strike(self)?;
                 }
+                self.tell_wishes(wishes())?;
                 self.hooks_count.store(self.host_exchange.is_none(), Ordering::Release);
                 self.reducer.begin_last_backward();
                 self.mark_left_out(step, micro_batch);
@@ -313,6 +324,15 @@ impl<'plan> Engine<'plan> {
             phases.backward += clock.elapsed();
             if micro_batch != last {
                 self.end_micro_batch()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_wishes(&self, wishes: Wishes) -> Result<(), Error> {
+        for (wish, entry) in [(wishes.stop, Tail::Stop), (wishes.save, Tail::Save)] {
+            if wish {
+                let _ = self.state.tail(entry)?.f_fill_(1.0)?;
             }
         }
         Ok(())

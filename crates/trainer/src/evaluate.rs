@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use data_sharding::{Pool, SampleKey, evaluation_batches};
+use data_sharding::{Batch, Pool, SampleKey, evaluation_batches};
 use tch::{Kind, Reduction};
 
 use crate::engine::Engine;
@@ -103,6 +103,9 @@ impl BatchCounts {
     }
 }
 
+/// Between two looks for a request to stop, in batches a rank: at most some seconds.
+const BATCHES_A_ROUND: usize = 8;
+
 /// Collective: evaluates the network on the test set; an image that is skipped counts as wrong. Batches have the micro batch's size, so that they, and
 /// with them all roundings, do not depend on the number of ranks.
 pub(crate) fn evaluate(
@@ -113,95 +116,142 @@ pub(crate) fn evaluate(
     views: Views,
 ) -> Result<Evaluation, Error> {
     let begin = Instant::now();
-    let counts = session.agree(count_local_batches(session, plan, engine, workers, views))?;
-    let bytes = counts.into_iter().flat_map(BatchCounts::to_bytes).collect();
-    let gathered = session.comm().all_gather(bytes)?;
-    let mut all: Vec<BatchCounts> = gathered
-        .iter()
-        .flat_map(|rank| rank.chunks_exact(BatchCounts::BYTES).map(BatchCounts::from_bytes))
-        .collect();
-    all.sort_by_key(|counts| counts.batch);
-    let mut total = Evaluation { classes: plan.network.classes().into(), ..Evaluation::default() };
-    for counts in all {
-        total.samples += counts.samples;
-        total.top1_correct += counts.top1_correct;
-        total.top5_correct += counts.top5_correct;
-        total.skipped += counts.skipped;
-        total.loss_sum += counts.loss_sum;
-    }
-    let images = plan.data.test.len() as u64;
-    let complete = if total.samples != images {
-        Err(Error::Other(format!("evaluation saw {} of {images} test images", total.samples)))
-    } else if total.skipped == images {
-        Err(Error::Other(
-            "no test image could be decoded (the lines above say why), so there is nothing to report; `wrn-dist data \
-             verify` finds damage"
-                .into(),
-        ))
-    } else {
-        Ok(())
-    };
-    session.agree(complete)?;
-    total.duration = begin.elapsed();
-    Ok(total)
+    let mut local = session.agree(LocalEvaluation::start(session, plan, workers, views))?;
+    session.agree(local.count(engine, usize::MAX))?;
+    local.combine(session, plan, begin)
 }
 
-fn count_local_batches(
+/// As [`evaluate`], unless some rank is asked to stop meanwhile: then nothing comes of it.
+pub(crate) fn evaluate_unless(
+    stop: &dyn Fn() -> bool,
     session: &Session,
     plan: &Plan,
     engine: &Engine,
     workers: usize,
     views: Views,
-) -> Result<Vec<BatchCounts>, Error> {
-    let topology = session.topology();
-    let (augmentation, views) = match views {
-        Views::One => (plan.data.test_augmentation.clone(), 1),
-        Views::Ten => (plan.data.ten_crop().ok_or(Error::NoMargins)?, TEN),
-    };
-    let batch_size = (plan.micro_batch() / views).max(1);
-    let batches = evaluation_batches(plan.data.test.len(), batch_size, topology.rank, topology.world_size);
-    let indices: Vec<u64> = batches.iter().map(|batch| batch.index as u64).collect();
-    let requests = batches.into_iter().map(move |batch| {
-        let key = |sample, repetition| SampleKey { sample, epoch: 0, repetition };
-        batch.samples.flat_map(|sample| (0..views as u32).map(move |view| key(sample as u32, view))).collect()
-    });
-    let options = plan.data.pool_options(workers, batch_size * views, plan.config.data.prefetch);
-    let mut pool = Pool::start(plan.data.test.clone(), augmentation, Box::new(requests), options)?;
-    let mut counts = Vec::with_capacity(indices.len());
-    for batch in indices {
-        let images = next_batch(&mut pool)?;
-        let samples = images.len() / views;
-        // All views of an image are decoded from the same file.
-        let skipped = images.skipped().len().div_ceil(views);
-        let (logits, labels) = engine.evaluate(&images)?;
-        let _no_grad = tch::no_grad_guard();
-        let (logits, labels) = match views {
-            1 => (logits, labels),
-            // The order of the classes is that of the sums, on the scale of one view.
-            _ => {
-                let classes = logits.size()[1];
-                let grouped = logits.f_reshape([samples as i64, views as i64, classes])?;
-                let mean = grouped.f_mean_dim([1_i64].as_slice(), false, Kind::Float)?;
-                (mean, labels.f_slice(0, 0, labels.size()[0], views as i64)?)
-            }
-        };
-        let top = logits.size()[1].min(5);
-        let (_, classes) = logits.f_topk(top, 1, true, true)?;
-        let hits = classes.f_eq_tensor(&labels.f_unsqueeze(1)?)?;
-        let count = |width: i64| -> Result<u64, Error> {
-            Ok(hits.f_narrow(1, 0, width)?.f_sum(Kind::Int64)?.f_int64_value(&[])? as u64)
-        };
-        let loss = logits.f_cross_entropy_loss::<&tch::Tensor>(&labels, None, Reduction::Sum, -100, 0.0)?;
-        counts.push(BatchCounts {
-            batch,
-            samples: samples as u64,
-            top1_correct: count(1)?,
-            top5_correct: count(top)?,
-            skipped: skipped as u64,
-            loss_sum: loss.f_double_value(&[])?,
-        });
+) -> Result<Option<Evaluation>, Error> {
+    let begin = Instant::now();
+    let mut local = session.agree(LocalEvaluation::start(session, plan, workers, views))?;
+    for _ in 0..local.rounds {
+        if session.any(stop())? {
+            return Ok(None);
+        }
+        session.agree(local.count(engine, BATCHES_A_ROUND))?;
     }
-    Ok(counts)
+    local.combine(session, plan, begin).map(Some)
+}
+
+/// This rank's share of an evaluation.
+struct LocalEvaluation {
+    pool: Pool,
+    views: usize,
+    /// Batches to come.
+    indices: std::vec::IntoIter<u64>,
+    counts: Vec<BatchCounts>,
+    /// Rounds of the rank that has the most batches.
+    rounds: usize,
+}
+
+impl LocalEvaluation {
+    fn start(session: &Session, plan: &Plan, workers: usize, views: Views) -> Result<Self, Error> {
+        let topology = session.topology();
+        let (augmentation, views) = match views {
+            Views::One => (plan.data.test_augmentation.clone(), 1),
+            Views::Ten => (plan.data.ten_crop().ok_or(Error::NoMargins)?, TEN),
+        };
+        let batch_size = (plan.micro_batch() / views).max(1);
+        let batches = |rank| evaluation_batches(plan.data.test.len(), batch_size, rank, topology.world_size);
+        let rounds = batches(0).len().div_ceil(BATCHES_A_ROUND);
+        let batches = batches(topology.rank);
+        let indices: Vec<u64> = batches.iter().map(|batch| batch.index as u64).collect();
+        let requests = batches.into_iter().map(move |batch| {
+            let key = |sample, repetition| SampleKey { sample, epoch: 0, repetition };
+            batch
+                .samples
+                .flat_map(|sample| (0..views as u32).map(move |view| key(sample as u32, view)))
+                .collect()
+        });
+        let options = plan.data.pool_options(workers, batch_size * views, plan.config.data.prefetch);
+        let pool = Pool::start(plan.data.test.clone(), augmentation, Box::new(requests), options)?;
+        let counts = Vec::with_capacity(indices.len());
+        Ok(LocalEvaluation { pool, views, indices: indices.into_iter(), counts, rounds })
+    }
+
+    /// Evaluates at most so many batches.
+    fn count(&mut self, engine: &Engine, batches: usize) -> Result<(), Error> {
+        for batch in self.indices.by_ref().take(batches) {
+            let images = next_batch(&mut self.pool)?;
+            self.counts.push(count_batch(engine, batch, &images, self.views)?);
+        }
+        Ok(())
+    }
+
+    /// Collective: the counts of all ranks, in an order that does not depend on their number.
+    fn combine(self, session: &Session, plan: &Plan, begin: Instant) -> Result<Evaluation, Error> {
+        let bytes = self.counts.into_iter().flat_map(BatchCounts::to_bytes).collect();
+        let gathered = session.comm().all_gather(bytes)?;
+        let mut all: Vec<BatchCounts> = gathered
+            .iter()
+            .flat_map(|rank| rank.chunks_exact(BatchCounts::BYTES).map(BatchCounts::from_bytes))
+            .collect();
+        all.sort_by_key(|counts| counts.batch);
+        let mut total = Evaluation { classes: plan.network.classes().into(), ..Evaluation::default() };
+        for counts in all {
+            total.samples += counts.samples;
+            total.top1_correct += counts.top1_correct;
+            total.top5_correct += counts.top5_correct;
+            total.skipped += counts.skipped;
+            total.loss_sum += counts.loss_sum;
+        }
+        let images = plan.data.test.len() as u64;
+        let complete = if total.samples != images {
+            Err(Error::Other(format!("evaluation saw {} of {images} test images", total.samples)))
+        } else if total.skipped == images {
+            Err(Error::Other(
+                "no test image could be decoded (the lines above say why), so there is nothing to report; `wrn-dist data \
+                 verify` finds damage"
+                    .into(),
+            ))
+        } else {
+            Ok(())
+        };
+        session.agree(complete)?;
+        total.duration = begin.elapsed();
+        Ok(total)
+    }
+}
+
+fn count_batch(engine: &Engine, batch: u64, images: &Batch, views: usize) -> Result<BatchCounts, Error> {
+    let samples = images.len() / views;
+    // All views of an image are decoded from the same file.
+    let skipped = images.skipped().len().div_ceil(views);
+    let (logits, labels) = engine.evaluate(images)?;
+    let _no_grad = tch::no_grad_guard();
+    let (logits, labels) = match views {
+        1 => (logits, labels),
+        // The order of the classes is that of the sums, on the scale of one view.
+        _ => {
+            let classes = logits.size()[1];
+            let grouped = logits.f_reshape([samples as i64, views as i64, classes])?;
+            let mean = grouped.f_mean_dim([1_i64].as_slice(), false, Kind::Float)?;
+            (mean, labels.f_slice(0, 0, labels.size()[0], views as i64)?)
+        }
+    };
+    let top = logits.size()[1].min(5);
+    let (_, classes) = logits.f_topk(top, 1, true, true)?;
+    let hits = classes.f_eq_tensor(&labels.f_unsqueeze(1)?)?;
+    let count = |width: i64| -> Result<u64, Error> {
+        Ok(hits.f_narrow(1, 0, width)?.f_sum(Kind::Int64)?.f_int64_value(&[])? as u64)
+    };
+    let loss = logits.f_cross_entropy_loss::<&tch::Tensor>(&labels, None, Reduction::Sum, -100, 0.0)?;
+    Ok(BatchCounts {
+        batch,
+        samples: samples as u64,
+        top1_correct: count(1)?,
+        top5_correct: count(top)?,
+        skipped: skipped as u64,
+        loss_sum: loss.f_double_value(&[])?,
+    })
 }
 
 #[cfg(test)]

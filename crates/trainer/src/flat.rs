@@ -31,10 +31,12 @@ pub(crate) enum Tail {
     Failed,
     /// Samples of each micro batch that were skipped.
     Skipped,
+    /// Rank 0, if it wants to save after this step.
+    Save,
 }
 
 impl Tail {
-    pub(crate) const LEN: usize = 5;
+    pub(crate) const LEN: usize = 6;
 }
 
 /// One parameter's place.

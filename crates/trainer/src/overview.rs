@@ -116,9 +116,10 @@ pub fn describe_plan(
     line(
         "checkpoint",
         format!(
-            "about {:.2} MiB, {} kept",
+            "about {:.2} MiB, the last {} kept and the best {}",
             mib((1 + remembered) * parameters),
-            plan.config.checkpoint.keep_last
+            plan.config.checkpoint.keep_last,
+            plan.config.checkpoint.keep_best
         ),
     );
     let sizes: Vec<String> =

@@ -145,6 +145,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         ),
         ("comm.timeout_s", config.comm.timeout_s as usize, 7 * 24 * 3600),
         ("checkpoint.every_epochs", config.checkpoint.every_epochs as usize, usize::MAX),
+        ("checkpoint.every_steps", config.checkpoint.every_steps.map_or(1, |n| n as usize), usize::MAX),
         ("checkpoint.keep_last", config.checkpoint.keep_last, usize::MAX),
         ("model.classes", config.model.classes.unwrap_or(1) as usize, 1 << 20),
     ];
@@ -153,6 +154,14 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
             let expected = if largest == usize::MAX { "1 or more".into() } else { format!("1 to {largest}") };
             return Err(error(key, format!("{value} is out of range; expected {expected}")));
         }
+    }
+    if let Some(minutes) =
+        config.checkpoint.every_minutes.filter(|minutes| !(*minutes > 0.0 && minutes.is_finite()))
+    {
+        return Err(error(
+            "checkpoint.every_minutes",
+            format!("{minutes} is out of range; expected more than 0"),
+        ));
     }
     let global_batch = config.train.global_batch;
     let micro_batch = config.train.micro_batch.unwrap_or((global_batch / world_size).max(1));

@@ -101,6 +101,11 @@ impl Session {
         })
     }
 
+    /// Collective: whether any rank says so.
+    pub(crate) fn any(&self, mine: bool) -> Result<bool, Error> {
+        Ok(self.comm.all_gather(vec![mine.into()])?.iter().any(|word| word == &[1]))
+    }
+
     /// Collective: rank 0's bytes on every rank.
     pub(crate) fn leaders(&self, bytes: Vec<u8>) -> Result<Vec<u8>, Error> {
         let mine = if self.is_leader() { bytes } else { Vec::new() };

@@ -7,32 +7,42 @@ use model::{Network, Role, Statistics};
 use tch::{Device, Tensor};
 use torch_ext::flat;
 
-use crate::checkpoint::{CheckpointError, NamedTensor};
+pub(crate) use crate::checkpoint::Part;
+use crate::checkpoint::{CheckpointError, LazyTensors, NamedTensor};
 use crate::error::Error;
 use crate::state::State;
 use crate::weights::fit;
 
-/// Which flat buffer a checkpoint's parameters mirror.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// Parameters and running statistics.
-    Weights,
-    /// What the optimizer remembers.
-    Optimizer,
+/// Copies a part to host memory, where training cannot change it any more, as fast as memory allows. What is left
+/// to do, to bring it into logical order, is for the thread that writes.
+pub(crate) fn snapshot(network: &Network, state: &State, part: Part) -> Result<LazyTensors, Error> {
+    let _no_grad = tch::no_grad_guard();
+    let copies = (tensors(network, state, part)?.into_iter())
+        .map(|(name, tensor)| {
+            let tensor = tensor.f_detach()?;
+            let copy = match tensor.device() {
+                Device::Cpu => {
+                    let mut copy = tensor.f_empty_like()?;
+                    copy.f_copy_(&tensor)?;
+                    copy
+                }
+                _ => tensor.f_to_device(Device::Cpu)?,
+            };
+            Ok((name, copy))
+        })
+        .collect::<Result<Vec<(String, Tensor)>, Error>>()?;
+    Ok(Box::new(move || {
+        let named = copies.into_iter().map(|(name, tensor)| named(name, &tensor));
+        named.collect::<Result<_, Error>>().map_err(|error| CheckpointError::Tensors(error.to_string()))
+    }))
 }
 
-/// Copies a part out, by name, contiguous in logical order.
-pub(crate) fn export(network: &Network, state: &State, part: Part) -> Result<Vec<NamedTensor>, Error> {
-    tensors(network, state, part)?
-        .into_iter()
-        .map(|(name, tensor)| {
-            let host = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
-            let mut values = vec![0.0; host.numel()];
-            host.f_copy_data(&mut values, host.numel())?;
-            let shape = tensor.size().iter().map(|&side| side as usize).collect();
-            Ok(NamedTensor { name, shape, values })
-        })
-        .collect()
+/// Contiguous in logical order.
+fn named(name: String, tensor: &Tensor) -> Result<NamedTensor, Error> {
+    let mut values = vec![0.0; tensor.numel()];
+    tensor.f_contiguous()?.f_copy_data(&mut values, tensor.numel())?;
+    let shape = tensor.size().iter().map(|&side| side as usize).collect();
+    Ok(NamedTensor { name, shape, values })
 }
 
 /// What becomes of the last layer, whose size is the number of classes.

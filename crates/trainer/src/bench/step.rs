@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::median;
 use crate::config;
 use crate::device::Compute;
-use crate::engine::{Engine, StepError, StepOutcome};
+use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
 use crate::plan::MOST_EPOCHS;
 use crate::session::{Session, with_delayed_session};
@@ -89,12 +89,13 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
             for (engine, outcomes) in engines.iter_mut().zip(&mut outcomes) {
                 session.comm().barrier()?;
                 let rate = plan.schedule.rate(0);
-                let local = match engine.step(step as u64, rate, false, &mut || next_batch(&mut pool)) {
-                    Ok(outcome) => Ok(outcome),
-                    Err(StepError::Here(error)) => Err(error),
-                    Err(StepError::Elsewhere) => return session.agree(Ok(())).map(|()| None),
-                    Err(StepError::Exchange(error)) => return Err(error),
-                };
+                let local =
+                    match engine.step(step as u64, rate, &Wishes::default, &mut || next_batch(&mut pool)) {
+                        Ok(outcome) => Ok(outcome),
+                        Err(StepError::Here(error)) => Err(error),
+                        Err(StepError::Elsewhere) => return session.agree(Ok(())).map(|()| None),
+                        Err(StepError::Exchange(error)) => return Err(error),
+                    };
                 let outcome = session.agree(local)?;
                 if step >= options.warmup {
                     outcomes.push(outcome);

@@ -205,6 +205,7 @@ impl Config {
             "train.memory",
             "train.on_nan",
             "optimizer.shard",
+            "train.max_wall",
         ];
         self.keys_without(NOT_MEANING)
     }

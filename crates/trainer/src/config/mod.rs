@@ -7,6 +7,7 @@ mod comm;
 mod data;
 mod load;
 mod locate;
+mod max_wall;
 mod optimizer;
 
 use std::fmt;
@@ -23,6 +24,7 @@ pub use data::{
     SampleOrder,
 };
 pub use load::{ConfigError, LoadedConfig, load};
+pub use max_wall::MaxWall;
 pub use model::Memory;
 pub use optimizer::{OptimizerConfig, OptimizerKind};
 
@@ -153,6 +155,12 @@ pub struct TrainConfig {
     /// The training loss contains it, evaluation does not.
     #[serde(default)]
     pub label_smoothing: f64,
+    /// How long a process may run, such as `11h55m`: after that it saves, stops and ends with code 75 as it does
+    /// on request. `auto` ends it in a Slurm job two minutes before the job's time is over (`SLURM_JOB_END_TIME`;
+    /// of a job shorter than 20 minutes the last tenth), elsewhere never; so does `none` everywhere. Leave time
+    /// for one step, or for 8 test batches, and a save.
+    #[serde(default)]
+    pub max_wall: MaxWall,
 }
 
 /// `train.on_nan:` all ranks see the same average, so they all do the same.
@@ -384,8 +392,8 @@ pub struct CommConfig {
     /// Size of the other buckets in KiB.
     pub bucket_kib: usize,
     /// Seconds after which a collective that has not finished, or a rank that is silent, ends the job. More than
-    /// the longest time for which one rank may keep the others waiting, such as to save a checkpoint. Ranks that meet
-    /// over TCP wait so long for the last one to start.
+    /// the longest time for which one rank may keep the others waiting, such as to read a checkpoint; it need not
+    /// cover a save. Ranks that meet over TCP wait so long for the last one to start.
     pub timeout_s: u32,
     /// When the ranks compare which collectives they are about to run.
     pub check: CollectiveCheck,
@@ -490,19 +498,34 @@ impl Compression {
     }
 }
 
-/// `checkpoint:`
+/// `checkpoint:` when to save, and what to keep. Training pauses for a copy in memory; a thread of rank 0 writes it.
+/// A save that fails, for lack of space say, is a warning, and what was saved before stays; only at the end of the
+/// run, or when it stops on request, is it an error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
     /// Epochs between checkpoints; the last epoch is always saved.
     pub every_epochs: u32,
+    /// Save after every so many steps too. While the save before is still being written, at the next step after it.
+    pub every_steps: Option<u64>,
+    /// Save too when so many minutes have passed since the last save.
+    pub every_minutes: Option<f64>,
     /// Checkpoints that are kept; older ones are removed after a newer one is complete.
     pub keep_last: usize,
+    /// Of the checkpoints that were saved right after an evaluation, those with the lowest test top-1 error are kept
+    /// as well, so many of them. `checkpoints/best` names the first.
+    pub keep_best: usize,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        CheckpointConfig { every_epochs: 1, keep_last: 2 }
+        CheckpointConfig {
+            every_epochs: 1,
+            every_steps: None,
+            every_minutes: None,
+            keep_last: 2,
+            keep_best: 1,
+        }
     }
 }
 

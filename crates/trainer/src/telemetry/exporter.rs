@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
-use super::records::{EpochRecord, StepRecord};
+use super::records::{CheckpointRecord, EpochRecord, StepRecord};
 use crate::error::Error;
 
 /// Upper bounds of the histograms of times, in seconds.
@@ -47,6 +47,12 @@ impl Exporter {
         describe_gauge!("wrn_dist_test_loss", "Mean loss on the test set");
         describe_histogram!("wrn_dist_step_seconds", "Wall time of a step");
         describe_histogram!("wrn_dist_phase_seconds", "Wall time of each part of a step on this rank");
+        describe_counter!("wrn_dist_checkpoints_total", "Checkpoints saved");
+        describe_counter!("wrn_dist_failed_checkpoints_total", "Checkpoints that could not be saved");
+        describe_histogram!(
+            "wrn_dist_checkpoint_stall_seconds",
+            "Time for which training stood still for a save"
+        );
         Ok(address)
     }
 }
@@ -82,4 +88,11 @@ pub(crate) fn export_epoch(record: &EpochRecord) {
         gauge!("wrn_dist_test_loss").set(loss);
         gauge!("wrn_dist_test_top1_error").set(error);
     }
+}
+
+/// Publishes a save of rank 0.
+pub(crate) fn export_checkpoint(record: &CheckpointRecord) {
+    counter!("wrn_dist_checkpoints_total").increment(record.error.is_none().into());
+    counter!("wrn_dist_failed_checkpoints_total").increment(record.error.is_some().into());
+    histogram!("wrn_dist_checkpoint_stall_seconds").record(record.stall_seconds);
 }

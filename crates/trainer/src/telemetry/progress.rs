@@ -49,6 +49,17 @@ impl Progress {
         }
     }
 
+    /// Something went wrong that does not end the run.
+    pub(crate) fn warn(&self, sentence: &str) {
+        // Whether or not anybody reads it.
+        let print = || drop(writeln!(std::io::stderr(), "warning: {sentence}"));
+        match &self.display {
+            Display::Silent => {}
+            Display::Bar(bar) => bar.suspend(print),
+            Display::Lines { .. } => print(),
+        }
+    }
+
     pub(crate) fn step(&mut self, record: &StepRecord) {
         let within = record.step - u64::from(record.epoch - 1) * self.steps_per_epoch;
         let loss = record.loss.map_or_else(|| "not finite".into(), |loss| format!("{loss:.4}"));

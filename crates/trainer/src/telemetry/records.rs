@@ -1,13 +1,11 @@
-//! `metrics.jsonl`: one line a step and one line an epoch, in the order in which they happened.
+//! The lines of `metrics.jsonl`: one a step, one an epoch and one a checkpoint, in the order in which they happened.
+//! The file itself is [`super::metrics_file`]'s.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use allreduce::StepExchange;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::replace_file;
 use crate::engine::Phases;
 use crate::error::Error;
 
@@ -17,6 +15,19 @@ use crate::error::Error;
 pub(crate) enum Record {
     Step(StepRecord),
     Epoch(EpochRecord),
+    Checkpoint(CheckpointRecord),
+}
+
+impl Record {
+    /// Whether it belongs to a run that stands after so many epochs and steps, rather than to what an earlier
+    /// process did beyond.
+    pub(super) fn is_within(&self, epoch: u32, step: u64) -> bool {
+        match self {
+            Record::Step(record) => record.step <= step,
+            Record::Epoch(record) => record.epoch <= epoch,
+            Record::Checkpoint(record) => record.step <= step,
+        }
+    }
 }
 
 /// One optimizer step. All but `images_per_second`, `seconds` and `exchange` is equal in every repetition of
@@ -138,60 +149,26 @@ pub(crate) struct EpochRecord {
     pub(crate) test_seconds: f64,
 }
 
-/// The open file. Lines are flushed at once, so that a reader sees them and a crash loses none.
-pub(crate) struct MetricsFile {
-    path: PathBuf,
-    file: BufWriter<File>,
-}
-
-impl MetricsFile {
-    /// Opens `path` for a run that stands at `step`. Lines of later steps, left by a process that died after
-    /// its last checkpoint, are removed, and so is a line that was cut short.
-    pub(crate) fn open(path: &Path, epoch: u32, step: u64) -> Result<Self, Error> {
-        if path.exists() {
-            let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
-            let mut kept = String::with_capacity(text.len());
-            for line in text.lines() {
-                let keep = match serde_json::from_str::<Record>(line) {
-                    Ok(Record::Step(record)) => record.step <= step,
-                    Ok(Record::Epoch(record)) => record.epoch <= epoch,
-                    Err(_) => false,
-                };
-                if keep {
-                    kept.push_str(line);
-                    kept.push('\n');
-                }
-            }
-            if kept != text {
-                replace_file(path, kept.as_bytes())?;
-            }
-        }
-        let file =
-            OpenOptions::new().create(true).append(true).open(path).map_err(Error::file("open", path))?;
-        Ok(MetricsFile { path: path.to_owned(), file: BufWriter::new(file) })
-    }
-
-    /// Appends a step.
-    pub(crate) fn step(&mut self, record: StepRecord) -> Result<(), Error> {
-        self.write(&Record::Step(record))
-    }
-
-    /// Appends an epoch.
-    pub(crate) fn epoch(&mut self, record: EpochRecord) -> Result<(), Error> {
-        self.write(&Record::Epoch(record))
-    }
-
-    fn write(&mut self, record: &Record) -> Result<(), Error> {
-        let line = serde_json::to_string(record).map_err(|error| Error::Other(error.to_string()))?;
-        writeln!(self.file, "{line}")
-            .and_then(|()| self.file.flush())
-            .map_err(Error::file("write", &self.path))
-    }
+/// One save, written when it has ended, which may be some steps later. Two runs that are equal otherwise may save at
+/// other steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CheckpointRecord {
+    /// Completed steps of the whole run.
+    pub(crate) step: u64,
+    /// Why nothing was saved; `None` when it was.
+    pub(crate) error: Option<String>,
+    /// Size of its files.
+    pub(crate) bytes: u64,
+    /// For how long training stood still: copying, and waiting for the save before where that was still under way.
+    pub(crate) stall_seconds: f64,
+    /// For how long it was then being written.
+    pub(crate) write_seconds: f64,
 }
 
 /// The epoch lines of a metrics file.
 pub(crate) fn read_epochs(path: &Path) -> Result<Vec<EpochRecord>, Error> {
-    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
+    let text = String::from_utf8_lossy(&bytes);
     Ok(text
         .lines()
         // Nearly all lines are steps: they are not worth parsing.
@@ -201,74 +178,4 @@ pub(crate) fn read_epochs(path: &Path) -> Result<Vec<EpochRecord>, Error> {
             _ => None,
         })
         .collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn step(step: u64) -> StepRecord {
-        StepRecord {
-            epoch: 1,
-            step,
-            loss: Some(0.1),
-            skipped: false,
-            top1_error: 0.5,
-            learning_rate: 0.1,
-            gradient_norm: None,
-            skipped_samples: 0,
-            images_per_second: 1.0,
-            seconds: Phases::default().into(),
-            exchange: ExchangeRecord {
-                buckets: 1,
-                bytes: 4,
-                first_started: 0.0,
-                last_finished: 0.0,
-                busy: 0.0,
-            },
-        }
-    }
-
-    fn epoch(epoch: u32) -> EpochRecord {
-        EpochRecord {
-            epoch,
-            step: u64::from(epoch) * 2,
-            skipped_steps: 0,
-            skipped_samples: 0,
-            train_loss: 1.0,
-            train_top1_error: 0.25,
-            test_loss: Some(1.0),
-            test_top1_error: Some(0.5),
-            test_top5_error: None,
-            test_top1_correct: Some(5),
-            test_samples: Some(10),
-            test_skipped_samples: Some(0),
-            images_per_second: 1.0,
-            train_seconds: 1.0,
-            test_seconds: 1.0,
-        }
-    }
-
-    #[test]
-    fn reopening_cuts_back_to_the_checkpoint_and_drops_a_torn_line() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.jsonl");
-        let mut file = MetricsFile::open(&path, 0, 0).unwrap();
-        for index in 1..=5 {
-            file.step(step(index)).unwrap();
-            if index % 2 == 0 {
-                file.epoch(epoch(index as u32 / 2)).unwrap();
-            }
-        }
-        drop(file);
-        fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"kind\":\"step\",\"epo").unwrap();
-        drop(MetricsFile::open(&path, 1, 3).unwrap());
-        let text = fs::read_to_string(&path).unwrap();
-        let kinds: Vec<_> = text.lines().map(|line| serde_json::from_str::<Record>(line).unwrap()).collect();
-        assert_eq!(
-            kinds,
-            [Record::Step(step(1)), Record::Step(step(2)), Record::Epoch(epoch(1)), Record::Step(step(3))]
-        );
-        assert_eq!(read_epochs(&path).unwrap(), [epoch(1)]);
-    }
 }

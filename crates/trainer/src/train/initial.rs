@@ -1,11 +1,13 @@
 //! Where the weights of a new run come from: drawn from the seed, or read from a checkpoint (`model.weights`).
 
-use super::resume::refuse_other_keys;
+use super::TrainOptions;
+use super::resume::{recorded_weights, refuse_other_keys};
 use crate::checkpoint::{self, CheckpointError};
 use crate::config::{ConfigError, LoadedConfig};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::plan::Plan;
+use crate::run_dir::RunDir;
 use crate::session::Session;
 use crate::transfer::{self, Classifier, Part};
 
@@ -27,13 +29,22 @@ pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
 }
 
 /// Collective: writes the checksum of the initial weights into the configuration, where it decides whether two
-/// runs are the same. Only rank 0 reads the checkpoint.
-pub(super) fn identify(session: &Session, loaded: &LoadedConfig, plan: &mut Plan) -> Result<(), Error> {
+/// runs are the same. Only rank 0 reads the checkpoint. A run that goes on needs it no more: where it is gone, the
+/// checksum is that of the run's own checkpoint.
+pub(super) fn identify(
+    session: &Session,
+    loaded: &LoadedConfig,
+    plan: &mut Plan,
+    dir: &RunDir,
+    options: &TrainOptions,
+) -> Result<(), Error> {
     let model = &mut plan.config.model;
     let (Some(path), None) = (&model.weights, &model.weights_sha256) else { return Ok(()) };
     let checksum = match session.is_leader() {
-        true => checkpoint::weights_checksum(path)
-            .map_err(|error| loaded.error("model.weights", error.to_string()).into()),
+        true => checkpoint::weights_checksum(path).or_else(|error| {
+            recorded_weights(dir, options)
+                .ok_or_else(|| loaded.error("model.weights", error.to_string()).into())
+        }),
         false => Ok(String::new()),
     };
     let checksum = session.leaders(session.agree(checksum)?.into_bytes())?;
@@ -52,7 +63,7 @@ pub(super) fn load(plan: &Plan, engine: &Engine) -> Result<(), Error> {
             "its weights have SHA-256 {found}, model.weights_sha256 says {expected}"
         )));
     }
-    let saved = checkpoint::load(path, false)?;
+    let saved = checkpoint::load(path, &[Part::Weights])?;
     let architecture = plan.architecture.to_string();
     if saved.state.arch != architecture {
         return Err(foreign(format!("it holds {}, model.arch says {architecture}", saved.state.arch)));
@@ -68,5 +79,12 @@ pub(super) fn load(plan: &Plan, engine: &Engine) -> Result<(), Error> {
             saved.state.classes
         )));
     }
-    transfer::import(&plan.network, &engine.state, Part::Weights, classifier, &saved.weights, path)
+    transfer::import(
+        &plan.network,
+        &engine.state,
+        Part::Weights,
+        classifier,
+        saved.tensors(Part::Weights),
+        path,
+    )
 }

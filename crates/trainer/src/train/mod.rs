@@ -4,14 +4,17 @@
 pub(crate) mod initial;
 mod resume;
 mod run;
-mod signals;
+mod saving;
+mod stop;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use data_sharding::{Batch, EpochOrder, Pool, SampleKey};
 
 use self::resume::{refuse_other_architecture, refuse_other_keys};
 use self::run::Run;
+use self::stop::StopRequests;
 use crate::backend;
 use crate::checkpoint;
 use crate::config::{self, AutoOr, CollectiveCheck, CommConfig, LoadedConfig};
@@ -60,7 +63,8 @@ pub enum Resume {
 pub enum StopAfter {
     /// When this many epochs are complete.
     Epoch(u32),
-    /// When this many steps of the whole run are complete.
+    /// When this many steps of the whole run are complete. An evaluation that is then due comes first when the run
+    /// goes on.
     Step(u64),
 }
 
@@ -71,6 +75,8 @@ pub enum Finish {
     Completed,
     /// Saved and stopped on request.
     Stopped,
+    /// The run stood at `--stop-after`, or beyond, already.
+    Reached,
 }
 
 /// Trains; collective over all ranks.
@@ -78,16 +84,21 @@ pub enum Finish {
 /// # Errors
 /// The failure that ended the run, already printed by the rank it belongs to.
 pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
+    let begin = Instant::now();
+    let stop_requests = StopRequests::listen();
     let loaded = config::load(&options.config, &options.overrides);
     with_session(&configured_comm(&loaded), |session| {
         let loaded = session.agree(loaded.map_err(Error::from))?;
+        let mut stop_requests = session.agree(stop_requests)?;
+        stop_requests.limit(loaded.config.train.max_wall, begin);
         session.agree_equal("--stop-after", &format!("{:?}", options.stop_after))?;
         let mut plan = open_plan(session, &loaded)?;
-        initial::identify(session, &loaded, &mut plan)?;
+        let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
+        let dir = RunDir::new(&root);
+        initial::identify(session, &loaded, &mut plan, &dir, options)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
         session.spin_on_a_spare_core(compute.threads);
-        let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
-        Run::set_up(session, &plan, compute, RunDir::new(&root), options)?.run(options.stop_after)
+        Run::set_up(session, &plan, compute, dir, options, stop_requests)?.run(options.stop_after)
     })
 }
 
@@ -120,14 +131,14 @@ pub fn evaluate_checkpoint(
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
         let engine = session.agree(Engine::new(&plan, compute, session.comm().clone()))?;
         let read = if session.is_leader() {
-            checkpoint::load(path, false).map_err(Error::from).and_then(|saved| {
+            checkpoint::load(path, &[Part::Weights]).map_err(Error::from).and_then(|saved| {
                 weights::require_classifier(&saved.state, path)?;
                 refuse_other_architecture(&plan, &saved.state, path)?;
                 refuse_other_keys(&plan, &saved.state, path, |key| {
                     KEYS_OF_EVALUATION.iter().any(|of| key.starts_with(of))
                 })?;
-                let (network, state) = (&plan.network, &engine.state);
-                transfer::import(network, state, Part::Weights, Classifier::Saved, &saved.weights, path)
+                let (network, state, weights) = (&plan.network, &engine.state, saved.tensors(Part::Weights));
+                transfer::import(network, state, Part::Weights, Classifier::Saved, weights, path)
             })
         } else {
             Ok(())

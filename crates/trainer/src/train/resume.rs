@@ -1,34 +1,40 @@
 //! Where a run begins: at the start, or at a checkpoint that must be of the same run. Rank 0's business.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Resume, TrainOptions, initial};
-use crate::checkpoint::{self, CheckpointError, RunState};
+use crate::checkpoint::{self, CheckpointError, Part, RunState};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
-use crate::transfer::{self, Classifier, Part};
+use crate::transfer::{self, Classifier};
+
+/// Where a run begins.
+pub(super) struct Start {
+    pub(super) position: RunState,
+    /// The checkpoint that it goes on from.
+    pub(super) from: Option<PathBuf>,
+    /// What is wrong with newer checkpoints.
+    pub(super) passed_over: Vec<CheckpointError>,
+}
 
 /// The position of a run that has not begun.
 pub(super) fn fresh_position(plan: &Plan) -> RunState {
+    let version = |name: &str, version: &str| (name.to_owned(), version.to_owned());
     RunState {
         format: checkpoint::FORMAT,
         arch: plan.architecture.to_string(),
         classes: plan.network.classes(),
-        epoch: 0,
-        step: 0,
-        epoch_loss_sum: 0.0,
-        epoch_correct: 0,
-        epoch_skipped: 0,
-        epoch_counted: 0,
-        epoch_skipped_samples: 0,
-        best_top1_error: None,
         meaning: plan.config.meaning().into_iter().collect(),
+        meaning_hash: plan.config.meaning_hash(),
         data: plan.data.train.fingerprint().to_owned(),
-        imported: None,
-        checksums: BTreeMap::new(),
+        versions: BTreeMap::from([
+            version("wrn-dist", env!("CARGO_PKG_VERSION")),
+            version("libtorch", &torch_ext::runtime::versions().torch),
+        ]),
+        ..RunState::default()
     }
 }
 
@@ -38,8 +44,8 @@ pub(super) fn resume(
     engine: &Engine,
     dir: &RunDir,
     options: &TrainOptions,
-    fresh: RunState,
-) -> Result<RunState, Error> {
+    fresh: Start,
+) -> Result<Start, Error> {
     let holds_a_run = dir.metrics().exists() || dir.checkpoints().exists();
     let found = match &options.resume {
         Resume::Path(path) if holds_a_run && !is_inside(path, dir.root()) => {
@@ -49,8 +55,12 @@ pub(super) fn resume(
                 path.display()
             )));
         }
-        Resume::Path(path) => Some(path.clone()),
-        Resume::Auto => checkpoint::latest(&dir.checkpoints())?,
+        Resume::Path(path) => {
+            let (path, _) = checkpoint::load_state(path)?;
+            let saved = checkpoint::load_all(&path)?;
+            Some((path, saved, Vec::new()))
+        }
+        Resume::Auto => checkpoint::newest_whole(&dir.checkpoints())?,
         Resume::None if holds_a_run => {
             return Err(Error::Other(format!(
                 "{} already holds a run; name another --out, or leave --resume at auto to go on with it",
@@ -59,20 +69,29 @@ pub(super) fn resume(
         }
         Resume::None => None,
     };
-    let Some(path) = found else {
+    let Some((path, saved, passed_over)) = found else {
         initial::load(plan, engine)?;
         return Ok(fresh);
     };
-    let saved = checkpoint::load(&path, true)?;
+    let foreign = |reason: String| Error::from(CheckpointError::Foreign { path: path.clone(), reason });
+    if saved.state.imported.is_some() {
+        return Err(foreign(
+            "it holds imported weights alone; set model.weights to it instead of --resume".to_owned(),
+        ));
+    }
     refuse_other_architecture(plan, &saved.state, &path)?;
     refuse_other_keys(plan, &saved.state, &path, |_| true)?;
+    let fresh = fresh.position;
     if saved.state.data != fresh.data {
-        let reason =
-            format!("its training data had fingerprint {}, this has {}", saved.state.data, fresh.data);
-        return Err(CheckpointError::Foreign { path, reason }.into());
+        return Err(foreign(format!(
+            "its training data had fingerprint {}, this has {}",
+            saved.state.data, fresh.data
+        )));
     }
     let RunState { epoch, step, .. } = saved.state;
-    if step > plan.total_steps() || u64::from(epoch) != step / plan.steps_per_epoch {
+    // After the last step of an epoch its evaluation may be outstanding.
+    let begin = u64::from(epoch) * plan.steps_per_epoch;
+    if step > plan.total_steps() || !(begin..=begin + plan.steps_per_epoch).contains(&step) {
         let reason = format!(
             "state.json says step {step} and epoch {epoch}, but the run has {} steps, {} an epoch",
             plan.total_steps(),
@@ -80,10 +99,22 @@ pub(super) fn resume(
         );
         return Err(CheckpointError::Damaged { path, reason }.into());
     }
-    for (part, tensors) in [(Part::Weights, &saved.weights), (Part::Optimizer, &saved.optimizer)] {
-        transfer::import(&plan.network, &engine.state, part, Classifier::Saved, tensors, &path)?;
+    for part in [Part::Weights, Part::Optimizer] {
+        transfer::import(&plan.network, &engine.state, part, Classifier::Saved, saved.tensors(part), &path)?;
     }
-    Ok(RunState { checksums: fresh.checksums, ..saved.state })
+    let position = RunState { versions: fresh.versions, ..saved.state };
+    Ok(Start { position, from: Some(path), passed_over })
+}
+
+/// On rank 0: what a run that goes on knows of the weights it began with: their SHA-256.
+pub(super) fn recorded_weights(dir: &RunDir, options: &TrainOptions) -> Option<String> {
+    let candidates = match &options.resume {
+        Resume::Path(path) => vec![path.clone()],
+        Resume::Auto => checkpoint::candidates(&dir.checkpoints()).ok()?,
+        Resume::None => Vec::new(),
+    };
+    let (_, state) = candidates.iter().find_map(|path| checkpoint::load_state(path).ok())?;
+    serde_yaml::from_str(state.meaning.get("model.weights_sha256")?).ok()
 }
 
 fn is_inside(path: &Path, folder: &Path) -> bool {

@@ -2,29 +2,28 @@
 //! [`crate::engine`]'s; here stands what comes before and after each one.
 
 use std::fs::File;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use data_sharding::Pool;
 
-use super::resume::{fresh_position, resume};
-use super::signals::listen_for_stop_signals;
+use super::resume::{Start, fresh_position, resume};
+use super::saving::{Report, Saving};
+use super::stop::StopRequests;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
-use crate::checkpoint::{self, Checkpoint, RunState};
+use crate::checkpoint::{CheckpointError, Job, LazyTensors, Part, RunState};
 use crate::config::{Compression, OnNan};
 use crate::device::Compute;
-use crate::engine::{Engine, StepError, StepOutcome};
+use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
-use crate::evaluate::{Views, evaluate};
+use crate::evaluate::{Views, evaluate_unless};
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::Session;
 use crate::telemetry::{
-    EpochRecord, Exporter, MetricsFile, Progress, StepRecord, draw_curves, export_epoch, export_step,
-    read_epochs,
+    EpochRecord, Exporter, MetricsFile, Progress, Record, StepRecord, draw_curves, export_checkpoint,
+    export_epoch, export_step, read_epochs,
 };
-use crate::transfer::{self, Part};
+use crate::transfer;
 
 /// One run on one rank.
 pub(super) struct Run<'a> {
@@ -34,7 +33,12 @@ pub(super) struct Run<'a> {
     dir: RunDir,
     position: RunState,
     workers: usize,
-    stop_signal: Arc<AtomicBool>,
+    stop_requests: StopRequests,
+    saving: Saving,
+    /// Step and epoch of the checkpoint that was begun or found last.
+    saved: Option<(u64, u32)>,
+    /// On rank 0: what a save in the background found that ends the run, until all ranks hear of it.
+    fatal: Option<CheckpointError>,
     progress: Progress,
     /// On rank 0.
     metrics: Option<MetricsFile>,
@@ -45,7 +49,12 @@ pub(super) struct Run<'a> {
     epoch_images: u64,
     epoch_duration: Duration,
     skipped_in_a_row: u64,
+    /// The picture of the curves could not be drawn, and the user knows.
+    drawing_failed: bool,
 }
+
+/// While all ranks wait for rank 0 to write, none waits longer than that for another one.
+const WAIT_FOR_SAVE: Duration = Duration::from_millis(200);
 
 /// So many steps without an update, one after the other, will not be followed by a good one.
 const MOST_SKIPPED: u64 = 16;
@@ -58,22 +67,22 @@ impl<'a> Run<'a> {
         compute: Compute,
         dir: RunDir,
         options: &TrainOptions,
+        stop_requests: StopRequests,
     ) -> Result<Self, Error> {
         let mut engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
         session.agree(engine.rehearse(options.inject_fault))?;
         session.agree_equal("the layout of parameters", &engine.state.layout.description())?;
         session.agree_equal("the table of buckets", &engine.describe_buckets())?;
-        let fresh = fresh_position(plan);
-        let position =
-            if session.is_leader() { resume(plan, &engine, &dir, options, fresh.clone()) } else { Ok(fresh) };
-        let position = session.agree(position)?;
-        let json = serde_json::to_vec(&position).map_err(|error| Error::Other(error.to_string()))?;
-        let json = session.leaders(json)?;
-        let position: RunState =
+        let fresh = Start { position: fresh_position(plan), from: None, passed_over: Vec::new() };
+        let start = if session.is_leader() { resume(plan, &engine, &dir, options, fresh) } else { Ok(fresh) };
+        let Start { position, from, passed_over } = session.agree(start)?;
+        let from = from.filter(|path| path.starts_with(dir.checkpoints()));
+        let json = serde_json::to_vec(&(position, from.is_some()));
+        let json = session.leaders(json.map_err(|error| Error::Other(error.to_string()))?)?;
+        let (position, is_saved): (RunState, bool) =
             serde_json::from_slice(&json).map_err(|error| Error::Other(error.to_string()))?;
         broadcast_state(session, &engine)?;
 
-        let stop_signal = session.agree(listen_for_stop_signals())?;
         let exporter = match plan.config.telemetry.prometheus {
             Some(address) => {
                 Exporter::start(address, session.topology().local_rank, session.topology().rank).map(Some)
@@ -93,6 +102,13 @@ impl<'a> Run<'a> {
         };
         let metrics = session.agree(metrics)?;
         let progress = Progress::new(session.is_leader(), plan.config.train.epochs, plan.steps_per_epoch);
+        for error in &passed_over {
+            progress.warn(&format!("{error}; it is passed over for the one before it"));
+        }
+        let mut saving = Saving::new(&plan.config.checkpoint);
+        if let Some(path) = from {
+            saving.began_at(position.step, path);
+        }
         let workers = decoder_threads(plan, session, compute);
         let first_step = position.step;
         let run = Run {
@@ -100,9 +116,12 @@ impl<'a> Run<'a> {
             plan,
             engine,
             dir,
+            saved: is_saved.then_some((position.step, position.epoch)),
             position,
             workers,
-            stop_signal,
+            stop_requests,
+            saving,
+            fatal: None,
             progress,
             metrics,
             _lock: lock,
@@ -110,6 +129,7 @@ impl<'a> Run<'a> {
             epoch_images: 0,
             epoch_duration: Duration::ZERO,
             skipped_in_a_row: 0,
+            drawing_failed: false,
         };
         run.introduce(compute, served_at);
         Ok(run)
@@ -134,7 +154,7 @@ impl<'a> Run<'a> {
             self.session.comm().description(),
         ));
         self.progress.say(&format!("run directory: {}", self.dir.root().display()));
-        if self.position.step > 0 && self.position.step < plan.total_steps() {
+        if self.position.step > 0 && !self.is_finished() {
             self.progress.say(&format!(
                 "resumed after step {} of {} (epoch {})",
                 self.position.step,
@@ -153,37 +173,63 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn run(mut self, stop_after: Option<StopAfter>) -> Result<Finish, Error> {
-        if self.position.step < self.plan.total_steps() && self.position.step > 0 && self.reached(stop_after)
-        {
-            self.progress.say("nothing to do: the run stands at or beyond --stop-after");
-            return Ok(Finish::Stopped);
+        if !self.is_finished() && self.position.step > 0 && self.reached(stop_after) {
+            self.progress.say(
+                "nothing to do: the run already stands at --stop-after or beyond; without it, or with a later one, the \
+                 same command goes on",
+            );
+            return Ok(Finish::Reached);
         }
         let mut pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
-        while self.position.step < self.plan.total_steps() {
-            let outcome = self.step(&mut pool)?;
-            let epoch_complete = self.position.step.is_multiple_of(self.plan.steps_per_epoch);
-            if epoch_complete {
-                self.end_epoch()?;
+        while !self.is_finished() {
+            let mut wishes = Wishes::default();
+            if !self.awaits_evaluation() {
+                let StepOutcome { stop, save, .. } = self.step(&mut pool)?;
+                wishes = Wishes { stop: stop || self.reached_within_epoch(stop_after), save };
             }
-            let finished = self.position.step == self.plan.total_steps();
-            let stop = !finished && (outcome.stop || self.reached(stop_after));
-            let due = epoch_complete
-                && self.position.epoch.is_multiple_of(self.plan.config.checkpoint.every_epochs);
-            if due || stop || finished {
+            let mut epoch_due = false;
+            if self.awaits_evaluation() && !wishes.stop {
+                wishes.stop = !self.end_epoch()?;
+                epoch_due = !wishes.stop
+                    && self.position.epoch.is_multiple_of(self.plan.config.checkpoint.every_epochs);
+            }
+            let finished = self.is_finished();
+            let stop = !finished && (wishes.stop || self.reached(stop_after));
+            if wishes.save || epoch_due || stop || finished {
                 self.save()?;
+            }
+            if let Some(report) = self.saving.poll() {
+                self.tell(report);
             }
             if stop {
                 self.progress.finish();
+                self.end_saving()?;
+                let reason = match self.reached(stop_after) {
+                    true => "by --stop-after".into(),
+                    false => self.stop_requests.reason(),
+                };
+                let step = self.position.step;
+                let more =
+                    if stop_after.is_some() { ", without --stop-after or with a later one," } else { "" };
                 self.progress.say(&format!(
-                    "stopped on request after step {}; with --resume auto and without --stop-after it goes on from here",
-                    self.position.step
+                    "stopped {reason} after step {step}; the same command{more} goes on from here"
                 ));
                 return Ok(Finish::Stopped);
             }
         }
         self.progress.finish();
-        self.conclude()?;
+        self.end_saving()?;
+        self.conclude();
         Ok(Finish::Completed)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.position.epoch >= self.plan.config.train.epochs
+    }
+
+    /// Whether all steps of an epoch are done, but not its evaluation.
+    fn awaits_evaluation(&self) -> bool {
+        self.position.step == u64::from(self.position.epoch + 1) * self.plan.steps_per_epoch
     }
 
     fn reached(&self, stop_after: Option<StopAfter>) -> bool {
@@ -194,6 +240,13 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// A stop after a step does not wait for an evaluation, but at the end of the run.
+    fn reached_within_epoch(&self, stop_after: Option<StopAfter>) -> bool {
+        matches!(stop_after, Some(StopAfter::Step(_)))
+            && self.position.step < self.plan.total_steps()
+            && self.reached(stop_after)
+    }
+
     fn step(&mut self, pool: &mut Pool) -> Result<StepOutcome, Error> {
         let step = self.position.step;
         let learning_rate = self.plan.schedule.rate(step);
@@ -202,8 +255,10 @@ impl<'a> Run<'a> {
         {
             self.engine.state.optimizer.reset()?;
         }
-        let stop_requested = self.stop_signal.load(Ordering::Relaxed);
-        let outcome = match self.engine.step(step, learning_rate, stop_requested, &mut || next_batch(pool)) {
+        let save = self.session.is_leader() && self.saving.wants_after(step + 1);
+        let stop_requests = &self.stop_requests;
+        let wishes = || Wishes { stop: stop_requests.requested(), save };
+        let outcome = match self.engine.step(step, learning_rate, &wishes, &mut || next_batch(pool)) {
             Ok(outcome) => outcome,
             Err(StepError::Here(error)) => return self.session.agree(Err(error)),
             Err(StepError::Elsewhere) => {
@@ -232,6 +287,7 @@ impl<'a> Run<'a> {
             self.leave_out(step, learning_rate)?;
         }
         self.position.step += 1;
+        self.position.top1_error = None;
         if outcome.updated {
             self.position.epoch_loss_sum += f64::from(outcome.loss);
             self.position.epoch_correct += outcome.correct;
@@ -255,10 +311,15 @@ impl<'a> Run<'a> {
         };
         export_step(&record, images);
         self.progress.step(&record);
-        if let Some(metrics) = &mut self.metrics {
-            metrics.step(record)?;
-        }
+        self.record(Record::Step(record));
         Ok(outcome)
+    }
+
+    /// On rank 0: a line of metrics.
+    fn record(&mut self, record: Record) {
+        if let Some(warning) = self.metrics.as_mut().and_then(|metrics| metrics.write(&record)) {
+            self.progress.warn(&warning);
+        }
     }
 
     /// Collective: a step whose averaged gradient is not finite is left out, or is the end of the run.
@@ -293,16 +354,24 @@ impl<'a> Run<'a> {
         self.session.agree(Err(failure("the average over the ranks became infinite or NaN")))
     }
 
-    /// Collective: evaluates and reports the epoch that has just been completed.
-    fn end_epoch(&mut self) -> Result<(), Error> {
+    /// Collective: evaluates and reports the epoch whose last step has just been done. False if a rank was asked to
+    /// stop meanwhile: then the epoch is not complete, and the run goes on with its evaluation.
+    fn end_epoch(&mut self) -> Result<bool, Error> {
         self.session.flight().enter(None, "evaluation");
-        self.position.epoch += 1;
-        let epochs = self.plan.config.train.epochs;
-        let due = self.position.epoch.is_multiple_of(self.plan.config.train.evaluate_every_epochs);
-        let evaluation = match due || self.position.epoch == epochs {
-            true => Some(evaluate(self.session, self.plan, &self.engine, self.workers, Views::One)?),
+        let (epoch, epochs) = (self.position.epoch + 1, self.plan.config.train.epochs);
+        let due = epoch.is_multiple_of(self.plan.config.train.evaluate_every_epochs);
+        let evaluation = match due || epoch == epochs {
+            true => {
+                let stop = || self.stop_requests.requested();
+                let (session, plan, engine) = (self.session, self.plan, &self.engine);
+                match evaluate_unless(&stop, session, plan, engine, self.workers, Views::One)? {
+                    None => return Ok(false),
+                    evaluation => evaluation,
+                }
+            }
             false => None,
         };
+        self.position.epoch = epoch;
         let skipped_steps = std::mem::take(&mut self.position.epoch_skipped);
         let steps = (self.plan.steps_per_epoch - skipped_steps) as f64;
         let train_seconds = self.epoch_duration.as_secs_f64();
@@ -319,7 +388,11 @@ impl<'a> Run<'a> {
             test_top1_correct: evaluation.map(|evaluation| evaluation.top1_correct),
             test_samples: evaluation.map(|evaluation| evaluation.samples),
             test_skipped_samples: evaluation.map(|evaluation| evaluation.skipped),
-            images_per_second: self.epoch_images as f64 / train_seconds,
+            images_per_second: if self.epoch_images == 0 {
+                0.0
+            } else {
+                self.epoch_images as f64 / train_seconds
+            },
             train_seconds,
             test_seconds: evaluation.map_or(0.0, |evaluation| evaluation.duration.as_secs_f64()),
         };
@@ -333,66 +406,117 @@ impl<'a> Run<'a> {
             let best = self.position.best_top1_error.unwrap_or(1.0);
             self.position.best_top1_error = Some(best.min(error));
         }
+        self.position.top1_error = record.test_top1_error;
         export_epoch(&record);
         self.progress.epoch(&record);
-        let written = match &mut self.metrics {
-            Some(metrics) => metrics.epoch(record).and_then(|()| self.draw()),
-            None => Ok(()),
-        };
-        self.session.agree(written)
-    }
-
-    fn draw(&self) -> Result<(), Error> {
-        let title = format!("{} on {}", self.plan.architecture, self.plan.config.data.kind);
-        draw_curves(&self.dir.curves(), &title, &read_epochs(&self.dir.metrics())?)
-    }
-
-    /// Collective: rank 0 writes a checkpoint; all ranks learn whether it is complete.
-    fn save(&mut self) -> Result<(), Error> {
-        self.session.flight().enter(None, "checkpoint");
-        self.engine.state.optimizer.gather()?;
-        let written = if self.session.is_leader() { self.write_checkpoint() } else { Ok(()) };
-        self.engine.state.optimizer.release();
-        self.session.agree(written)
-    }
-
-    fn write_checkpoint(&self) -> Result<(), Error> {
-        let begin = Instant::now();
-        let (network, state) = (&self.plan.network, &self.engine.state);
-        let saved = Checkpoint {
-            state: self.position.clone(),
-            weights: transfer::export(network, state, Part::Weights)?,
-            optimizer: transfer::export(network, state, Part::Optimizer)?,
-        };
-        let mut tensors = saved.weights.iter().chain(&saved.optimizer);
-        if let Some(tensor) = tensors.find(|tensor| tensor.values.iter().any(|value| !value.is_finite())) {
-            return Err(Error::Other(format!(
-                "{} is no longer finite after step {}: nothing is saved; lower schedule.rate and resume from the last \
-                 checkpoint",
-                tensor.name, self.position.step
-            )));
+        self.record(Record::Epoch(record));
+        if self.session.is_leader() {
+            self.draw();
         }
-        let path = checkpoint::save(&self.dir.checkpoints(), &saved, self.plan.config.checkpoint.keep_last)?;
-        tracing::info!(path = %path.display(), seconds = begin.elapsed().as_secs_f64(), "saved a checkpoint");
+        Ok(true)
+    }
+
+    fn draw(&mut self) {
+        let title = format!("{} on {}", self.plan.architecture, self.plan.config.data.kind);
+        let drawn = read_epochs(&self.dir.metrics())
+            .and_then(|epochs| draw_curves(&self.dir.curves(), &title, &epochs));
+        let failed_before = std::mem::replace(&mut self.drawing_failed, drawn.is_err());
+        if let (Err(error), false) = (drawn, failed_before) {
+            self.progress.warn(&format!("the curves cannot be drawn: {error}; the run goes on without them"));
+        }
+    }
+
+    /// Collective: rank 0 copies what belongs to a checkpoint, once the one before is written, and begins to write.
+    fn save(&mut self) -> Result<(), Error> {
+        let here = Some((self.position.step, self.position.epoch));
+        if self.saved == here {
+            return Ok(());
+        }
+        self.session.flight().enter(None, "checkpoint");
+        let began = Instant::now();
+        self.await_save()?;
+        self.saved = here;
+        self.engine.state.optimizer.gather()?;
+        if self.session.is_leader()
+            && let Err(error) = self.job().and_then(|job| self.saving.start(job, began))
+        {
+            let report = self.saving.failed_to_start(self.position.step, error);
+            self.tell(report);
+        }
+        self.engine.state.optimizer.release();
         Ok(())
+    }
+
+    /// A copy of all that belongs to a checkpoint.
+    fn job(&self) -> Result<Job, CheckpointError> {
+        let part = |part| -> Result<(Part, LazyTensors), CheckpointError> {
+            let tensors = transfer::snapshot(&self.plan.network, &self.engine.state, part);
+            Ok((part, tensors.map_err(|error| CheckpointError::Tensors(error.to_string()))?))
+        };
+        Ok(Job {
+            folder: self.dir.checkpoints(),
+            state: self.position.clone(),
+            parts: vec![part(Part::Weights)?, part(Part::Optimizer)?],
+            keep: self.saving.keep(),
+            earlier: self.metrics.iter().filter_map(MetricsFile::handle).collect(),
+        })
+    }
+
+    /// Collective: waits until nothing is being written any more; fails if that ends the run.
+    fn await_save(&mut self) -> Result<(), Error> {
+        loop {
+            if let Some(report) = self.saving.wait(WAIT_FOR_SAVE) {
+                self.tell(report);
+            }
+            if !self.session.any(!self.saving.is_idle())? {
+                let fatal = self.fatal.take().map_or(Ok(()), |error| Err(error.into()));
+                return self.session.agree(fatal);
+            }
+        }
+    }
+
+    /// Collective: the run ends here; fails if that loses anything.
+    fn end_saving(&mut self) -> Result<(), Error> {
+        self.session.flight().enter(None, "checkpoint");
+        self.await_save()?;
+        let loss = self.saving.loss(self.position.step);
+        self.session.agree(loss.map_or(Ok(()), |sentence| Err(Error::Other(sentence))))
+    }
+
+    /// What a save that has ended has to say.
+    fn tell(&mut self, report: Report) {
+        let Report { record, warning, path, fatal } = report;
+        if let Some(path) = path {
+            let seconds = record.write_seconds;
+            tracing::info!(path = %path.display(), seconds, stall = record.stall_seconds, "saved a checkpoint");
+        }
+        if let Some(warning) = warning {
+            self.progress.warn(&warning);
+        }
+        export_checkpoint(&record);
+        self.record(Record::Checkpoint(record));
+        self.fatal = self.fatal.take().or(fatal);
     }
 
     /// Says how the run ended.
-    fn conclude(&self) -> Result<(), Error> {
+    fn conclude(&self) {
         if !self.session.is_leader() {
-            return Ok(());
+            return;
         }
-        let epochs = read_epochs(&self.dir.metrics())?;
-        if let Some(error) = epochs.last().and_then(|epoch| epoch.test_top1_error) {
-            self.progress.say(&format!(
-                "test accuracy {:.2} % (top-1 error {:.2} %) after {} epochs",
-                100.0 * (1.0 - error),
-                100.0 * error,
-                self.position.epoch
-            ));
+        match read_epochs(&self.dir.metrics()) {
+            Err(error) => self.progress.warn(&error.to_string()),
+            Ok(epochs) => {
+                if let Some(error) = epochs.last().and_then(|epoch| epoch.test_top1_error) {
+                    self.progress.say(&format!(
+                        "test accuracy {:.2} % (top-1 error {:.2} %) after {} epochs",
+                        100.0 * (1.0 - error),
+                        100.0 * error,
+                        self.position.epoch
+                    ));
+                }
+            }
         }
         self.progress.say(&format!("curves: {}", self.dir.curves().display()));
-        Ok(())
     }
 }
 

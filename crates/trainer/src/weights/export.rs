@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use model::{Architecture, Content, Naming, Network, Options};
 
 use super::{NumberFormat, file, fit};
-use crate::checkpoint::{self, CheckpointError, NamedTensor, RunState};
+use crate::checkpoint::{self, CheckpointError, NamedTensor, Part, RunState};
 use crate::error::Error;
 
 /// What `wrn-dist model export` was asked to do.
@@ -30,10 +30,11 @@ pub struct ExportOptions {
 pub fn export_weights(options: &ExportOptions) -> Result<String, Error> {
     let ExportOptions { input, output, format, .. } = options;
     checkpoint::refuse_existing(output)?;
-    let saved = checkpoint::load(input, false)?;
+    let mut saved = checkpoint::load(input, &[Part::Weights])?;
     super::require_classifier(&saved.state, input)?;
     let architecture: Architecture = saved.state.arch.parse()?;
-    let network = network_of(&architecture, &saved.state, &saved.weights)?;
+    let weights = saved.parts.remove(&Part::Weights).unwrap_or_default();
+    let network = network_of(&architecture, &saved.state, &weights)?;
     let naming = match options.naming {
         Some(naming) => {
             super::require_naming(&network, &architecture, naming)?;
@@ -47,14 +48,14 @@ pub fn export_weights(options: &ExportOptions) -> Result<String, Error> {
         .collect();
     let misfits = fit::misfits(
         own.iter().map(|(name, shape)| (name.as_str(), &**shape)),
-        saved.weights.iter().map(|tensor| (tensor.name.as_str(), &*tensor.shape)),
+        weights.iter().map(|tensor| (tensor.name.as_str(), &*tensor.shape)),
     );
     if !misfits.is_empty() {
         let (path, reason) = (input.clone(), misfits.join("; "));
         return Err(CheckpointError::Damaged { path, reason }.into());
     }
     let mut weights: BTreeMap<String, Vec<f32>> =
-        saved.weights.into_iter().map(|tensor| (tensor.name, tensor.values)).collect();
+        weights.into_iter().map(|tensor| (tensor.name, tensor.values)).collect();
     let mut tensors = Vec::new();
     let mut counters = Vec::new();
     for tensor in network.named_tensors(naming) {

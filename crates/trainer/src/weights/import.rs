@@ -82,29 +82,21 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
         format: checkpoint::FORMAT,
         arch: architecture.to_string(),
         classes: options.classes.unwrap_or(classes),
-        epoch: 0,
-        step: 0,
-        epoch_loss_sum: 0.0,
-        epoch_correct: 0,
-        epoch_skipped: 0,
-        epoch_counted: 0,
-        epoch_skipped_samples: 0,
-        best_top1_error: None,
         meaning: projection_of_config(projection)?,
-        data: String::new(),
         imported: Some(Imported {
             file: input.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
             sha256: checkpoint::checksum(&bytes),
             naming: naming.to_string(),
             classifier: !new_classifier,
         }),
-        checksums: BTreeMap::new(),
+        ..RunState::default()
     };
-    checkpoint::save_weights(output, state, &weights)?;
+    let tensors = weights.len();
+    checkpoint::save_weights(output, &state, weights)?;
     Ok(format!(
         "{}: {} tensors of {architecture}, {}, from names of {naming}\n",
         output.display(),
-        weights.len(),
+        tensors,
         if *new_classifier { "without classifier".into() } else { format!("{classes} classes") },
     ))
 }

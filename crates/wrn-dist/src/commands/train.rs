@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     /// Where to go on from: `auto` (the latest checkpoint in the run's folder, if any), `none`, or a path
     #[arg(long, value_name = "auto|none|PATH", default_value = "auto")]
     resume: String,
-    /// Save and exit with code 75 after this epoch or step, as epoch:N or step:N
+    /// Save and exit with code 75 after this epoch or step, as epoch:N or step:N; with 0 if the run is that far already
     #[arg(long, value_name = "epoch:N|step:N", value_parser = stop_after)]
     stop_after: Option<StopAfter>,
     /// Rehearse a failure: in this step a rank will panic, kill or stop itself, hang, exit, reorder its buckets
@@ -53,7 +53,7 @@ pub(crate) fn run(arguments: Arguments) -> i32 {
         inject_fault: arguments.inject_fault,
     };
     match trainer::train(&options) {
-        Ok(Finish::Completed) => 0,
+        Ok(Finish::Completed | Finish::Reached) => 0,
         Ok(Finish::Stopped) => EXIT_STOPPED,
         Err(error) => error.exit_code(),
     }

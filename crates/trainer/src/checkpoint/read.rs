@@ -1,0 +1,191 @@
+//! Reading and verifying. Nothing is used whose checksum was not found right.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::content::{checksum, decode, decode_checksums};
+use super::retention::{checkpoint_name, list, step_of};
+use super::{
+    BEST, CHECKSUMS, Checkpoint, CheckpointError, FILES, FORMAT, LATEST, Part, RunState, STATE, file_error,
+};
+
+/// Reads and verifies parts of a checkpoint. `path` is its folder, or its file of weights, or a run directory or
+/// `checkpoints` folder, meaning the latest one there, or `latest` or `best` in it.
+pub(crate) fn load(path: &Path, parts: &[Part]) -> Result<Checkpoint, CheckpointError> {
+    load_parts(&resolve(path)?, Some(parts))
+}
+
+/// As [`load`], with every part that it has.
+pub(crate) fn load_all(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    load_parts(&resolve(path)?, None)
+}
+
+fn load_parts(folder: &Path, wanted: Option<&[Part]>) -> Result<Checkpoint, CheckpointError> {
+    let checksums = read_checksums(folder)?;
+    let state = read_state(folder, &checksums)?;
+    let known = |name: &String| name == STATE || FILES.iter().any(|(_, file)| file == name);
+    if let Some(unknown) = checksums.keys().find(|name| !known(name)) {
+        return Err(damaged(folder, format!("{CHECKSUMS} names {unknown}, which no checkpoint has")));
+    }
+    // Weights are always there.
+    let all = |part, file| part == Part::Weights || checksums.contains_key(file);
+    let mut parts = BTreeMap::new();
+    for (part, file) in FILES {
+        if wanted.map_or_else(|| all(part, file), |wanted| wanted.contains(&part)) {
+            let bytes = read_verified(folder, file, &checksums)?;
+            let tensors = decode(&bytes).map_err(|reason| damaged(folder, format!("{file}: {reason}")))?;
+            parts.insert(part, tensors);
+        }
+    }
+    Ok(Checkpoint { state, parts })
+}
+
+/// Where a checkpoint lies and what is known of it without its tensors. `path` as for [`load`].
+pub(crate) fn load_state(path: &Path) -> Result<(PathBuf, RunState), CheckpointError> {
+    let folder = resolve(path)?;
+    let checksums = read_checksums(&folder)?;
+    let state = read_state(&folder, &checksums)?;
+    Ok((folder, state))
+}
+
+/// SHA-256 of a checkpoint's weights, as it was saved. `path` as for [`load`].
+pub(crate) fn weights_checksum(path: &Path) -> Result<String, CheckpointError> {
+    let folder = resolve(path)?;
+    let mut checksums = read_checksums(&folder)?;
+    let file = Part::Weights.file();
+    checksums.remove(file).ok_or_else(|| damaged(&folder, format!("{CHECKSUMS} does not name {file}")))
+}
+
+fn damaged(folder: &Path, reason: String) -> CheckpointError {
+    CheckpointError::Damaged { path: folder.to_owned(), reason }
+}
+
+fn read_checksums(folder: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+    let path = folder.join(CHECKSUMS);
+    if !path.exists() {
+        return Err(damaged(folder, format!("it has no {CHECKSUMS}, which is written last")));
+    }
+    decode_checksums(&read_file(&path)?)
+        .ok_or_else(|| damaged(folder, format!("{CHECKSUMS} is not as sha256sum writes it")))
+}
+
+fn read_state(folder: &Path, checksums: &BTreeMap<String, String>) -> Result<RunState, CheckpointError> {
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let json = read_verified(folder, STATE, checksums)?;
+    let unreadable = |error: serde_json::Error| damaged(folder, format!("{STATE} does not parse: {error}"));
+    let Version { format } = serde_json::from_slice(&json).map_err(unreadable)?;
+    if format != FORMAT {
+        let reason = format!("its format is {format}, this version reads {FORMAT}");
+        return Err(CheckpointError::Foreign { path: folder.to_owned(), reason });
+    }
+    serde_json::from_slice(&json).map_err(unreadable)
+}
+
+fn read_verified(
+    folder: &Path,
+    file: &str,
+    checksums: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, CheckpointError> {
+    let expected = (checksums.get(file))
+        .ok_or_else(|| damaged(folder, format!("{CHECKSUMS} does not name {file}, which is expected")))?;
+    let bytes = read_file(&folder.join(file))?;
+    let found = checksum(&bytes);
+    if found != *expected {
+        let reason = format!(
+            "{file} has {} bytes with SHA-256 {found}, {CHECKSUMS} says it should be {expected}",
+            bytes.len()
+        );
+        return Err(damaged(folder, reason));
+    }
+    Ok(bytes)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(file_error("read", path))?;
+    Ok(bytes)
+}
+
+/// The name in a pointer file, if it is that of a checkpoint beside it.
+fn pointed_at(pointer: &Path) -> Result<Option<u64>, CheckpointError> {
+    let name = match fs::read(pointer) {
+        Ok(name) => name,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(file_error("read", pointer)(error)),
+    };
+    let step = step_of(String::from_utf8_lossy(&name).trim());
+    Ok(step.filter(|&step| pointer.with_file_name(checkpoint_name(step)).is_dir()))
+}
+
+/// The checkpoints of a folder that a run can go on from, the one to try first in front: the one that `latest`
+/// names and those of earlier steps, or, should the pointer be lost, all, from the highest step down.
+pub(crate) fn candidates(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let newest = pointed_at(&folder.join(LATEST))?.unwrap_or(u64::MAX);
+    let (steps, _) = list(folder)?;
+    let steps = steps.into_iter().rev().filter(|&step| step <= newest);
+    Ok(steps.map(|step| folder.join(checkpoint_name(step))).collect())
+}
+
+/// Path of the newest checkpoint below `folder`, if there is one.
+pub(super) fn latest(folder: &Path) -> Result<Option<PathBuf>, CheckpointError> {
+    Ok(candidates(folder)?.into_iter().find(|path| path.join(CHECKSUMS).is_file()))
+}
+
+/// The newest whole checkpoint below `folder`, with what is wrong with each newer one; `None` where there is not
+/// one checkpoint.
+#[allow(clippy::type_complexity, reason = "a name for what is taken apart at once would say less")]
+pub(crate) fn newest_whole(
+    folder: &Path,
+) -> Result<Option<(PathBuf, Checkpoint, Vec<CheckpointError>)>, CheckpointError> {
+    let mut passed_over = Vec::new();
+    for path in candidates(folder)? {
+        match load_parts(&path, None) {
+            Ok(checkpoint) => return Ok(Some((path, checkpoint, passed_over))),
+            Err(error @ (CheckpointError::Damaged { .. } | CheckpointError::File { .. })) => {
+                passed_over.push(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match passed_over.is_empty() {
+        true => Ok(None),
+        false => Err(CheckpointError::NoneWhole {
+            path: folder.to_owned(),
+            reasons: passed_over.iter().map(ToString::to_string).collect(),
+        }),
+    }
+}
+
+fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
+    let name = path.file_name().unwrap_or_default();
+    // The file of weights stands for the checkpoint that it lies in, a pointer for the one that it names.
+    if name == Part::Weights.file() {
+        return Ok(path.parent().unwrap_or(path).to_owned());
+    }
+    if (name == LATEST || name == BEST) && path.is_file() {
+        return match pointed_at(path)? {
+            Some(step) => Ok(path.with_file_name(checkpoint_name(step))),
+            None => Err(file_error("find the checkpoint that is named in", path)(ErrorKind::NotFound.into())),
+        };
+    }
+    if [STATE, CHECKSUMS].iter().any(|file| path.join(file).exists()) {
+        return Ok(path.to_owned());
+    }
+    for folder in [path.to_owned(), path.join("checkpoints")] {
+        if let Some(found) = latest(&folder)? {
+            return Ok(found);
+        }
+    }
+    Err(CheckpointError::File {
+        action: "find a checkpoint (a folder with state.json, or a run directory) at",
+        path: path.to_owned(),
+        source: std::io::Error::new(ErrorKind::NotFound, "there is none"),
+    })
+}
