@@ -101,7 +101,13 @@ fn reducer() {
     let buckets = plan_buckets(&segments, 650, 1 << 9, 1 << 9);
     let gradients = Region::from_vec(vec![(rank + 1) as f32; 650]);
     let scale = 1.0 / world_size as f32;
-    let options = ReducerOptions { overlap: true, scale, accumulation: Accumulation::Tree, wire: Wire::Fp32, sharded: 0 };
+    let options = ReducerOptions {
+        overlap: true,
+        scale,
+        accumulation: Accumulation::Tree,
+        wire: Wire::Fp32,
+        sharded: 0,
+    };
     let reducer = Reducer::new(comm.clone(), gradients.clone(), segments, buckets, options);
     reducer.begin_step(1);
     reducer.begin_last_backward();
@@ -116,8 +122,13 @@ fn reducer() {
 fn sum(comm: &CommThread) -> Result<(), CommError> {
     let segments = vec![Segment { name: "weight".into(), range: 0..1 }];
     let buckets = plan_buckets(&segments, 1, 1 << 9, 1 << 9);
-    let options =
-        ReducerOptions { overlap: true, scale: 1.0, accumulation: Accumulation::InPlace, wire: Wire::Fp32, sharded: 0 };
+    let options = ReducerOptions {
+        overlap: true,
+        scale: 1.0,
+        accumulation: Accumulation::InPlace,
+        wire: Wire::Fp32,
+        sharded: 0,
+    };
     let reducer = Reducer::new(comm.clone(), Region::from_vec(vec![1.0]), segments, buckets, options);
     reducer.begin_step(1);
     reducer.finish().map(drop)
