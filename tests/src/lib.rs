@@ -14,8 +14,6 @@ pub use command::{
 };
 pub use dataset::{FashionMnist, write_fashion_mnist};
 pub use hosts::TwoHosts;
-pub use launchers::{
-    torchrun_or_skip, wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_with_variables,
-};
+pub use launchers::{torchrun_or_skip, wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_with_variables};
 pub use run::{Experiment, metrics_without_times};
 pub use slurm::{SlurmCluster, SlurmJob};

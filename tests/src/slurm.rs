@@ -39,7 +39,8 @@ impl SlurmCluster {
         start.args((0..3).map(|_| free_port().to_string()));
         // Its daemons keep standard output and error open.
         let log = fs::File::create(cluster.path("start.log")).expect("the temporary folder is writable");
-        let status = start.stdin(std::process::Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
+        let status =
+            start.stdin(std::process::Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         let code = status.status().expect("bash can be started").code();
         let said = fs::read_to_string(cluster.path("start.log")).unwrap_or_default();
         match code {
@@ -79,7 +80,8 @@ impl SlurmCluster {
         let script = format!("launch/slurm/{script}");
         let output = format!("--output={}", self.path("job-%j.log").display());
         let fixed = ["--parsable", &output, "--time=10", "--cpus-per-task=1"];
-        let submitted = self.run("sbatch", &[&fixed[..], options, &[&script], arguments].concat()).expect_code(0);
+        let submitted =
+            self.run("sbatch", &[&fixed[..], options, &[&script], arguments].concat()).expect_code(0);
         SlurmJob(submitted.stdout.trim().to_owned())
     }
 
@@ -115,7 +117,8 @@ impl SlurmCluster {
     /// # Panics
     /// Otherwise, with its log.
     pub fn wait_for_success(&self, job: &SlurmJob) {
-        let over = || matches!(&*self.field(job, "JobState"), "COMPLETED" | "FAILED" | "CANCELLED" | "TIMEOUT");
+        let over =
+            || matches!(&*self.field(job, "JobState"), "COMPLETED" | "FAILED" | "CANCELLED" | "TIMEOUT");
         self.wait(job, "the end of the job", over);
         assert_eq!(self.field(job, "JobState"), "COMPLETED", "{}", self.log(job));
     }
@@ -144,7 +147,8 @@ impl SlurmJob {
 impl Drop for SlurmCluster {
     fn drop(&mut self) {
         let _ = self.run("scancel", &["--user=root"]);
-        let _ = self.run("bash", &[&script().to_string_lossy(), "stop", &self.folder.path().to_string_lossy()]);
+        let _ =
+            self.run("bash", &[&script().to_string_lossy(), "stop", &self.folder.path().to_string_lossy()]);
     }
 }
 

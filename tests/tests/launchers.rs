@@ -53,7 +53,8 @@ fn every_launcher_gives_the_same_bits() {
         if torchrun {
             let by_torchrun = run("torchrun");
             let out = experiment.path(&by_torchrun);
-            let _ = wrn_dist_by_torchrun(ranks, &arguments(&experiment, out.to_str().unwrap())).expect_code(0);
+            let _ =
+                wrn_dist_by_torchrun(ranks, &arguments(&experiment, out.to_str().unwrap())).expect_code(0);
             assert!(of(&by_torchrun) == of(&by_mpirun), "{by_torchrun}");
         }
     }
@@ -66,8 +67,10 @@ fn a_rank_that_dies_is_named_without_mpi_too() {
         let out = experiment.path(&format!("{fault} {victim}"));
         let fault = format!("3:{victim}:{fault}");
         let more = ["--inject-fault", &fault, "--set", "comm.timeout_s=4", "--set", "train.global_batch=48"];
-        let outcomes =
-            wrn_dist_by_variables(ranks, &[&arguments(&experiment, out.to_str().unwrap())[..], &more].concat());
+        let outcomes = wrn_dist_by_variables(
+            ranks,
+            &[&arguments(&experiment, out.to_str().unwrap())[..], &more].concat(),
+        );
         for outcome in &outcomes {
             assert_ne!(outcome.code, Some(0), "{fault}: {}", outcome.stderr);
             assert!(outcome.duration < Duration::from_secs(30), "{fault} took {:?}", outcome.duration);

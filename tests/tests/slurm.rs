@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::time::Instant;
 
 use end_to_end::{Experiment, FashionMnist, SlurmCluster, SlurmJob, metrics_without_times, mpirun_or_skip};
 use serde_json::Value;
@@ -21,7 +22,7 @@ checkpoint: {{every_epochs: 5}}
     )
 }
 
-const EPOCHS: usize = 100;
+const EPOCHS: usize = 60;
 
 type Result = (Vec<Value>, [Vec<u8>; 2]);
 
@@ -34,7 +35,13 @@ fn undisturbed(experiment: &Experiment) -> Result {
     result(experiment, "undisturbed")
 }
 
-fn submit(cluster: &SlurmCluster, experiment: &Experiment, run: &str, script: &str, options: &[&str]) -> SlurmJob {
+fn submit(
+    cluster: &SlurmCluster,
+    experiment: &Experiment,
+    run: &str,
+    script: &str,
+    options: &[&str],
+) -> SlurmJob {
     let out = experiment.path(run);
     let arguments = ["train", "--config", experiment.config(), "--out", out.to_str().unwrap()];
     cluster.submit(script, options, &arguments)
@@ -50,38 +57,56 @@ fn wait_for_steps(cluster: &SlurmCluster, job: &SlurmJob, experiment: &Experimen
     cluster.wait(job, "steps", || steps(experiment, run) > before + 8);
 }
 
+/// A job on both nodes, asked to stop by `scancel` with these options.
+fn stop_and_go_on(
+    cluster: &SlurmCluster,
+    experiment: &Experiment,
+    expected: &Result,
+    launcher: &str,
+    scancel: &[&str],
+) {
+    let run = format!("{launcher}{}", scancel.concat());
+    let export = format!("--export=ALL,LAUNCHER={launcher}");
+    let options = ["--nodes=2", "--ntasks-per-node=1", &export];
+    let job = submit(cluster, experiment, &run, "many-nodes.sbatch", &options);
+    wait_for_steps(cluster, &job, experiment, &run);
+    assert_eq!(cluster.field(&job, "NodeList"), "n[1-2]");
+    let _ = cluster.run("scancel", &[scancel, &[job.id()]].concat()).expect_code(0);
+    cluster.wait_for_success(&job);
+    assert_eq!(cluster.field(&job, "Restarts"), "1", "{}", cluster.log(&job));
+    assert!(cluster.log(&job).contains("goes back into the queue"), "{}", cluster.log(&job));
+    assert!(result(experiment, &run) == *expected, "{run} is not the undisturbed run");
+}
+
 #[test]
 fn a_job_on_two_nodes_saves_on_a_signal_and_goes_on_from_the_queue() {
-    if !mpirun_or_skip() {
-        return;
-    }
     let Some(cluster) = SlurmCluster::start_or_skip() else { return };
     let experiment = experiment(EPOCHS);
     let expected = undisturbed(&experiment);
-    // To srun's step directly, and to the job's shell, which passes it on.
-    for (launcher, signal) in
-        [("srun", &["--signal=USR2"][..]), ("srun", &["--batch", "--signal=USR2"]), ("mpirun", &["--batch", "--signal=USR2"])]
-    {
-        let run = format!("{launcher} {signal:?}").replace(['"', ' '], "");
-        let export = format!("--export=ALL,LAUNCHER={launcher}");
-        let options = ["--nodes=2", "--ntasks-per-node=1", &export];
-        let job = submit(&cluster, &experiment, &run, "many-nodes.sbatch", &options);
-        wait_for_steps(&cluster, &job, &experiment, &run);
-        assert_eq!(cluster.field(&job, "NodeList"), "n[1-2]");
-        let _ = cluster.run("scancel", &[signal, &[job.id()]].concat()).expect_code(0);
-        cluster.wait_for_success(&job);
-        assert_eq!(cluster.field(&job, "Restarts"), "1", "{}", cluster.log(&job));
-        assert!(cluster.log(&job).contains("goes back into the queue"), "{}", cluster.log(&job));
-        assert!(result(&experiment, &run) == expected, "{run} is not the undisturbed run");
+    stop_and_go_on(&cluster, &experiment, &expected, "srun", &["--signal=USR2"]);
+    if mpirun_or_skip() {
+        stop_and_go_on(&cluster, &experiment, &expected, "mpirun", &["--batch", "--signal=USR2"]);
     }
+}
+
+#[test]
+#[ignore = "long"]
+fn a_signal_to_the_shell_of_a_job_reaches_the_ranks_of_srun() {
+    let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    let experiment = experiment(EPOCHS);
+    let expected = undisturbed(&experiment);
+    stop_and_go_on(&cluster, &experiment, &expected, "srun", &["--batch", "--signal=USR2"]);
 }
 
 #[test]
 #[ignore = "long"]
 fn a_time_limit_saves_in_time_and_the_job_goes_on() {
     let Some(cluster) = SlurmCluster::start_or_skip() else { return };
-    // Some minutes of steps; Slurm counts time limits in minutes.
-    let experiment = experiment(3000);
+    // Slurm counts time limits in minutes, so the run is to take some.
+    let begin = Instant::now();
+    let _ = undisturbed(&experiment(EPOCHS));
+    let epochs = EPOCHS * 150 / begin.elapsed().as_secs().max(1) as usize;
+    let experiment = experiment(epochs);
     let expected = undisturbed(&experiment);
     let options = ["--ntasks-per-node=2", "--time=1", "--signal=B:USR2@20"];
     let job = submit(&cluster, &experiment, "limited", "single-node.sbatch", &options);
@@ -116,8 +141,11 @@ fn each_seed_of_an_array_is_a_run_of_its_own_and_is_requeued_alone() {
     let experiment = experiment(EPOCHS);
     let runs = experiment.path("runs");
     let export = format!("--export=ALL,RUNS={}", runs.display());
-    let array =
-        cluster.submit("seeds-array.sbatch", &["--array=7-8", &export], &["train", "--config", experiment.config()]);
+    let array = cluster.submit(
+        "seeds-array.sbatch",
+        &["--array=7-8", &export],
+        &["train", "--config", experiment.config()],
+    );
     // The last task of an array has the number of the whole array.
     let last = array.task(8);
     wait_for_steps(&cluster, &last, &experiment, "runs/seed-8");

@@ -106,7 +106,13 @@ fn rank_under_mpi(variable: &dyn Fn(&str) -> Option<String>) -> Option<LaunchedR
         let world_size = number(launcher.world_size)?;
         let local_rank = launcher.local_rank.iter().find_map(|name| number(name));
         let name = launcher.name;
-        (rank < world_size).then_some(LaunchedRank { rank, world_size, local_rank, launcher: name, way: Way::Mpi })
+        (rank < world_size).then_some(LaunchedRank {
+            rank,
+            world_size,
+            local_rank,
+            launcher: name,
+            way: Way::Mpi,
+        })
     })
 }
 

@@ -8,8 +8,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use allreduce::{
-    CommError, CommThread, Communicator, Control, FlightRecorder, LaunchedRank, MpiCommunicator, Reduction, Solo,
-    TcpCommunicator, Topology, Way,
+    CommError, CommThread, Communicator, Control, FlightRecorder, LaunchedRank, MpiCommunicator, Reduction,
+    Solo, TcpCommunicator, Topology, Way,
 };
 
 use crate::config::{CommConfig, Reduce};
@@ -113,7 +113,8 @@ pub(crate) fn with_delayed_session<T>(
     delay: Duration,
     body: impl FnOnce(&Session) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let launched = allreduce::discover().map_err(Error::from).inspect_err(|error| print_error(None, error))?;
+    let launched =
+        allreduce::discover().map_err(Error::from).inspect_err(|error| print_error(None, error))?;
     // Ranks that cannot meet all fail, and only their launcher's variables tell them apart.
     let rank = launched.as_ref().map_or(0, |launched| launched.rank);
     let session = Session::start(launched, config, delay).inspect_err(|error| {

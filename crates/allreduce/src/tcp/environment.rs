@@ -52,7 +52,9 @@ pub(crate) fn rank_from_variables(variables: Variables) -> Result<Option<Launche
     if let Some(local_size) = local_size.filter(|&local_size| local_size > world_size) {
         return Err(wrong(format!("LOCAL_WORLD_SIZE={local_size} is more than WORLD_SIZE={world_size}")));
     }
-    if let Some(tasks) = number(variables, "SLURM_STEP_NUM_TASKS")?.filter(|&tasks: &usize| tasks > world_size) {
+    if let Some(tasks) =
+        number(variables, "SLURM_STEP_NUM_TASKS")?.filter(|&tasks: &usize| tasks > world_size)
+    {
         return Err(wrong(format!(
             "srun started {tasks} tasks, but WORLD_SIZE={world_size}: unset RANK and WORLD_SIZE to take the ranks from \
              Slurm, or let them count every task"
@@ -63,7 +65,9 @@ pub(crate) fn rank_from_variables(variables: Variables) -> Result<Option<Launche
         (Vec::new(), Vec::new())
     } else {
         let needed = |name: &str| {
-            wrong(format!("RANK and WORLD_SIZE={world_size} are set, but {name} is not: where do the ranks meet?"))
+            wrong(format!(
+                "RANK and WORLD_SIZE={world_size} are set, but {name} is not: where do the ranks meet?"
+            ))
         };
         let host = text(variables, "MASTER_ADDR").ok_or_else(|| needed("MASTER_ADDR"))?;
         let port = port(variables)?.ok_or_else(|| needed("MASTER_PORT"))?;
@@ -244,7 +248,10 @@ mod tests {
         assert_eq!(at.ports, [29501, 29502, 29503, 29504], "beside torchrun's own store");
         assert_eq!((at.job.as_str(), at.node.as_str()), ("torchrun none, start 2", "1"));
         let last = with_store.replace("29500", "65534");
-        assert_eq!(point(read(rank_from_variables, &last).unwrap().unwrap()).ports, [65535, 65532, 65531, 65530]);
+        assert_eq!(
+            point(read(rank_from_variables, &last).unwrap().unwrap()).ports,
+            [65535, 65532, 65531, 65530]
+        );
         let without = format!("{torchrun} TORCHELASTIC_USE_AGENT_STORE=False");
         assert_eq!(point(read(rank_from_variables, &without).unwrap().unwrap()).ports, [29500]);
 
@@ -283,13 +290,20 @@ mod tests {
             ("RANK=0 WORLD_SIZE=2 MASTER_PORT=29500", "but MASTER_ADDR is not"),
             ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=node1", "but MASTER_PORT is not"),
             ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=node1 MASTER_PORT=70000", "MASTER_PORT=70000: expected a port"),
-            ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=2 LOCAL_WORLD_SIZE=2", "LOCAL_RANK=2 is not among LOCAL_WORLD_SIZE=2"),
+            (
+                "RANK=0 WORLD_SIZE=2 LOCAL_RANK=2 LOCAL_WORLD_SIZE=2",
+                "LOCAL_RANK=2 is not among LOCAL_WORLD_SIZE=2",
+            ),
             ("RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=4", "LOCAL_WORLD_SIZE=4 is more than WORLD_SIZE=2"),
             ("RANK=0 WORLD_SIZE=1 SLURM_STEP_NUM_TASKS=4", "srun started 4 tasks, but WORLD_SIZE=1"),
         ];
         for (environment, part) in cases {
             // A meeting point makes no difference to those that have another fault.
-            let whole = if environment.contains("MASTER") { environment.into() } else { format!("{environment} {meeting}") };
+            let whole = if environment.contains("MASTER") {
+                environment.into()
+            } else {
+                format!("{environment} {meeting}")
+            };
             let sentence = read(rank_from_variables, &whole).unwrap_err();
             assert!(sentence.contains(part), "{environment}: {sentence}");
         }

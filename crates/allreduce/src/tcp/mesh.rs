@@ -46,15 +46,17 @@ pub(super) fn connect_all(rendezvous: &mut Rendezvous) -> Result<Vec<Option<TcpS
     let card = serde_json::to_vec(&listening.1).unwrap_or_default();
     let cards: Vec<Card> =
         rendezvous.all_gather(&card)?.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok()).collect();
-    let all_there = if cards.len() == places.len() { Ok(()) } else { Err("a rank does not say where it listens".into()) };
+    let all_there =
+        if cards.len() == places.len() { Ok(()) } else { Err("a rank does not say where it listens".into()) };
     rendezvous.agree(all_there)?;
 
     // A rank connects to those above it. Of two that do not come together, the lower one is heard, and knows why.
     let deadline = Instant::now() + PATIENCE;
     let (below, above) = std::thread::scope(|scope| {
         let below = scope.spawn(|| accept(&listening.0, rank, &cards[rank].key, &places, deadline));
-        let above: Result<Vec<TcpStream>, String> =
-            (rank + 1..places.len()).map(|peer| connect(rank, peer, &cards[peer], &places, deadline)).collect();
+        let above: Result<Vec<TcpStream>, String> = (rank + 1..places.len())
+            .map(|peer| connect(rank, peer, &cards[peer], &places, deadline))
+            .collect();
         (below.join().unwrap_or_else(|_| Err(format!("rank {rank} cannot accept connections"))), above)
     });
     let (above, below) = (rendezvous.agree(above)?, rendezvous.agree(below)?);
@@ -62,7 +64,11 @@ pub(super) fn connect_all(rendezvous: &mut Rendezvous) -> Result<Vec<Option<TcpS
     Ok(streams.collect())
 }
 
-fn listen(rank: usize, places: &[Place], mut hosts: Vec<Vec<HostAddress>>) -> Result<(TcpListener, Card), String> {
+fn listen(
+    rank: usize,
+    places: &[Place],
+    mut hosts: Vec<Vec<HostAddress>>,
+) -> Result<(TcpListener, Card), String> {
     let one_machine =
         places.iter().all(|place| (&place.host, &place.machine) == (&places[0].host, &places[0].machine));
     let own = hosts.remove(rank);
@@ -82,7 +88,13 @@ fn listen(rank: usize, places: &[Place], mut hosts: Vec<Vec<HostAddress>>) -> Re
 }
 
 /// Connects to a rank above.
-fn connect(rank: usize, peer: usize, card: &Card, places: &[Place], deadline: Instant) -> Result<TcpStream, String> {
+fn connect(
+    rank: usize,
+    peer: usize,
+    card: &Card,
+    places: &[Place],
+    deadline: Instant,
+) -> Result<TcpStream, String> {
     let hello = Hello { key: card.key.clone(), from: rank, to: peer };
     let knock = |address: &SocketAddr| {
         let stream = TcpStream::connect_timeout(address, ANSWER)?;

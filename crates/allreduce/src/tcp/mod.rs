@@ -65,8 +65,9 @@ impl TcpCommunicator {
         let topology = rendezvous.topology();
         let streams = connect_all(&mut rendezvous)?;
         let hosts = rendezvous.places().iter().map(|place| place.host.clone()).collect();
-        let mesh = Mesh::new(topology.rank, hosts, streams)
-            .map_err(|error| format!("rank {} on {} cannot wait for messages: {error}", topology.rank, topology.host));
+        let mesh = Mesh::new(topology.rank, hosts, streams).map_err(|error| {
+            format!("rank {} on {} cannot wait for messages: {error}", topology.rank, topology.host)
+        });
         let mut mesh = rendezvous.agree(mesh)?;
         let refused = match reduction {
             Reduction::Library => Err(CommError::NoLibrary { mine: true }.to_string()),
@@ -106,7 +107,9 @@ impl Communicator for TcpCommunicator {
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
         match &mut self.reduction {
             Kind::Flat(reductions) => reductions.all_reduce(&mut self.mesh, values, wire),
-            Kind::Hierarchical(reduction, hosts) => reduction.all_reduce(&mut self.mesh, *hosts, values, wire),
+            Kind::Hierarchical(reduction, hosts) => {
+                reduction.all_reduce(&mut self.mesh, *hosts, values, wire)
+            }
         }
     }
 

@@ -64,11 +64,18 @@ enum Word {
     /// Rank 0 knows the rank and waits for others.
     Known,
     /// Rank 0 does not take it; the ranks of another job may wait for their own rank 0.
-    Refused { reason: String, other_job: bool },
+    Refused {
+        reason: String,
+        other_job: bool,
+    },
     /// Everybody is there.
-    All { places: Vec<Place> },
+    All {
+        places: Vec<Place>,
+    },
     /// The ranks do not come together.
-    Failed { sentence: String },
+    Failed {
+        sentence: String,
+    },
 }
 
 /// All ranks of a job, each connected with rank 0.
@@ -163,8 +170,10 @@ impl Rendezvous {
             match receive(stream, LONGEST_FRAME, deadline) {
                 Ok(bytes) => all.push(bytes),
                 Err(error) => {
-                    let sentence =
-                        format!("rank {rank} on {} left while the ranks met: {error}", self.places[rank].host);
+                    let sentence = format!(
+                        "rank {rank} on {} left while the ranks met: {error}",
+                        self.places[rank].host
+                    );
                     let reply = [&[FAILED], sentence.as_bytes()].concat();
                     for stream in &self.streams {
                         let _ = send(stream, &reply, Instant::now() + HELLO);
@@ -245,7 +254,10 @@ fn invite(
         match arrival {
             Ok((stream, from)) => {
                 let admitted = admit(stream, &me, &mut known);
-                turned_away = admitted.err().map(|reason| format!("{}: {reason}", from.ip().to_canonical())).or(turned_away);
+                turned_away = admitted
+                    .err()
+                    .map(|reason| format!("{}: {reason}", from.ip().to_canonical()))
+                    .or(turned_away);
             }
             // Nobody is there, or has gone again, or descriptors are short for a moment.
             Err(_) => std::thread::sleep(Duration::from_millis(5)),
@@ -297,7 +309,8 @@ fn listen(point: &MeetingPoint) -> Result<(TcpListener, String), String> {
     let resolved: Vec<IpAddr> =
         (host, 0).to_socket_addrs().map_or(Vec::new(), |all| all.map(|address| address.ip()).collect());
     // A node's own name often means its loopback interface to itself, but not to others.
-    let all_here = point.one_host || host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    let all_here =
+        point.one_host || host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
     let loopback = resolved.iter().copied().filter(IpAddr::is_loopback).min_by_key(IpAddr::is_ipv6);
     let interfaces = match loopback {
         Some(loopback) if all_here => vec![loopback],
@@ -337,7 +350,10 @@ fn admit(stream: TcpStream, me: &Hello, known: &mut [Option<(Hello, TcpStream)>]
     } else if hello.token != me.token {
         format!("{TOKEN} is not that of rank 0")
     } else if hello.world_size != me.world_size {
-        format!("rank 0 was started as one of {} ranks, this one as one of {}", me.world_size, hello.world_size)
+        format!(
+            "rank 0 was started as one of {} ranks, this one as one of {}",
+            me.world_size, hello.world_size
+        )
     } else {
         match hello.rank.checked_sub(1).and_then(|index| known.get_mut(index)) {
             None => format!("there is no rank {} beside rank 0", hello.rank),
@@ -384,7 +400,8 @@ fn is_open(stream: &TcpStream) -> bool {
 /// The ranks that are missing, for people.
 fn missing(known: &[Option<(Hello, TcpStream)>]) -> String {
     const NAMED: usize = 8;
-    let ranks: Vec<usize> = (1..).zip(known).filter(|(_, known)| known.is_none()).map(|(rank, _)| rank).collect();
+    let ranks: Vec<usize> =
+        (1..).zip(known).filter(|(_, known)| known.is_none()).map(|(rank, _)| rank).collect();
     let named = join_names(ranks.iter().take(NAMED));
     match (ranks.len(), ranks.len().saturating_sub(NAMED)) {
         (1, _) => format!("rank {named}"),
@@ -410,7 +427,9 @@ fn place(hellos: &[Hello]) -> Result<Vec<Place>, String> {
         let local_rank = hello.local_rank.unwrap_or(index);
         if local_rank >= local_size {
             let host = &hello.host;
-            return Err(format!("rank {rank} on {host} was started with local rank {local_rank}, but {local_size} ranks are there"));
+            return Err(format!(
+                "rank {rank} on {host} was started with local rank {local_rank}, but {local_size} ranks are there"
+            ));
         }
         Ok(Place { host: hello.host.clone(), machine: hello.machine.clone(), local_rank, local_size })
     };
@@ -466,7 +485,8 @@ fn addresses<'a>(point: &'a MeetingPoint, reasons: &mut Vec<String>) -> Vec<(&'a
         match (host.as_str(), 0).to_socket_addrs() {
             Ok(resolved) => {
                 let ips: Vec<IpAddr> = resolved.map(|address| address.ip()).collect();
-                let every = point.ports.iter().flat_map(|&port| ips.iter().map(move |&ip| SocketAddr::new(ip, port)));
+                let every =
+                    point.ports.iter().flat_map(|&port| ips.iter().map(move |&ip| SocketAddr::new(ip, port)));
                 found.extend(every.map(|address| (host.as_str(), address)));
             }
             Err(error) => reasons.push(format!("{host}: {error}")),

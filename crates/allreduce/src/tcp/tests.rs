@@ -24,7 +24,8 @@ fn with_each<T: Send>(
             one_host: true,
             token: String::new(),
         };
-        let launched = LaunchedRank { rank, world_size, local_rank: None, launcher: "a test", way: Way::Tcp(point) };
+        let launched =
+            LaunchedRank { rank, world_size, local_rank: None, launcher: "a test", way: Way::Tcp(point) };
         body(rank, TcpCommunicator::initialize(&launched, reduction(rank), PATIENCE))
     };
     let run = &run;

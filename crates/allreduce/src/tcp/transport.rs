@@ -96,7 +96,9 @@ impl Mesh {
         let mut unfinished = None;
         for message in &mut *sends {
             if unfinished != Some(message.to) {
-                moved |= message.advance(self.stream(message.to)?).map_err(|error| self.lost(message.to, &error))?;
+                moved |= message
+                    .advance(self.stream(message.to)?)
+                    .map_err(|error| self.lost(message.to, &error))?;
                 if !message.is_done() {
                     unfinished = Some(message.to);
                 }
@@ -145,7 +147,8 @@ impl Transport for Mesh {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
-        let mut sends: Vec<Sending> = outgoing.map(|(to, slice)| Sending::new(to, slice.as_bytes())).collect();
+        let mut sends: Vec<Sending> =
+            outgoing.map(|(to, slice)| Sending::new(to, slice.as_bytes())).collect();
         let mut receives: Vec<Receiving> =
             incoming.map(|(from, slice)| Receiving::new(from, slice.as_mut_bytes())).collect();
         sends.sort_by_key(|message| message.to);
@@ -227,11 +230,9 @@ impl<'a> Receiving<'a> {
     fn check_length(&self) -> Result<(), CommError> {
         let announced = usize::try_from(u64::from_le_bytes(self.header)).unwrap_or(usize::MAX);
         match self.received >= HEADER_BYTES && announced != self.bytes.len() {
-            true => Err(CommError::OutOfStep {
-                peer: self.from,
-                expected: self.bytes.len(),
-                received: announced,
-            }),
+            true => {
+                Err(CommError::OutOfStep { peer: self.from, expected: self.bytes.len(), received: announced })
+            }
             false => Ok(()),
         }
     }

@@ -55,7 +55,11 @@ fn ranks_meet_in_any_order_and_gather() {
         });
         for (rank, (topology, agreed)) in results.into_iter().enumerate() {
             assert_eq!((topology.rank, topology.world_size), (rank, world_size));
-            assert_eq!((topology.local_rank, topology.local_size), (rank, world_size), "all are on this host");
+            assert_eq!(
+                (topology.local_rank, topology.local_size),
+                (rank, world_size),
+                "all are on this host"
+            );
             assert_eq!(agreed, Err(CommError::NoMeeting { sentence: "no".into(), mine: rank == 1 }));
         }
     }
@@ -97,7 +101,8 @@ fn strangers_and_ranks_of_other_jobs_are_refused_and_disturb_nobody() {
     let secret = || with(|point| point.token = "secret".into());
     scope(|scope| {
         let leader = launched(0, 2, secret());
-        let leader = scope.spawn(move || Rendezvous::meet(&leader, PATIENCE).map(|met| met.topology().world_size));
+        let leader =
+            scope.spawn(move || Rendezvous::meet(&leader, PATIENCE).map(|met| met.topology().world_size));
         // A stranger that speaks, one that is silent, one that goes.
         let knock = || loop {
             match TcpStream::connect(("127.0.0.1", ports[0])) {
@@ -111,7 +116,10 @@ fn strangers_and_ranks_of_other_jobs_are_refused_and_disturb_nobody() {
         let refused = [
             (launched(1, 2, point(ports.clone())), "WRN_DIST_TOKEN is not that of rank 0"),
             (launched(1, 3, secret()), "one of 2 ranks, this one as one of 3"),
-            (launched(2, 3, with(|point| point.job = "other".into())), "rank 0 of another job (job, not other)"),
+            (
+                launched(2, 3, with(|point| point.job = "other".into())),
+                "rank 0 of another job (job, not other)",
+            ),
         ];
         let refused = refused.map(|(launched, part)| {
             scope.spawn(move || {
@@ -166,7 +174,10 @@ fn a_port_that_is_taken_is_passed_over_where_others_are_named() {
     let taken_port = taken.local_addr().unwrap().port();
     let alone = launched(0, 2, point(vec![taken_port]));
     let (refused, _) = sentence(Rendezvous::meet(&alone, PATIENCE));
-    assert!(refused.contains("rank 0 cannot listen") && refused.contains(&taken_port.to_string()), "{refused}");
+    assert!(
+        refused.contains("rank 0 cannot listen") && refused.contains(&taken_port.to_string()),
+        "{refused}"
+    );
     // Whoever listens there never answers, and is asked first.
     drop(taken);
     let silent = TcpListener::bind(("127.0.0.1", taken_port)).unwrap();
@@ -207,7 +218,8 @@ fn local_ranks_are_counted_by_host_and_node_unless_given() {
     let places = |hellos: &[Hello]| {
         place(hellos).map(|places| places.iter().map(|at| (at.local_rank, at.local_size)).collect::<Vec<_>>())
     };
-    let hosts = [hello(0, "a", "", None), hello(1, "b", "", None), hello(2, "a", "", None), hello(3, "b", "", None)];
+    let hosts =
+        [hello(0, "a", "", None), hello(1, "b", "", None), hello(2, "a", "", None), hello(3, "b", "", None)];
     assert_eq!(places(&hosts).unwrap(), [(0, 2), (0, 2), (1, 2), (1, 2)]);
     let nodes = [hello(0, "a", "0", None), hello(1, "a", "1", None)];
     assert_eq!(places(&nodes).unwrap(), [(0, 1), (0, 1)]);
@@ -216,5 +228,8 @@ fn local_ranks_are_counted_by_host_and_node_unless_given() {
     let mut wrong = [hello(0, "a", "", None), hello(1, "a", "", None)];
     wrong[1].local_rank = Some(2);
     let sentence = places(&wrong).unwrap_err();
-    assert!(sentence.contains("rank 1 on a was started with local rank 2, but 2 ranks are there"), "{sentence}");
+    assert!(
+        sentence.contains("rank 1 on a was started with local rank 2, but 2 ranks are there"),
+        "{sentence}"
+    );
 }
