@@ -2,27 +2,22 @@
 # Starts wrn-dist on the hosts of a host file (lines such as `node1 slots=8`), one rank a slot. Every host has this
 # clone, its libtorch and the data under the same paths, and can be reached by ssh without a password.
 #
-#   bash launch/mpirun/many-hosts.sh HOSTFILE COMMAND…      for example: … hosts train --config configs/paper/wrn-28-10.yaml
+#   bash launch/mpirun/many-hosts.sh HOSTFILE COMMAND…      for example: … hosts train --config configs/paper/wrn-28-10-cifar10.yaml
 #
 # NETWORK  the network that carries the gradients, such as 10.0.0.0/24 or eth1; without it Open MPI tries all it finds,
 #          also those of containers and virtual machines, on which it may wait for ever
 # EXPORT   more variables that the ranks get from this shell, such as "CUDA_VISIBLE_DEVICES NCCL_DEBUG"
 # BINARY   the program, target/release/wrn-dist unless said otherwise
 
-set -Eeuo pipefail
+# shellcheck source=launch/mpirun/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-if (($# < 2)); then
-    sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-    exit 2
-fi
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-BINARY=${BINARY:-${CARGO_TARGET_DIR:-$ROOT/target}/release/wrn-dist}
+(($# >= 2)) || usage
 hosts=$1
 shift
 
-flags=(
+flags+=(
     --hostfile "$hosts"
-    --bind-to none             # else a rank's decoder threads share one core with it
     --map-by slot              # neighbouring ranks on one host
     --mca pml ob1              # the point-to-point layer that TCP and shared memory belong to
     --mca btl '^openib'        # breaks with several threads
@@ -35,7 +30,4 @@ for variable in PATH LD_LIBRARY_PATH RUST_LOG ${EXPORT:-}; do
         flags+=(-x "$variable")
     fi
 done
-if ((EUID == 0)); then
-    flags+=(--allow-run-as-root)
-fi
-exec mpirun "${flags[@]}" "$BINARY" "$@"
+start "$@"

@@ -62,6 +62,22 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[test]
+fn weights_with_a_projection_in_every_first_block_come_back_too() {
+    let experiment = experiment();
+    let first_block = ["--set", "model.projection=first-block"];
+    let _ = experiment.train("run", 1, &first_block).expect_code(0);
+    let (run, file, copy) =
+        (experiment.path("run"), experiment.path("copy.safetensors"), experiment.path("copy"));
+    let _ = export(&["--to", "wrn-official"], &run, &file).expect_code(0);
+    assert!(tensors(&file).contains_key("group0.block0.convdim"));
+    let _ = import(&["--arch", "wrn-10-1", "--channels", "1"], &file, &copy).expect_code(0);
+    assert_eq!(weights(&copy), weights(&experiment.checkpoint_folder("run")));
+    let again = experiment.path("again.safetensors");
+    let _ = export(&["--to", "wrn-official"], &copy, &again).expect_code(0);
+    assert_eq!(fs::read(&again).unwrap(), fs::read(&file).unwrap());
+}
+
+#[test]
 fn exported_weights_come_back_as_they_were_and_are_evaluated_alike() {
     let experiment = experiment();
     let _ = experiment.train("run", 1, &[]).expect_code(0);

@@ -10,7 +10,7 @@ use crate::config;
 use crate::error::Error;
 use crate::flat::FlatLayout;
 use crate::plan::Plan;
-use crate::scaling::{Cluster, Load};
+use crate::scaling::{Algorithm, Cluster, Link, Load};
 
 /// A schedule that changes every epoch is not printed to its end.
 const LEARNING_RATES_SHOWN: usize = 24;
@@ -18,8 +18,8 @@ const LEARNING_RATES_SHOWN: usize = 24;
 /// Ranks up to which steps are modelled.
 const MOST_RANKS: usize = 4096;
 
-/// Describes the run of `config` on `ranks` ranks, and with a `cluster` how it would scale there. Needs the data
-/// set, but neither MPI nor a GPU.
+/// Describes the run of `config` on `ranks` ranks, and with `scaling` how it would scale on such a cluster, its sums
+/// travelling as `comm.reduce` says where no algorithm is given. Needs the data set, but neither MPI nor a GPU.
 ///
 /// # Errors
 /// What is wrong with the configuration or the data.
@@ -27,7 +27,7 @@ pub fn describe_plan(
     config: &Path,
     overrides: &[String],
     ranks: usize,
-    cluster: Option<Cluster>,
+    scaling: Option<(Cluster, Option<Algorithm>)>,
 ) -> Result<String, Error> {
     let loaded = config::load(config, overrides)?;
     let plan = Plan::open(&loaded, 0, ranks)?;
@@ -122,11 +122,23 @@ pub fn describe_plan(
         }
         last = rate;
     }
-    if let Some(cluster) = cluster {
+    if let Some((cluster, algorithm)) = scaling {
         let micro_batches = plan.batches.local_micro_batches().len();
-        let load = Load::new(&plan.network, &layout, &plan.config.comm, micro_batches);
+        let comm = &plan.config.comm;
+        let algorithm = algorithm.unwrap_or_else(|| Algorithm::configured(comm, cluster.ranks_a_host));
+        let load = Load::new(&plan.network, &layout, comm, micro_batches, algorithm);
         let images = plan.config.train.global_batch / ranks;
-        let _ = writeln!(text, "{images} images a rank on more ranks, modelled:");
+        let link = |link: Link| {
+            format!("{} Gbit/s and {} us", 8e-9 * link.bytes_per_second, 1e6 * link.latency_seconds)
+        };
+        let _ = writeln!(
+            text,
+            "{images} images a rank on more ranks, modelled: {} sums, {} rank(s) a host, {} within hosts, {} between them",
+            algorithm.name(),
+            cluster.ranks_a_host,
+            link(cluster.within),
+            link(cluster.between)
+        );
         text += &cluster.table(&load, images, MOST_RANKS);
     }
     Ok(text)

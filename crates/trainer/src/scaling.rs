@@ -21,7 +21,7 @@ use std::fmt::Write;
 
 use model::Network;
 
-use crate::config::CommConfig;
+use crate::config::{CommConfig, Reduce};
 use crate::flat::{FlatLayout, Placed};
 
 /// A point-to-point connection.
@@ -59,14 +59,35 @@ pub struct Cluster {
     pub within: Link,
     /// Of each host to the others.
     pub between: Link,
-    /// How sums travel.
-    pub algorithm: Algorithm,
+}
+
+impl Algorithm {
+    /// What `comm.reduce` comes to with so many ranks on each host.
+    pub(crate) fn configured(comm: &CommConfig, ranks_a_host: usize) -> Algorithm {
+        match comm.reduce {
+            Reduce::Ordered if ranks_a_host.is_power_of_two() => Algorithm::Hierarchical,
+            Reduce::Ordered | Reduce::FlatOrdered => Algorithm::Ordered,
+            Reduce::Mpi => Algorithm::Ring,
+        }
+    }
+
+    /// As the command line calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Algorithm::Ring => "ring",
+            Algorithm::Tree => "tree",
+            Algorithm::Ordered => "ordered",
+            Algorithm::Hierarchical => "hierarchical",
+        }
+    }
 }
 
 /// What a rank exchanges in a step, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Load {
     buckets: Vec<BucketLoad>,
+    algorithm: Algorithm,
     /// Bytes of a value between ranks that do not share memory.
     wire_bytes: f64,
     /// Micro batches of a rank, in the last of which buckets leave.
@@ -87,6 +108,7 @@ impl Load {
         layout: &FlatLayout,
         comm: &CommConfig,
         micro_batches: usize,
+        algorithm: Algorithm,
     ) -> Self {
         let total = network.macs().max(1) as f64;
         let macs = |placed: &Placed| network.parameters()[placed.parameter].macs;
@@ -99,6 +121,7 @@ impl Load {
             .collect();
         Load {
             buckets,
+            algorithm,
             wire_bytes: comm.compression.wire().bytes() as f64,
             micro_batches: micro_batches as f64,
             overlap: comm.overlap,
@@ -107,8 +130,8 @@ impl Load {
 }
 
 impl Cluster {
-    /// Time to sum `values` over `ranks`, each `wire_bytes` long on its way.
-    fn exchange_seconds(&self, ranks: usize, values: f64, wire_bytes: f64) -> f64 {
+    /// Time to sum `values` over `ranks`.
+    fn exchange_seconds(&self, load: &Load, ranks: usize, values: f64) -> f64 {
         if ranks < 2 {
             return 0.0;
         }
@@ -117,12 +140,12 @@ impl Cluster {
         let hosts = n / g;
         let one_host = ranks <= self.ranks_a_host;
         let link = if one_host { self.within } else { self.between };
-        let bytes = values * wire_bytes;
+        let bytes = values * load.wire_bytes;
         let share = |members: f64| 2.0 * (members - 1.0) / members;
         let seconds = |link: Link, messages: f64, bytes: f64| {
             messages * link.latency_seconds + bytes / link.bytes_per_second
         };
-        match self.algorithm {
+        match load.algorithm {
             Algorithm::Ring => seconds(link, 2.0 * (n - 1.0), share(n) * bytes),
             Algorithm::Tree => seconds(link, 2.0 * n.log2(), share(n) * bytes),
             Algorithm::Ordered if one_host => seconds(link, 2.0, share(n) * bytes),
@@ -142,7 +165,7 @@ impl Cluster {
         let window = self.step_seconds * self.backward_share / load.micro_batches;
         let exchanged = load.buckets.iter().fold(0.0_f64, |free, bucket| {
             let ready = if load.overlap { bucket.ready } else { 1.0 };
-            free.max(ready * window) + self.exchange_seconds(ranks, bucket.values, load.wire_bytes)
+            free.max(ready * window) + self.exchange_seconds(load, ranks, bucket.values)
         });
         self.step_seconds + (exchanged - window).max(0.0)
     }
@@ -156,7 +179,7 @@ impl Cluster {
         let counts = std::iter::successors(Some(1_usize), |ranks| ranks.checked_mul(2));
         for ranks in counts.take_while(|&ranks| ranks <= most) {
             let step = self.step_seconds(load, ranks);
-            let seconds = |bucket: &BucketLoad| self.exchange_seconds(ranks, bucket.values, load.wire_bytes);
+            let seconds = |bucket: &BucketLoad| self.exchange_seconds(load, ranks, bucket.values);
             let exchange: f64 = load.buckets.iter().map(seconds).sum();
             let _ = writeln!(
                 text,
@@ -175,22 +198,21 @@ impl Cluster {
 mod tests {
     use super::*;
 
-    fn cluster(algorithm: Algorithm) -> Cluster {
+    fn cluster() -> Cluster {
         Cluster {
             step_seconds: 0.3,
             backward_share: 0.5,
             ranks_a_host: 4,
             within: Link { latency_seconds: 1e-6, bytes_per_second: 100e9 },
             between: Link { latency_seconds: 10e-6, bytes_per_second: 10e9 },
-            algorithm,
         }
     }
 
     /// fp32 values of one micro batch.
-    fn load(buckets: &[(f64, f64)]) -> Load {
+    fn load(algorithm: Algorithm, buckets: &[(f64, f64)]) -> Load {
         let buckets =
             buckets.iter().map(|&(bytes, ready)| BucketLoad { values: bytes / 4.0, ready }).collect();
-        Load { buckets, wire_bytes: 4.0, micro_batches: 1.0, overlap: true }
+        Load { buckets, algorithm, wire_bytes: 4.0, micro_batches: 1.0, overlap: true }
     }
 
     #[test]
@@ -204,21 +226,24 @@ mod tests {
             (Algorithm::Ordered, 2.0 * 10e-6 + ordered),
             (Algorithm::Hierarchical, 2.0 * 1e-6 + 1.5 * 0.01 + 2.0 * 10e-6 + 0.1),
         ] {
-            let found = cluster(algorithm).exchange_seconds(8, 0.25e9, 4.0);
+            let found = cluster().exchange_seconds(&load(algorithm, &[]), 8, 0.25e9);
             assert!((found - seconds).abs() < 1e-12, "{algorithm:?}: {found}, not {seconds}");
         }
         // Compressed, half as much between hosts and the same within.
-        let compressed = cluster(Algorithm::Hierarchical).exchange_seconds(8, 0.25e9, 2.0);
+        let bf16 = Load { wire_bytes: 2.0, ..load(Algorithm::Hierarchical, &[]) };
+        let compressed = cluster().exchange_seconds(&bf16, 8, 0.25e9);
         assert!((compressed - (2e-6 + 1.5 * 0.01 + 20e-6 + 0.05)).abs() < 1e-12, "{compressed}");
-        let one_host = cluster(Algorithm::Ring).exchange_seconds(4, 0.25e9, 4.0);
+        let ring = load(Algorithm::Ring, &[]);
+        let one_host = cluster().exchange_seconds(&ring, 4, 0.25e9);
         assert!((one_host - (6e-6 + 1.5 * 0.01)).abs() < 1e-12, "{one_host}");
-        assert_eq!(cluster(Algorithm::Ring).exchange_seconds(1, 0.25e9, 4.0), 0.0);
+        assert_eq!(cluster().exchange_seconds(&ring, 1, 0.25e9), 0.0);
     }
 
     #[test]
     fn what_backward_covers_costs_nothing_and_the_rest_makes_the_step_longer() {
-        let cluster = cluster(Algorithm::Tree);
-        let exchange = |bytes: f64| cluster.exchange_seconds(8, bytes / 4.0, 4.0);
+        let cluster = cluster();
+        let load = |buckets: &[(f64, f64)]| load(Algorithm::Tree, buckets);
+        let exchange = |bytes: f64| cluster.exchange_seconds(&load(&[]), 8, bytes / 4.0);
         let close =
             |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-12, "{found}, not {wanted}");
         // Backward takes 150 ms; 100 MB take about 17.5 ms.
@@ -235,9 +260,23 @@ mod tests {
     }
 
     #[test]
+    fn the_algorithm_is_what_the_reducer_does_with_so_many_ranks_a_host() {
+        for (reduce, ranks_a_host, algorithm) in [
+            (Reduce::Ordered, 8, Algorithm::Hierarchical),
+            (Reduce::Ordered, 6, Algorithm::Ordered),
+            (Reduce::FlatOrdered, 8, Algorithm::Ordered),
+            (Reduce::Mpi, 8, Algorithm::Ring),
+        ] {
+            let comm = CommConfig { reduce, ..CommConfig::default() };
+            assert_eq!(Algorithm::configured(&comm, ranks_a_host), algorithm, "{reduce:?}, {ranks_a_host}");
+        }
+    }
+
+    #[test]
     fn buckets_are_ready_in_order_and_the_last_at_the_end_of_backward() {
         let network = Network::new(&"wrn-28-10".parse().unwrap(), &model::Options::default()).unwrap();
-        let load = Load::new(&network, &FlatLayout::new(&network), &CommConfig::default(), 1);
+        let load =
+            Load::new(&network, &FlatLayout::new(&network), &CommConfig::default(), 1, Algorithm::Ring);
         assert!(load.buckets.len() > 1);
         assert!(load.buckets.windows(2).all(|pair| pair[0].ready < pair[1].ready));
         assert_eq!(load.buckets.last().map(|bucket| bucket.ready), Some(1.0));

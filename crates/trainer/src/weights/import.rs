@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use model::{Architecture, Content, Naming, Network, Options};
+use model::{Architecture, Content, Naming, Network, Options, Projection};
 use safetensors::tensor::TensorView;
 
 use super::{WeightsError, file, fit};
@@ -45,24 +45,34 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
     let parsed = file::parse(input, &bytes)?;
     let found = Found::new(parsed.iter());
 
-    let network = |classes| {
-        let options = Options { classes, in_channels: options.channels, ..Options::default() };
+    let network = |classes, projection| {
+        let options = Options { classes, in_channels: options.channels, projection, ..Options::default() };
         Network::new(&architecture, &options)
     };
-    let usual = network(options.classes.unwrap_or_else(|| architecture.usual_classes()))?;
+    let usual_classes = options.classes.unwrap_or_else(|| architecture.usual_classes());
+    let usual = network(usual_classes, Projection::default())?;
     let classes = found.classes(&usual).unwrap_or(usual.classes());
     if let Some(expected) = options.classes.filter(|expected| *expected != classes && !new_classifier) {
         return Err(WeightsError::Classes { path: input.clone(), found: classes, expected }.into());
     }
-    let network = network(classes)?;
-    let naming = match options.naming {
-        Some(naming) => {
-            super::require_naming(&network, &architecture, naming)?;
-            naming
-        }
-        None => found.closest_naming(&network, *new_classifier),
+    let fitted = |projection| -> Result<_, Error> {
+        let network = network(classes, projection)?;
+        let naming = match options.naming {
+            Some(naming) => {
+                super::require_naming(&network, &architecture, naming)?;
+                naming
+            }
+            None => found.closest_naming(&network, *new_classifier),
+        };
+        let misfits = found.misfits(&network, naming, *new_classifier);
+        Ok((network, naming, misfits, projection))
     };
-    let misfits = found.misfits(&network, naming, *new_classifier);
+    let mut fit = fitted(Projection::default())?;
+    if !fit.2.is_empty() {
+        // A network of width 1 may have a projection in its first group, too.
+        fit = Some(fitted(Projection::FirstBlock)?).filter(|other| other.2.is_empty()).unwrap_or(fit);
+    }
+    let (network, naming, misfits, projection) = fit;
     if !misfits.is_empty() {
         let network = format!("{architecture} with {classes} classes and the names of {naming}");
         return Err(WeightsError::Misfit { path: input.clone(), network, misfits }.into());
@@ -78,7 +88,7 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
         epoch_correct: 0,
         epoch_skipped: 0,
         best_top1_error: None,
-        meaning: BTreeMap::new(),
+        meaning: projection_of_config(projection)?,
         data: String::new(),
         imported: Some(Imported {
             file: input.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
@@ -95,6 +105,12 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
         weights.len(),
         if *new_classifier { "without classifier".into() } else { format!("{classes} classes") },
     ))
+}
+
+/// As `Config::meaning` would have it.
+fn projection_of_config(projection: Projection) -> Result<BTreeMap<String, String>, Error> {
+    let value = serde_yaml::to_string(&projection).map_err(|error| Error::Other(error.to_string()))?;
+    Ok([("model.projection".to_owned(), value.trim_end().to_owned())].into())
 }
 
 /// The tensors of a file under their current names; counters of batches are left out.

@@ -31,9 +31,9 @@ struct ClusterArguments {
     /// Ranks on each host
     #[arg(long, value_name = "RANKS", requires = "step_ms", default_value = "8")]
     ranks_a_host: NonZeroUsize,
-    /// How sums travel
-    #[arg(long, value_enum, requires = "step_ms", default_value = "ring")]
-    algorithm: Algorithm,
+    /// How sums travel [default: as comm.reduce lets them]
+    #[arg(long, value_enum, requires = "step_ms")]
+    algorithm: Option<Algorithm>,
     /// Rate of each host's link to the others, in Gbit/s
     #[arg(long, value_name = "GBIT", requires = "step_ms", default_value_t = 100.0)]
     gbit: f64,
@@ -57,7 +57,7 @@ enum Algorithm {
 }
 
 impl ClusterArguments {
-    fn cluster(&self) -> Result<Option<Cluster>, String> {
+    fn scaling(&self) -> Result<Option<(Cluster, Option<trainer::Algorithm>)>, String> {
         let Some(step_ms) = self.step_ms else { return Ok(None) };
         let positive = f64::MIN_POSITIVE..=f64::MAX;
         for (name, value, range, expected) in [
@@ -72,7 +72,7 @@ impl ClusterArguments {
                 return Err(format!("--{name} {value} is out of range; expected {expected}"));
             }
         }
-        if matches!(self.algorithm, Algorithm::Hierarchical) && !self.ranks_a_host.is_power_of_two() {
+        if matches!(self.algorithm, Some(Algorithm::Hierarchical)) && !self.ranks_a_host.is_power_of_two() {
             let ranks = self.ranks_a_host;
             return Err(format!(
                 "--ranks-a-host {ranks}: sums within hosts come first for powers of two only"
@@ -82,30 +82,31 @@ impl ClusterArguments {
             latency_seconds: latency_us / 1e6,
             bytes_per_second: gbit * 1e9 / 8.0,
         };
-        Ok(Some(Cluster {
+        let algorithm = self.algorithm.map(|algorithm| match algorithm {
+            Algorithm::Ring => trainer::Algorithm::Ring,
+            Algorithm::Tree => trainer::Algorithm::Tree,
+            Algorithm::Ordered => trainer::Algorithm::Ordered,
+            Algorithm::Hierarchical => trainer::Algorithm::Hierarchical,
+        });
+        let cluster = Cluster {
             step_seconds: step_ms / 1e3,
             backward_share: self.backward_share,
             ranks_a_host: self.ranks_a_host.get(),
             within: link(self.host_latency_us, self.host_gbit),
             between: link(self.latency_us, self.gbit),
-            algorithm: match self.algorithm {
-                Algorithm::Ring => trainer::Algorithm::Ring,
-                Algorithm::Tree => trainer::Algorithm::Tree,
-                Algorithm::Ordered => trainer::Algorithm::Ordered,
-                Algorithm::Hierarchical => trainer::Algorithm::Hierarchical,
-            },
-        }))
+        };
+        Ok(Some((cluster, algorithm)))
     }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> i32 {
     let config = &arguments.config;
-    match arguments.cluster.cluster() {
-        Ok(cluster) => super::finish(trainer::describe_plan(
+    match arguments.cluster.scaling() {
+        Ok(scaling) => super::finish(trainer::describe_plan(
             &config.config,
             &config.overrides,
             arguments.ranks.get(),
-            cluster,
+            scaling,
         )),
         Err(sentence) => {
             super::complain(&sentence);
