@@ -5,7 +5,9 @@
 use std::fs;
 use std::time::Instant;
 
-use end_to_end::{Experiment, FashionMnist, SlurmCluster, SlurmJob, metrics_without_times, mpirun_or_skip};
+use end_to_end::{
+    Experiment, FashionMnist, SlurmCluster, SlurmJob, metrics_without_times, mpirun_or_skip, skip,
+};
 use serde_json::Value;
 
 /// Long enough to be stopped on the way; the same bits on any number of ranks.
@@ -55,6 +57,26 @@ fn steps(experiment: &Experiment, run: &str) -> usize {
 fn wait_for_steps(cluster: &SlurmCluster, job: &SlurmJob, experiment: &Experiment, run: &str) {
     let before = steps(experiment, run);
     cluster.wait(job, "steps", || steps(experiment, run) > before + 8);
+}
+
+#[test]
+fn srun_starts_ranks_on_both_nodes_with_and_without_mpi() {
+    let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    let kinds = cluster.run("srun", &["--mpi=list"]);
+    for (mpi, transport) in [("none", "TCP, ranks met at "), ("pmix", "Open MPI ")] {
+        if ![&kinds.stdout, &kinds.stderr].iter().any(|list| list.contains(mpi)) {
+            skip("slurm", &format!("srun has no --mpi={mpi}"));
+            continue;
+        }
+        let mpi = format!("--mpi={mpi}");
+        let bench = ["bench", "allreduce", "--json", "--max-kib", "64", "--iterations", "3"];
+        let arguments = [&[&mpi, "--nodes=2", "--ntasks=4", cluster.binary()][..], &bench].concat();
+        let outcome = cluster.run("srun", &arguments).expect_code(0);
+        let bench: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!(bench["world_size"], 4);
+        assert!(bench["transport"].as_str().unwrap().starts_with(transport), "{mpi}: {bench}");
+        assert!(bench["rows"].as_array().unwrap().iter().all(|row| row["wrong"] == 0), "{bench}");
+    }
 }
 
 /// A job on both nodes, asked to stop by `scancel` with these options.
