@@ -85,6 +85,7 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
         let mut plan = open_plan(session, &loaded)?;
         initial::identify(session, &loaded, &mut plan)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
+        session.spin_on_a_spare_core(compute.threads);
         let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
         Run::set_up(session, &plan, compute, RunDir::new(&root), options)?.run(options.stop_after)
     })
