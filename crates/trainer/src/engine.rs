@@ -110,8 +110,8 @@ impl<'plan> Engine<'plan> {
             },
         };
         let reducer = Arc::new(Reducer::new(comm.clone(), region, segments, buckets, options));
-        let buckets = reducer.shards();
-        let shards = (!buckets.is_empty()).then(|| Shards { comm: comm.clone(), buckets });
+        let (buckets, scratch) = (reducer.shards(), state.gradients()?);
+        let shards = (!buckets.is_empty()).then(|| Shards { comm: comm.clone(), buckets, scratch });
         let optimizer = Optimizer::new(&plan.config.optimizer, &mut state, shards)?;
         let hooks_count = Arc::new(AtomicBool::new(false));
         if host_exchange.is_none() {
