@@ -216,7 +216,7 @@ impl Running {
     /// Waits until `condition` holds.
     ///
     /// # Panics
-    /// When the program ends before, or after a minute.
+    /// When the program ends before, or after two minutes.
     pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let begin = Instant::now();
         while !condition(self) {
@@ -227,7 +227,7 @@ impl Running {
                 self.stdout.text(),
                 self.stderr.text()
             );
-            assert!(begin.elapsed() < Duration::from_secs(60), "never {what}:\n{}", self.stderr.text());
+            assert!(begin.elapsed() < Duration::from_secs(120), "never {what}:\n{}", self.stderr.text());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
