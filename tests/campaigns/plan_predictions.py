@@ -34,7 +34,7 @@ def output(command):
 
 def settings(case, ranks):
     arch, images, _, more = case
-    keys = [f"model.arch={arch}", f"train.global_batch={ranks * images}", "train.threads=1", *more]
+    keys = [f"model.arch={arch}", f"train.global_batch={ranks * images}", f"train.micro_batch={images}", "train.threads=1", *more]
     return CONFIG + [argument for key in keys for argument in ("--set", key)]
 
 

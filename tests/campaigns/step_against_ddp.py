@@ -38,6 +38,7 @@ def run(command, result, cwd=None):
 def ours(network, *more):
     depth, width, images, steps = network.split("-")
     command = [*OURS, "--steps", steps, "--set", f"model.arch=wrn-{depth}-{width}", "--set", f"train.global_batch={RANKS * int(images)}"]
+    command += ["--set", f"train.micro_batch={images}"]
 
     def measure():
         bench = json.loads(run(command + list(more), r"(\{.*\})"))

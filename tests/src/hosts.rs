@@ -1,5 +1,5 @@
 //! Two hosts on one machine: network namespaces joined by a pair of virtual interfaces, with a real `mpirun`
-//! between them that reaches the second one through `ip netns exec` instead of ssh.
+//! between them that reaches the second one through `ip netns exec` instead of ssh. Each has half of the cores.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +15,8 @@ use crate::command::{Outcome, binary, run_quickly, skip};
 pub struct TwoHosts {
     folder: TempDir,
     namespaces: [String; 2],
+    /// Of each host, as `taskset` writes them.
+    cores: [String; 2],
 }
 
 /// Of the pairs of hosts that this process has made; tests run side by side.
@@ -38,7 +40,7 @@ impl TwoHosts {
             skip("namespaces", "network namespaces cannot be made; it takes root and iproute2");
             return None;
         }
-        let hosts = TwoHosts { folder, namespaces };
+        let hosts = TwoHosts { folder, namespaces, cores: halves_of_the_cores() };
         let [first, second] = &hosts.namespaces;
         assert!(ip(&["netns", "add", second]), "a second namespace can be made where a first one was");
         let mut setup = vec![format!("link add eth0 netns {first} type veth peer name eth0 netns {second}")];
@@ -59,11 +61,12 @@ impl TwoHosts {
         // MPI names the shared memory of a host's ranks after it, and mounts of its own.
         let agent = format!(
             "#!/bin/sh\nhost=$1; shift\ncase $host in\n{}) netns={second};;\n*) netns={first};;\nesac\n\
-             exec ip netns exec \"$netns\" unshare --uts --mount sh -c '\n\
+             exec ip netns exec \"$netns\" taskset -c {cores} unshare --uts --mount sh -c '\n\
              hostname \"$1\"; shift\n\
              if [ -e {hidden} ]; then mount --bind /dev/null \"$(cat {hidden})\"; fi\n\
              eval \"$*\"' sh \"$netns\" \"$@\"\n",
             ADDRESSES[1],
+            cores = hosts.cores[1],
             hidden = hosts.hidden().display()
         );
         fs::write(hosts.agent(), agent).expect("the temporary folder is writable");
@@ -115,7 +118,7 @@ impl TwoHosts {
         let first = &self.namespaces[0];
         let mut command = Command::new("ip");
         command
-            .args(["netns", "exec", first, "unshare", "--uts"])
+            .args(["netns", "exec", first, "taskset", "-c", &self.cores[0], "unshare", "--uts"])
             .args(["sh", "-c", "hostname \"$0\"; exec \"$@\"", first, "bash", script])
             .arg(self.host_file())
             .args(arguments)
@@ -134,6 +137,22 @@ impl Drop for TwoHosts {
             ip(&["netns", "delete", namespace]);
         }
     }
+}
+
+/// Two lists of the cores that this process may use; both the same if there is but one.
+fn halves_of_the_cores() -> [String; 2] {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux tells of every process");
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let number = |text: &str| text.trim().parse::<usize>().expect("proc(5): numbers and ranges of them");
+    let cores: Vec<String> = (allowed.expect("proc(5): every process has this line").split(','))
+        .flat_map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            number(first)..=number(last)
+        })
+        .map(|core| core.to_string())
+        .collect();
+    let (first, second) = cores.split_at(cores.len() / 2);
+    [if first.is_empty() { second } else { first }, second].map(|cores| cores.join(","))
 }
 
 fn ip(arguments: &[&str]) -> bool {

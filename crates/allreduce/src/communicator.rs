@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use crate::{CommError, Topology, Wire};
 
@@ -19,6 +20,11 @@ pub trait Communicator {
 
     /// From now on, every wait looks at `signal` too and ends with [`CommError::Aborted`] once it is raised.
     fn interrupt_by(&mut self, signal: AbortSignal);
+
+    /// From now on, waits may take a whole core for up to `spin` before they sleep.
+    fn spin_for(&mut self, spin: Duration) {
+        let _ = spin;
+    }
 
     /// Replaces `values` by their sum over all ranks, element by element, formed in fp32 of values that travel as
     /// `wire` says. The same length on every rank; the same bits afterwards on every rank.

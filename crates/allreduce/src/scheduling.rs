@@ -1,4 +1,5 @@
-//! Lets the communication thread run at once when its data has arrived, although every core computes.
+//! Lets the communication thread run at once when its data has arrived, although every core computes, and wake
+//! when it said.
 //!
 //! It needs a few microseconds now and then. Linux's scheduler lets a computing thread finish its slice
 //! first, some 3 ms, unless the thread that wakes has asked for shorter slices (EEVDF, from Linux 6.12 on).
@@ -49,6 +50,20 @@ pub(crate) fn ask_for_short_slices() -> io::Result<()> {
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Asks that sleeps of the calling thread end when they should. Linux else lets them end up to 50 µs later, to
+/// wake for several threads at once.
+///
+/// # Errors
+/// The system's reason.
+pub(crate) fn ask_for_exact_sleeps() -> io::Result<()> {
+    let slack_nanoseconds: libc::c_ulong = 1;
+    // SAFETY: no pointers.
+    match unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, slack_nanoseconds, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,5 +77,12 @@ mod tests {
             assert!(error.raw_os_error().is_some(), "{error}");
         }
         assert_eq!(policy(), before);
+    }
+
+    #[test]
+    fn sleeps_may_be_asked_to_be_exact() {
+        ask_for_exact_sleeps().unwrap();
+        // SAFETY: no pointers.
+        assert_eq!(unsafe { libc::prctl(libc::PR_GET_TIMERSLACK, 0, 0, 0, 0) }, 1);
     }
 }

@@ -12,7 +12,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::communicator::{AbortSignal, Communicator};
 use crate::flight::{Collective, CollectiveKind, FlightRecorder};
-use crate::scheduling::ask_for_short_slices;
+use crate::scheduling::{ask_for_exact_sleeps, ask_for_short_slices};
 use crate::{CommError, Region, Topology};
 
 /// How long an abort may take before this process ends without the help of the communicator, which may be
@@ -38,6 +38,8 @@ enum Job {
     Wake,
     /// From now on, compare with the other ranks before each collective.
     Check,
+    /// From now on, wait without sleep for so long.
+    Spin(Duration),
     /// Do the next work after the one that follows it.
     SwapNextTwo,
     Shutdown(Sender<Result<(), CommError>>),
@@ -80,8 +82,8 @@ impl CommThread {
             let signal = signal.clone();
             std::thread::Builder::new().name("communication".into()).spawn(move || {
                 let _ending: Sender<()> = ending;
-                if let Err(reason) = ask_for_short_slices() {
-                    tracing::debug!(%reason, "the communication thread cannot ask for short slices");
+                if let Err(reason) = ask_for_short_slices().and_then(|()| ask_for_exact_sleeps()) {
+                    tracing::debug!(%reason, "the communication thread cannot ask for short slices or exact sleeps");
                 }
                 let made =
                     catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| Err(panicked(&*panic)));
@@ -158,6 +160,12 @@ impl CommThread {
     /// same operations.
     pub fn check_every_collective(&self) {
         let _ = self.handle.jobs.send(Job::Check);
+    }
+
+    /// From the next operation on, waits for other ranks take a whole core for up to `spin` before they sleep:
+    /// faster, where no thread that computes wants that core.
+    pub fn spin_for(&self, spin: Duration) {
+        let _ = self.handle.jobs.send(Job::Spin(spin));
     }
 
     /// This rank runs its next two operations in the wrong order: a fault, to rehearse what comes of it.
@@ -275,6 +283,7 @@ fn serve(
         match jobs.recv() {
             Ok(Job::Wake) => {}
             Ok(Job::Check) => server.checks = !alone,
+            Ok(Job::Spin(spin)) => server.communicator.spin_for(spin),
             Ok(Job::SwapNextTwo) => swap = true,
             Ok(Job::Work(work)) if swap => (swap, held) = (false, Some(work)),
             Ok(Job::Work(work)) => {

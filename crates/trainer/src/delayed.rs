@@ -30,6 +30,10 @@ impl Communicator for Delayed {
         self.inner.interrupt_by(signal);
     }
 
+    fn spin_for(&mut self, spin: Duration) {
+        self.inner.spin_for(spin);
+    }
+
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
         std::thread::sleep(self.delay);
         self.inner.all_reduce(values, wire)

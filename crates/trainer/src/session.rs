@@ -13,11 +13,15 @@ use allreduce::{
 
 use crate::config::{CommConfig, Reduce};
 use crate::delayed::Delayed;
+use crate::device::usable_cores;
 use crate::error::{EXIT_FAILURE, EXIT_USAGE, Error};
 
 /// When ranks can no longer exchange anything, the reason is mostly another rank's death, which the control
 /// plane names within this time.
 const VERDICT: Duration = Duration::from_secs(2);
+
+/// Longer than one rank is late as a rule, so that what is exchanged in no time is not waited for in sleep.
+const SPIN_ON_A_SPARE_CORE: Duration = Duration::from_millis(1);
 
 /// This rank's connection to the others.
 pub(crate) struct Session {
@@ -64,6 +68,14 @@ impl Session {
     /// Where this rank notes what it is doing.
     pub(crate) fn flight(&self) -> &FlightRecorder {
         self.comm.flight()
+    }
+
+    /// Lets waits for other ranks spin rather than sleep if each rank of this host has a core for that, beside
+    /// `computing` threads of its own that compute.
+    pub(crate) fn spin_on_a_spare_core(&self, computing: usize) {
+        if self.topology().local_size * (computing + 1) <= usable_cores() {
+            self.comm.spin_for(SPIN_ON_A_SPARE_CORE);
+        }
     }
 
     /// Collective: the value if every rank succeeded, else the failure of the lowest rank that failed.

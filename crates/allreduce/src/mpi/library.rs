@@ -13,7 +13,7 @@ use std::time::Instant;
 use mpi::ffi;
 
 use crate::CommError;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Patience};
 use crate::communicator::AbortSignal;
 use crate::transport::{Element, Transport};
 
@@ -29,6 +29,7 @@ pub(super) struct Library {
     world_size: usize,
     thread_level: &'static str,
     signal: AbortSignal,
+    patience: Patience,
     /// Operations under way, receives first.
     requests: Vec<ffi::MPI_Request>,
     statuses: Vec<ffi::MPI_Status>,
@@ -86,6 +87,7 @@ impl Library {
             world_size,
             thread_level,
             signal: AbortSignal::new(),
+            patience: Patience::WITHIN_HOST,
             requests: Vec::new(),
             statuses: Vec::new(),
             receives: Vec::new(),
@@ -100,6 +102,10 @@ impl Library {
 
     pub(super) fn interrupt_by(&mut self, signal: AbortSignal) {
         self.signal = signal;
+    }
+
+    pub(super) fn wait_with(&mut self, patience: Patience) {
+        self.patience = patience;
     }
 
     /// Rank and number of ranks among those that share this one's memory, its host. Collective.
@@ -206,7 +212,7 @@ impl Library {
         if self.requests.is_empty() {
             return Ok(());
         }
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::new(self.patience);
         loop {
             let look = Instant::now();
             if self.test_requests()? {

@@ -2,6 +2,9 @@
 
 mod library;
 
+use std::time::Duration;
+
+use crate::backoff::Patience;
 use crate::communicator::{AbortSignal, Communicator, Reduction};
 use crate::compressed::OrderedReductions;
 use crate::hierarchical::{HierarchicalReduction, Hosts};
@@ -36,6 +39,9 @@ impl MpiCommunicator {
     pub fn initialize(reduction: Reduction) -> Result<Self, CommError> {
         let mut library = Library::start()?;
         let topology = locate(&library)?;
+        if topology.local_size < topology.world_size {
+            library.wait_with(Patience::BETWEEN_HOSTS);
+        }
         // Whatever this rank is to do: ranks that were told different things must still meet, to find that out.
         let hosts = Hosts::find(&mut library, &topology)?;
         let mut description =
@@ -93,6 +99,10 @@ impl Communicator for MpiCommunicator {
 
     fn interrupt_by(&mut self, signal: AbortSignal) {
         self.library.interrupt_by(signal);
+    }
+
+    fn spin_for(&mut self, spin: Duration) {
+        self.library.wait_with(Patience::with_a_spare_core(spin));
     }
 
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {

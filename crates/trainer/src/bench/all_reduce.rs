@@ -74,6 +74,7 @@ pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBen
     let config = CommConfig { reduce: options.reduce, ..CommConfig::default() };
     with_session(&config, |session| {
         session.agree_equal("the options of bench allreduce", &format!("{options:?}"))?;
+        session.spin_on_a_spare_core(0);
         let sizes = std::iter::successors(Some(options.min_bytes), |bytes| bytes.checked_mul(GROWTH));
         let rows = sizes
             .take_while(|&bytes| bytes <= options.max_bytes)

@@ -75,6 +75,7 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         loaded.config.train.epochs = MOST_EPOCHS;
         let plan = open_plan(session, &loaded)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
+        session.spin_on_a_spare_core(compute.threads);
         let exchanging = Engine::new(&plan, compute, session.comm().clone());
         let alone = CommThread::start(|| Ok(Box::new(Solo::new()))).map_err(Error::from);
         let keeping = alone.and_then(|comm| Engine::new(&plan, compute, comm));

@@ -96,6 +96,7 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
         let dir = RunDir::new(&root);
         initial::identify(session, &loaded, &mut plan, &dir, options)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
+        session.spin_on_a_spare_core(compute.threads);
         Run::set_up(session, &plan, compute, dir, options, stop_requests)?.run(options.stop_after)
     })
 }
