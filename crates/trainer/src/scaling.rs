@@ -275,7 +275,8 @@ mod tests {
     #[test]
     fn buckets_are_ready_in_order_and_the_last_at_the_end_of_backward() {
         let network = Network::new(&"wrn-28-10".parse().unwrap(), &model::Options::default()).unwrap();
-        let load = Load::new(&network, &FlatLayout::new(&network), &CommConfig::default(), 1, Algorithm::Ring);
+        let load =
+            Load::new(&network, &FlatLayout::new(&network), &CommConfig::default(), 1, Algorithm::Ring);
         assert!(load.buckets.len() > 1);
         assert!(load.buckets.windows(2).all(|pair| pair[0].ready < pair[1].ready));
         assert_eq!(load.buckets.last().map(|bucket| bucket.ready), Some(1.0));
