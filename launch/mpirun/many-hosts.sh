@@ -23,7 +23,7 @@ flags+=(
     --mca btl '^openib'        # breaks with several threads
     # A host that is gone: mpirun finds out by asking its helper there, which Open MPI does after 300 s of silence, and nine
     # times in vain, unless told otherwise. Where comm.timeout_s is less than this minute, the ranks end first, and mpirun
-    # then waits for a quarter of an hour until TCP gives up; end it with Ctrl-C, twice.
+    # then waits until TCP gives up, which takes minutes; kill it.
     --mca oob_tcp_keepalive_time 20
     --mca oob_tcp_keepalive_intvl 10
     --mca oob_tcp_keepalive_probes 4
