@@ -139,8 +139,10 @@ pub fn start_wrn_dist(ranks: usize, arguments: &[&str], environment: &[(&str, St
 /// As [`start_wrn_dist`], by `launch/mpirun/one-host.sh`.
 #[must_use]
 pub fn start_one_host_script(ranks: usize, arguments: &[&str]) -> Running {
-    let mut command = Command::new("bash");
+    // Where the tests run in the background of a shell, Ctrl-C is ignored, which bash would inherit for good.
+    let mut command = Command::new("env");
     command
+        .args(["--default-signal=INT", "bash"])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../launch/mpirun/one-host.sh"))
         .arg(ranks.to_string())
         .args(arguments)
