@@ -1,10 +1,12 @@
 //! Checkpoints on disk: weights and optimizer as safetensors by name, the run's position as JSON.
 //!
 //! ```text
-//! checkpoints/step-000000390/{weights.safetensors, optimizer.safetensors, state.json}
+//! checkpoints/step-000000390/{weights.safetensors, optimizer.safetensors, averaged.safetensors, state.json}
 //! checkpoints/latest           name of the newest complete one
 //! ```
-//! What `wrn-dist model import` makes of another program's weights has no optimizer.
+//! What `wrn-dist model import` makes of another program's weights has no optimizer, and a run without `train.averaging`
+//! no averaged weights. Averaged weights have the names of the weights, and their file can be named in place of a
+//! checkpoint wherever weights are read.
 //!
 //! A checkpoint is written beside its final place, synced and renamed, so that a name that exists is
 //! complete; `state.json` holds the checksum of the other files. Tensors are stored contiguous in their
@@ -20,10 +22,13 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::health::HealthState;
+
 /// Version of the layout that this module documents.
 pub(crate) const FORMAT: u32 = 1;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const AVERAGED: &str = "averaged.safetensors";
 const STATE: &str = "state.json";
 const LATEST: &str = "latest";
 
@@ -80,6 +85,9 @@ pub(crate) struct RunState {
     pub(crate) epoch_skipped: u64,
     /// Lowest test error so far, 0 to 1.
     pub(crate) best_top1_error: Option<f64>,
+    /// Losses, loss scale, and ways back to earlier checkpoints.
+    #[serde(default)]
+    pub(crate) health: HealthState,
     /// Keys of the configuration that decide what the run computes.
     pub(crate) meaning: BTreeMap<String, String>,
     /// Fingerprint of the training data.
@@ -120,6 +128,8 @@ pub(crate) struct Checkpoint {
     pub(crate) state: RunState,
     pub(crate) weights: Vec<NamedTensor>,
     pub(crate) optimizer: Vec<NamedTensor>,
+    /// Empty where none are averaged.
+    pub(crate) averaged: Vec<NamedTensor>,
 }
 
 fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError + use<> {
@@ -142,7 +152,10 @@ pub(crate) fn save(
         fs::remove_dir_all(&partial).map_err(file_error("remove", &partial))?;
     }
     fs::create_dir(&partial).map_err(file_error("create", &partial))?;
-    let files = [(WEIGHTS, checkpoint.weights.as_slice()), (OPTIMIZER, &checkpoint.optimizer)];
+    let mut files = vec![(WEIGHTS, checkpoint.weights.as_slice()), (OPTIMIZER, &checkpoint.optimizer)];
+    if !checkpoint.averaged.is_empty() {
+        files.push((AVERAGED, &checkpoint.averaged));
+    }
     write_files(&partial, checkpoint.state.clone(), &files)?;
     if place.exists() {
         // Of the same step, from an earlier resume: moved out of the way first, so that no moment has half of
@@ -283,8 +296,9 @@ pub(crate) fn latest(folder: &Path) -> Result<Option<PathBuf>, CheckpointError> 
     Ok(newest.map(|name| folder.join(name)))
 }
 
-/// Reads and verifies a checkpoint; `with_optimizer` false leaves the optimizer's file alone. `path` may also
-/// be its file of weights, or a run directory or its `checkpoints` folder, meaning the latest one there.
+/// Reads and verifies a checkpoint; `with_optimizer` false reads weights alone. `path` may also be its file of weights
+/// or of averaged weights, which then are the weights, or a run directory or its `checkpoints` folder, meaning the latest
+/// one there.
 pub(crate) fn load(path: &Path, with_optimizer: bool) -> Result<Checkpoint, CheckpointError> {
     let (folder, state) = load_state(path)?;
     let damaged = |reason: String| CheckpointError::Damaged { path: folder.clone(), reason };
@@ -303,9 +317,13 @@ pub(crate) fn load(path: &Path, with_optimizer: bool) -> Result<Checkpoint, Chec
         }
         decode(&bytes).map_err(|reason| damaged(format!("{file}: {reason}")))
     };
-    let weights = tensors(WEIGHTS)?;
-    let optimizer = if with_optimizer { tensors(OPTIMIZER)? } else { Vec::new() };
-    Ok(Checkpoint { state, weights, optimizer })
+    let weights = tensors(weights_file(path))?;
+    let (optimizer, averaged) = match (with_optimizer, state.checksums.contains_key(AVERAGED)) {
+        (true, true) => (tensors(OPTIMIZER)?, tensors(AVERAGED)?),
+        (true, false) => (tensors(OPTIMIZER)?, Vec::new()),
+        (false, _) => (Vec::new(), Vec::new()),
+    };
+    Ok(Checkpoint { state, weights, optimizer, averaged })
 }
 
 /// Where a checkpoint lies and what is known of it without its tensors.
@@ -323,19 +341,25 @@ fn load_state(path: &Path) -> Result<(PathBuf, RunState), CheckpointError> {
     Ok((folder, state))
 }
 
-/// SHA-256 of a checkpoint's weights, as it was saved. `path` as for [`load`].
-pub(crate) fn weights_checksum(path: &Path) -> Result<String, CheckpointError> {
-    let (path, state) = load_state(path)?;
-    state.checksums.get(WEIGHTS).cloned().ok_or_else(|| CheckpointError::Damaged {
+/// SHA-256 of a checkpoint's weights, as it was saved. `named` as the path of [`load`].
+pub(crate) fn weights_checksum(named: &Path) -> Result<String, CheckpointError> {
+    let (path, state) = load_state(named)?;
+    let file = weights_file(named);
+    state.checksums.get(file).cloned().ok_or_else(|| CheckpointError::Damaged {
         path,
-        reason: format!("{STATE} has no checksum of {WEIGHTS}"),
+        reason: format!("{STATE} has no checksum of {file}"),
     })
+}
+
+/// Which file of weights `path` means.
+fn weights_file(path: &Path) -> &'static str {
+    if path.file_name().is_some_and(|name| name == AVERAGED) { AVERAGED } else { WEIGHTS }
 }
 
 fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
     // The file of weights stands for the checkpoint that it lies in.
     let path = match path.file_name() {
-        Some(name) if name == WEIGHTS => path.parent().unwrap_or(path),
+        Some(name) if name == WEIGHTS || name == AVERAGED => path.parent().unwrap_or(path),
         _ => path,
     };
     if path.join(STATE).exists() {
@@ -418,6 +442,7 @@ mod tests {
                 epoch_correct: 5,
                 epoch_skipped: 1,
                 best_top1_error: Some(1.0 / 3.0),
+                health: HealthState::default(),
                 meaning: [("seed".to_owned(), "1".to_owned())].into(),
                 data: "abc".into(),
                 imported: None,
@@ -425,6 +450,7 @@ mod tests {
             },
             weights: vec![tensor("a", vec![1.0, -0.0, f32::MIN_POSITIVE]), tensor("b", vec![])],
             optimizer: vec![tensor("a", vec![0.5; 3])],
+            averaged: vec![tensor("a", vec![0.25; 3])],
         }
     }
 
@@ -439,7 +465,7 @@ mod tests {
         let newest = latest(&folder).unwrap().unwrap();
         for path in [newest.as_path(), folder.as_path(), dir.path()] {
             let mut read = load(path, true).unwrap();
-            assert_eq!(read.state.checksums.len(), 2);
+            assert_eq!(read.state.checksums.len(), 3);
             read.state.checksums.clear();
             // A file may hold its tensors in any order.
             read.weights.sort_by(|a, b| a.name.cmp(&b.name));
@@ -477,7 +503,7 @@ mod tests {
     #[test]
     fn any_damage_is_found_and_named() {
         let dir = tempfile::tempdir().unwrap();
-        for file in [WEIGHTS, OPTIMIZER, STATE] {
+        for file in [WEIGHTS, OPTIMIZER, AVERAGED, STATE] {
             let path = save(dir.path(), &checkpoint(1), 1).unwrap();
             let whole = fs::read(path.join(file)).unwrap();
             for damage in 0..3 {

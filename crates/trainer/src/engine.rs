@@ -12,11 +12,13 @@ use model::{DrawKey, Memory, Norm, Pass};
 use tch::{Kind, Tensor};
 use torch_ext::{autocast, hooks};
 
+use crate::averaging::{Averaged, Rule};
 use crate::config::Determinism;
 use crate::device::Compute;
 use crate::error::Error;
 use crate::fault::{Fault, FaultKind};
 use crate::flat::Tail;
+use crate::health::evidence::NotFinite;
 use crate::input::{Input, Targets};
 use crate::memory::region_of;
 use crate::optimizer::Optimizer;
@@ -63,6 +65,15 @@ pub(crate) enum StepError {
     Exchange(Error),
 }
 
+/// Which weights are evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WeightSet {
+    /// Those that are trained.
+    Current,
+    /// Their moving average, where there is one.
+    Averaged,
+}
+
 /// The network, its tensors and the exchange of one rank.
 pub(crate) struct Engine<'plan> {
     plan: &'plan Plan,
@@ -74,6 +85,8 @@ pub(crate) struct Engine<'plan> {
     comm: CommThread,
     /// To happen to this rank.
     fault: Option<Fault>,
+    /// What the loss is multiplied by.
+    pub(crate) loss_scale: f32,
     /// Where the exchange happens when the gradients are on a GPU: a copy in host memory.
     host_exchange: Option<Tensor>,
     hooks_count: Arc<AtomicBool>,
@@ -83,7 +96,12 @@ impl<'plan> Engine<'plan> {
     /// Allocates everything, and connects each gradient with the exchange. `comm` may differ from the
     /// session's to measure a step without exchange.
     pub(crate) fn new(plan: &'plan Plan, compute: Compute, comm: CommThread) -> Result<Self, Error> {
-        let state = State::new(&plan.network, plan.config.seed, compute.device)?;
+        let mut state = State::new(&plan.network, plan.config.seed, compute.device)?;
+        if let Some(config) = &plan.config.train.averaging {
+            let rule = Rule::new(config, plan.steps_per_epoch);
+            let (weights, statistics) = (&state.flat_parameters, &state.running_statistics);
+            state.averaged = Some(Averaged::new(rule, &plan.network, &state.layout, weights, statistics)?);
+        }
         let host_exchange = match compute.device.is_cuda() {
             true => Some(Tensor::f_zeros_like(&state.exchange)?.f_to_device(tch::Device::Cpu)?),
             false => None,
@@ -128,6 +146,7 @@ impl<'plan> Engine<'plan> {
             reducer,
             comm,
             fault: None,
+            loss_scale: 1.0,
             host_exchange,
             hooks_count,
         })
@@ -149,6 +168,11 @@ impl<'plan> Engine<'plan> {
         Ok(())
     }
 
+    /// A fault happens once: no repetition of its step brings it again.
+    pub(crate) fn forget_fault(&mut self) {
+        self.fault = None;
+    }
+
     pub(crate) fn comm(&self) -> &CommThread {
         &self.comm
     }
@@ -156,6 +180,24 @@ impl<'plan> Engine<'plan> {
     /// A gradient that is not a number.
     pub(crate) fn spoil_gradient(&mut self) -> Result<(), Error> {
         let _ = self.state.gradients()?.f_narrow(0, 0, 1)?.f_fill_(f64::NAN)?;
+        Ok(())
+    }
+
+    /// A loss that is far too high, on this rank alone. The weights do not notice.
+    pub(crate) fn spoil_loss(&mut self) -> Result<(), Error> {
+        let _ = self.state.tail(Tail::Loss)?.f_add_scalar_(1e3)?;
+        Ok(())
+    }
+
+    /// Another bit in one weight.
+    fn flip_bit(&mut self) -> Result<(), Error> {
+        let _no_grad = tch::no_grad_guard();
+        let _ = self
+            .state
+            .flat_parameters
+            .f_narrow(0, 0, 1)?
+            .f_view_dtype(Kind::Int)?
+            .f_bitwise_xor_(1_i64 << 16)?;
         Ok(())
     }
 
@@ -206,9 +248,12 @@ impl<'plan> Engine<'plan> {
         let update_begin = Instant::now();
         let updated = exchange.is_finite();
         if updated {
-            self.update(learning_rate).map_err(StepError::Exchange)?;
+            self.update(step, learning_rate).map_err(StepError::Exchange)?;
         }
         phases.optimizer = update_begin.elapsed();
+        if self.fault_of(step) == Some(FaultKind::FlipBit) {
+            self.flip_bit().map_err(StepError::Exchange)?;
+        }
         phases.step = begin.elapsed();
         let micro_batches = self.plan.batches.micro_batches() as f32;
         Ok(StepOutcome {
@@ -244,18 +289,18 @@ impl<'plan> Engine<'plan> {
             self.enter(step, "data wait");
             let clock = Instant::now();
             let batch = next_batch()?;
-            phases.data_wait += clock.elapsed();
+            phases.data_wait += self.took(step, clock);
 
             self.enter(step, "input");
             let clock = Instant::now();
             let (images, targets) = self.load(&batch, step, micro_batch)?;
             drop(batch);
-            phases.input += clock.elapsed();
+            phases.input += self.took(step, clock);
 
             self.enter(step, "forward");
             let clock = Instant::now();
             let loss = self.forward(&images, &targets, step, micro_batch)?;
-            phases.forward += clock.elapsed();
+            phases.forward += self.took(step, clock);
 
             self.enter(step, "backward");
             let clock = Instant::now();
@@ -268,13 +313,29 @@ impl<'plan> Engine<'plan> {
                 self.mark_left_out(step, micro_batch);
                 self.reducer.seal();
             }
-            loss.f_backward()?;
-            phases.backward += clock.elapsed();
+            self.backward(&loss)?;
+            phases.backward += self.took(step, clock);
             if micro_batch != last {
                 self.end_micro_batch()?;
             }
         }
         Ok(())
+    }
+
+    /// Gradients of the loss, times the loss scale.
+    fn backward(&self, loss: &Tensor) -> Result<(), Error> {
+        if self.loss_scale == 1.0 {
+            return Ok(loss.f_backward()?);
+        }
+        Ok(loss.f_mul_scalar(f64::from(self.loss_scale))?.f_backward()?)
+    }
+
+    /// Time since `clock`. Where slowness is rehearsed, everything takes as long again.
+    fn took(&self, step: u64, clock: Instant) -> Duration {
+        if self.fault.is_some_and(|fault| fault.kind == FaultKind::Slow && fault.step <= step + 1) {
+            std::thread::sleep(clock.elapsed());
+        }
+        clock.elapsed()
     }
 
     fn fault_of(&self, step: u64) -> Option<FaultKind> {
@@ -287,7 +348,7 @@ impl<'plan> Engine<'plan> {
         &mut self,
         step: u64,
         next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<Option<NotFinite>, Error> {
         self.enter(step, "search for what is not finite");
         for micro_batch in self.plan.batches.local_micro_batches() {
             let _ = self.state.exchange.f_zero_()?;
@@ -295,18 +356,20 @@ impl<'plan> Engine<'plan> {
             let loss = self.forward(&images, &targets, step, micro_batch)?;
             let value = loss.f_double_value(&[])?;
             if !value.is_finite() {
-                return Ok(Some(format!("the loss became {value}")));
+                let what = format!("the loss became {value}");
+                return Ok(Some(NotFinite { micro_batch, what, tensor: None }));
             }
             if self.fault_of(step) == Some(FaultKind::Nan) {
                 self.spoil_gradient()?;
             }
-            loss.f_backward()?;
+            self.backward(&loss)?;
             let gradients = self.state.gradients()?;
             for (index, segment) in self.state.layout.segments.iter().enumerate() {
                 let gradient = gradients.f_narrow(0, segment.offset as i64, segment.len as i64)?;
                 if gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
                     let name = self.segment_names(&[index]);
-                    return Ok(Some(format!("the gradient of {name} became infinite or NaN")));
+                    let what = format!("the gradient of {name} became infinite or NaN");
+                    return Ok(Some(NotFinite { micro_batch, what, tensor: Some(name) }));
                 }
             }
         }
@@ -377,16 +440,15 @@ impl<'plan> Engine<'plan> {
         Ok(self.plan.network.forward(images, pass)?.f_to_kind(Kind::Float)?)
     }
 
-    /// Logits `[N, classes]` and labels `[N]` with running statistics and without dropout or gradients.
-    pub(crate) fn evaluate(&self, batch: &Batch) -> Result<(Tensor, Tensor), Error> {
+    /// Logits `[N, classes]` of `weights` and labels `[N]` with running statistics and without dropout or gradients.
+    pub(crate) fn evaluate(&self, batch: &Batch, weights: WeightSet) -> Result<(Tensor, Tensor), Error> {
         let _no_grad = tch::no_grad_guard();
         let (images, labels) = self.input.load_test(batch)?;
-        let pass = Pass {
-            parameters: &self.state.parameters,
-            norm: Norm::Running(&self.state.running_views),
-            draws: None,
-            memory: Memory::Plain,
+        let (parameters, running) = match (weights, &self.state.averaged) {
+            (WeightSet::Averaged, Some(averaged)) => (&averaged.views, &averaged.running_views),
+            (WeightSet::Current, _) | (_, None) => (&self.state.parameters, &self.state.running_views),
         };
+        let pass = Pass { parameters, norm: Norm::Running(running), draws: None, memory: Memory::Plain };
         Ok((self.logits(&images, &pass)?, labels))
     }
 
@@ -422,8 +484,11 @@ impl<'plan> Engine<'plan> {
         Ok(exchange)
     }
 
-    fn update(&mut self, learning_rate: f64) -> Result<(), Error> {
+    fn update(&mut self, step: u64, learning_rate: f64) -> Result<(), Error> {
         let _no_grad = tch::no_grad_guard();
+        if self.loss_scale != 1.0 {
+            let _ = self.state.gradients()?.f_mul_scalar_(1.0 / f64::from(self.loss_scale))?;
+        }
         let config = &self.plan.config.model;
         if !config.frozen_norm {
             let mut averaged = self.state.summed_statistics()?;
@@ -431,6 +496,11 @@ impl<'plan> Engine<'plan> {
             let _ = self.state.running_statistics.f_mul_scalar_(1.0 - config.norm_momentum)?;
             let _ = self.state.running_statistics.f_add_(&averaged)?;
         }
-        self.optimizer.step(learning_rate)
+        self.optimizer.step(learning_rate)?;
+        let state = &self.state;
+        match &state.averaged {
+            Some(averaged) => averaged.update(step + 1, &state.flat_parameters, &state.running_statistics),
+            None => Ok(()),
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use data_sharding::{Pool, SampleKey, evaluation_batches};
 use tch::{Kind, Reduction};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, WeightSet};
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::session::Session;
@@ -96,7 +96,7 @@ impl BatchCounts {
     }
 }
 
-/// Collective: evaluates the network on the test set; an image that is skipped counts as wrong. Batches have the micro batch's size, so that they, and
+/// Collective: evaluates the network with `weights` on the test set; an image that is skipped counts as wrong. Batches have the micro batch's size, so that they, and
 /// with them all roundings, do not depend on the number of ranks.
 pub(crate) fn evaluate(
     session: &Session,
@@ -104,9 +104,10 @@ pub(crate) fn evaluate(
     engine: &Engine,
     workers: usize,
     views: Views,
+    weights: WeightSet,
 ) -> Result<Evaluation, Error> {
     let begin = Instant::now();
-    let counts = session.agree(count_local_batches(session, plan, engine, workers, views))?;
+    let counts = session.agree(count_local_batches(session, plan, engine, workers, views, weights))?;
     let bytes = counts.into_iter().flat_map(BatchCounts::to_bytes).collect();
     let gathered = session.comm().all_gather(bytes)?;
     let mut all: Vec<BatchCounts> = gathered
@@ -140,6 +141,7 @@ fn count_local_batches(
     engine: &Engine,
     workers: usize,
     views: Views,
+    weights: WeightSet,
 ) -> Result<Vec<BatchCounts>, Error> {
     let topology = session.topology();
     let (augmentation, views) = match views {
@@ -159,7 +161,7 @@ fn count_local_batches(
     for batch in indices {
         let images = next_batch(&mut pool)?;
         let samples = images.len() / views;
-        let (logits, labels) = engine.evaluate(&images)?;
+        let (logits, labels) = engine.evaluate(&images, weights)?;
         let _no_grad = tch::no_grad_guard();
         let (logits, labels) = match views {
             1 => (logits, labels),

@@ -9,6 +9,7 @@ use model::Memory;
 use crate::config;
 use crate::error::Error;
 use crate::flat::FlatLayout;
+use crate::micro_batch;
 use crate::plan::Plan;
 use crate::scaling::{Cluster, Load};
 
@@ -97,6 +98,15 @@ pub fn describe_plan(
             activations(plan.config.train.memory),
             plan.config.train.memory,
             modes.join(", ")
+        ),
+    );
+    line(
+        "memory in all",
+        format!(
+            "about {:.2} GiB a rank with micro batches of {}: weights, gradients, momentum, activations and what operations \
+             need while they run, beside the program itself",
+            micro_batch::bytes(&plan, plan.micro_batch()) / f64::from(1 << 30),
+            plan.micro_batch()
         ),
     );
     line(

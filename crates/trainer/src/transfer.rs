@@ -19,6 +19,8 @@ pub(crate) enum Part {
     Weights,
     /// Momentum.
     Optimizer,
+    /// Averaged parameters and running statistics, under the names of the weights; nothing where none are averaged.
+    Averaged,
 }
 
 /// Copies a part out, by name, contiguous in logical order.
@@ -86,17 +88,19 @@ pub(crate) fn import(
 }
 
 fn tensors(network: &Network, state: &State, part: Part) -> Result<Vec<(String, Tensor)>, Error> {
-    let flat = match part {
-        Part::Weights => &state.flat_parameters,
-        Part::Optimizer => &state.momentum,
+    let (flat, running) = match (part, &state.averaged) {
+        (Part::Weights, _) => (&state.flat_parameters, Some(&state.running_views)),
+        (Part::Optimizer, _) => (&state.momentum, None),
+        (Part::Averaged, Some(averaged)) => (&averaged.parameters, Some(&averaged.running_views)),
+        (Part::Averaged, None) => return Ok(Vec::new()),
     };
     let mut named = Vec::new();
     for placed in &state.layout.segments {
         let declared = &network.parameters()[placed.parameter];
         named.push((declared.name.clone(), flat::view(flat, placed.offset as i64, &declared.shape)?));
     }
-    if part == Part::Weights {
-        for (norm, Statistics { mean, variance }) in network.norms().iter().zip(&state.running_views) {
+    if let Some(running) = running {
+        for (norm, Statistics { mean, variance }) in network.norms().iter().zip(running) {
             named.push((format!("{}.running_mean", norm.name), mean.shallow_clone()));
             named.push((format!("{}.running_var", norm.name), variance.shallow_clone()));
         }

@@ -200,7 +200,11 @@ impl Config {
             "comm.check",
             "train.evaluate_every_epochs",
             "train.memory",
+            "train.memory_limit_gib",
             "train.on_nan",
+            "train.loss_spike",
+            "train.roll_back",
+            "train.check_replicas_every",
         ];
         self.keys_without(NOT_MEANING)
     }

@@ -4,6 +4,7 @@
 //! where a key stands in it is [`load`]'s business.
 
 mod data;
+mod health;
 mod load;
 mod locate;
 
@@ -19,6 +20,7 @@ pub use data::{
     GrowingSize, ImageSizeConfig, NamedNormalization, NormalizeConfig, OnBadSampleKind, ReadKind,
     SampleOrder,
 };
+pub use health::{AveragingConfig, LossScaleConfig, LossSpikeConfig, OnNan, OnSpike, RollBackConfig};
 pub use load::{ConfigError, LoadedConfig, load};
 pub use model::Memory;
 
@@ -117,9 +119,14 @@ pub struct TrainConfig {
     /// Samples of one optimizer step, over all ranks.
     pub global_batch: usize,
     /// Samples that go through the network at once; batch norm normalises over these.
-    /// The global batch divided by the number of ranks when absent.
+    /// The global batch divided by the number of ranks when absent; `auto`: the largest divisor of that which
+    /// `memory_limit_gib` allows, kept when the run is resumed.
     #[serde(default)]
-    pub micro_batch: Option<usize>,
+    pub micro_batch: Option<AutoOr>,
+    /// Memory of a rank for weights, gradients, momentum, activations and what operations need while they run, as
+    /// estimated before the run: what `micro_batch: auto` may use.
+    #[serde(default)]
+    pub memory_limit_gib: Option<f64>,
     /// What is promised about equal bits.
     #[serde(default)]
     pub determinism: Determinism,
@@ -140,18 +147,19 @@ pub struct TrainConfig {
     /// What to do with a step whose averaged gradient is infinite or NaN somewhere.
     #[serde(default)]
     pub on_nan: OnNan,
-}
-
-/// `train.on_nan:` all ranks see the same average, so they all do the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnNan {
-    /// End the run and name the rank and the layer it comes from.
-    #[default]
-    Stop,
-    /// Leave weights, momentum and running statistics as they are and go on with the next batch. Many such steps
-    /// in a row end the run all the same.
-    Skip,
+    /// What to do when the loss jumps.
+    #[serde(default)]
+    pub loss_spike: LossSpikeConfig,
+    /// How far `roll-back` goes back, how often, and with which learning rate it goes on.
+    #[serde(default)]
+    pub roll_back: RollBackConfig,
+    /// A moving average of the weights; none when absent.
+    #[serde(default)]
+    pub averaging: Option<AveragingConfig>,
+    /// Steps between comparisons of the ranks' weights, momentum and running statistics, which must be equal to the bit;
+    /// 0 for never. Takes about the time of reading them once.
+    #[serde(default = "defaults::check_replicas_every")]
+    pub check_replicas_every: u64,
 }
 
 /// `train.determinism:`
@@ -313,6 +321,8 @@ pub enum ScheduleKind {
 pub struct PrecisionConfig {
     /// Number format of the forward and backward pass; weights and sums stay fp32.
     pub dtype: Dtype,
+    /// `fp16`: how the loss is scaled.
+    pub loss_scale: Option<LossScaleConfig>,
 }
 
 /// `precision.dtype:`
@@ -324,6 +334,9 @@ pub enum Dtype {
     Fp32,
     /// bfloat16 under autocast.
     Bf16,
+    /// IEEE half precision under autocast, with a loss scale that adapts. Meant for GPUs: CPUs without fp16 arithmetic
+    /// are very slow at it.
+    Fp16,
 }
 
 impl Dtype {
@@ -333,6 +346,7 @@ impl Dtype {
         match self {
             Dtype::Fp32 => tch::Kind::Float,
             Dtype::Bf16 => tch::Kind::BFloat16,
+            Dtype::Fp16 => tch::Kind::Half,
         }
     }
 }
@@ -342,6 +356,7 @@ impl fmt::Display for Dtype {
         f.pad(match self {
             Dtype::Fp32 => "fp32",
             Dtype::Bf16 => "bf16",
+            Dtype::Fp16 => "fp16",
         })
     }
 }
@@ -447,12 +462,21 @@ impl Default for CheckpointConfig {
 }
 
 /// `telemetry:`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {
     /// Address for Prometheus to scrape, for example `127.0.0.1:9464`; further ranks of the same host
     /// take the ports after it.
     pub prometheus: Option<SocketAddr>,
+    /// A rank is named as slow when it works on a step for this many times the median of the other ranks, waiting not
+    /// counted, over ten steps.
+    pub straggler_factor: f64,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        TelemetryConfig { prometheus: None, straggler_factor: 1.5 }
+    }
 }
 
 /// Defaults that are not the type's own.
@@ -495,6 +519,9 @@ mod defaults {
     }
     pub(super) fn prefetch() -> usize {
         8
+    }
+    pub(super) fn check_replicas_every() -> u64 {
+        100
     }
     pub(super) fn norm_momentum() -> f64 {
         0.1

@@ -7,6 +7,6 @@ mod progress;
 mod records;
 
 pub(crate) use curves::draw as draw_curves;
-pub(crate) use exporter::{Exporter, export_epoch, export_step};
+pub(crate) use exporter::{Exporter, export_epoch, export_step, export_straggler};
 pub(crate) use progress::Progress;
 pub(crate) use records::{EpochRecord, MetricsFile, PhaseSeconds, StepRecord, read_epochs};

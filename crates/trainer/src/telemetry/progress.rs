@@ -73,10 +73,13 @@ impl Progress {
     }
 
     pub(crate) fn epoch(&self, record: &EpochRecord) {
-        let test = match (record.test_loss, record.test_top1_error) {
+        let mut test = match (record.test_loss, record.test_top1_error) {
             (Some(loss), Some(error)) => format!("test loss {loss:.4} error {:.2} %", 100.0 * error),
             _ => "not evaluated".into(),
         };
+        if let Some(error) = record.averaged_test_top1_error {
+            test += &format!(" ({:.2} % with averaged weights)", 100.0 * error);
+        }
         self.say(&format!(
             "epoch {}/{}  train loss {:.4} error {:.2} %  {test}  {:.0} images/s",
             record.epoch,

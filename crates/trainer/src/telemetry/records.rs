@@ -1,4 +1,5 @@
-//! `metrics.jsonl`: one line a step and one line an epoch, in the order in which they happened.
+//! `metrics.jsonl`: one line a step and one line an epoch, in the order in which they happened. Where the run went back
+//! to an earlier checkpoint, a line says so in place of the steps that count no longer.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -10,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::replace_file;
 use crate::engine::Phases;
 use crate::error::Error;
+use crate::health::roll_back::RollBack;
+use crate::health::straggler::Straggler;
 
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,10 +20,11 @@ use crate::error::Error;
 pub(crate) enum Record {
     Step(StepRecord),
     Epoch(EpochRecord),
+    RollBack(RollBack),
 }
 
-/// One optimizer step. All but `images_per_second`, `seconds` and `exchange` is equal in every repetition of
-/// the run.
+/// One optimizer step. All but `images_per_second`, `seconds`, `exchange` and `stragglers` is equal in every
+/// repetition of the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StepRecord {
     /// Counted from 1.
@@ -32,6 +36,12 @@ pub(crate) struct StepRecord {
     /// The step changed nothing, since its gradient was infinite or NaN somewhere.
     #[serde(default)]
     pub(crate) skipped: bool,
+    /// The loss is far above those before.
+    #[serde(default)]
+    pub(crate) loss_spike: bool,
+    /// What the loss was multiplied by, under fp16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) loss_scale: Option<f32>,
     /// Share of the global batch, 0 to 1.
     pub(crate) top1_error: f64,
     pub(crate) learning_rate: f64,
@@ -44,6 +54,9 @@ pub(crate) struct StepRecord {
     pub(crate) seconds: PhaseSeconds,
     /// Of rank 0.
     pub(crate) exchange: ExchangeRecord,
+    /// Ranks that are slower than the others at this time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stragglers: Vec<Straggler>,
 }
 
 /// Seconds of each part of a step.
@@ -121,6 +134,13 @@ pub(crate) struct EpochRecord {
     pub(crate) test_top5_error: Option<f64>,
     pub(crate) test_top1_correct: Option<u64>,
     pub(crate) test_samples: Option<u64>,
+    /// Of the averaged weights, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) averaged_test_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) averaged_test_top1_error: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) averaged_test_top5_error: Option<f64>,
     /// Over all ranks and the part of the epoch that this process trained.
     pub(crate) images_per_second: f64,
     pub(crate) train_seconds: f64,
@@ -144,6 +164,7 @@ impl MetricsFile {
                 let keep = match serde_json::from_str::<Record>(line) {
                     Ok(Record::Step(record)) => record.step <= step,
                     Ok(Record::Epoch(record)) => record.epoch <= epoch,
+                    Ok(Record::RollBack(roll_back)) => roll_back.to_step <= step,
                     Err(_) => false,
                 };
                 if keep {
@@ -168,6 +189,11 @@ impl MetricsFile {
     /// Appends an epoch.
     pub(crate) fn epoch(&mut self, record: EpochRecord) -> Result<(), Error> {
         self.write(&Record::Epoch(record))
+    }
+
+    /// Appends a way back.
+    pub(crate) fn roll_back(&mut self, roll_back: RollBack) -> Result<(), Error> {
+        self.write(&Record::RollBack(roll_back))
     }
 
     fn write(&mut self, record: &Record) -> Result<(), Error> {
@@ -202,6 +228,8 @@ mod tests {
             step,
             loss: Some(0.1),
             skipped: false,
+            loss_spike: false,
+            loss_scale: None,
             top1_error: 0.5,
             learning_rate: 0.1,
             skipped_samples: 0,
@@ -214,6 +242,7 @@ mod tests {
                 last_finished: 0.0,
                 busy: 0.0,
             },
+            stragglers: Vec::new(),
         }
     }
 
@@ -229,6 +258,9 @@ mod tests {
             test_top5_error: None,
             test_top1_correct: Some(5),
             test_samples: Some(10),
+            averaged_test_loss: None,
+            averaged_test_top1_error: None,
+            averaged_test_top5_error: None,
             images_per_second: 1.0,
             train_seconds: 1.0,
             test_seconds: 1.0,

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{Resume, TrainOptions, initial};
-use crate::checkpoint::{self, CheckpointError, RunState};
+use crate::checkpoint::{self, Checkpoint, CheckpointError, RunState};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::health::HealthState;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
+use crate::session::Session;
 use crate::transfer::{self, Classifier, Part};
 
 /// The position of a run that has not begun.
@@ -23,6 +25,7 @@ pub(super) fn fresh_position(plan: &Plan) -> RunState {
         epoch_correct: 0,
         epoch_skipped: 0,
         best_top1_error: None,
+        health: HealthState::new(&plan.config),
         meaning: plan.config.meaning().into_iter().collect(),
         data: plan.data.train.fingerprint().to_owned(),
         imported: None,
@@ -59,6 +62,10 @@ pub(super) fn resume(
     };
     let Some(path) = found else {
         initial::load(plan, engine)?;
+        let state = &engine.state;
+        if let Some(averaged) = &state.averaged {
+            averaged.begin(&state.flat_parameters, &state.running_statistics)?;
+        }
         return Ok(fresh);
     };
     let saved = checkpoint::load(&path, true)?;
@@ -78,10 +85,31 @@ pub(super) fn resume(
         );
         return Err(CheckpointError::Damaged { path, reason }.into());
     }
-    for (part, tensors) in [(Part::Weights, &saved.weights), (Part::Optimizer, &saved.optimizer)] {
-        transfer::import(&plan.network, &engine.state, part, Classifier::Saved, tensors, &path)?;
+    take_over(plan, engine, saved, &path)
+}
+
+/// Collective: rank 0's position on every rank, unless a rank failed to find its own.
+pub(super) fn share_position(session: &Session, local: Result<RunState, Error>) -> Result<RunState, Error> {
+    let json = |error: serde_json::Error| Error::Other(error.to_string());
+    let bytes = serde_json::to_vec(&session.agree(local)?).map_err(json)?;
+    serde_json::from_slice(&session.leaders(bytes)?).map_err(json)
+}
+
+/// On rank 0: puts a checkpoint's tensors in place; where the run then stands.
+pub(super) fn take_over(
+    plan: &Plan,
+    engine: &Engine,
+    saved: Checkpoint,
+    path: &Path,
+) -> Result<RunState, Error> {
+    for (part, tensors) in [
+        (Part::Weights, &saved.weights),
+        (Part::Optimizer, &saved.optimizer),
+        (Part::Averaged, &saved.averaged),
+    ] {
+        transfer::import(&plan.network, &engine.state, part, Classifier::Saved, tensors, path)?;
     }
-    Ok(RunState { checksums: fresh.checksums, ..saved.state })
+    Ok(RunState { checksums: BTreeMap::new(), ..saved.state })
 }
 
 fn is_inside(path: &Path, folder: &Path) -> bool {

@@ -1,6 +1,8 @@
 //! One run on one rank: set up, loop over its steps, evaluate, save and end. The step itself is
 //! [`crate::engine`]'s; here stands what comes before and after each one.
 
+mod trouble;
+
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,15 +10,17 @@ use std::time::{Duration, Instant};
 
 use data_sharding::Pool;
 
-use super::resume::{fresh_position, resume};
+use self::trouble::Judgement;
+use super::resume::{fresh_position, resume, share_position};
 use super::signals::listen_for_stop_signals;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
 use crate::checkpoint::{self, Checkpoint, RunState};
-use crate::config::OnNan;
 use crate::device::Compute;
-use crate::engine::{Engine, StepError, StepOutcome};
+use crate::engine::{Engine, StepError, StepOutcome, WeightSet};
 use crate::error::Error;
-use crate::evaluate::{Views, evaluate};
+use crate::evaluate::{Evaluation, Views, evaluate};
+use crate::health::desync;
+use crate::health::straggler::StragglerWatch;
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
@@ -37,6 +41,7 @@ pub(super) struct Run<'a> {
     workers: usize,
     stop_signal: Arc<AtomicBool>,
     progress: Progress,
+    stragglers: StragglerWatch,
     /// On rank 0.
     metrics: Option<MetricsFile>,
     /// On rank 0: keeps other runs out of the folder.
@@ -47,9 +52,6 @@ pub(super) struct Run<'a> {
     epoch_duration: Duration,
     skipped_in_a_row: u64,
 }
-
-/// So many steps without an update, one after the other, will not be followed by a good one.
-const MOST_SKIPPED: u64 = 16;
 
 impl<'a> Run<'a> {
     /// Collective: everything up to the first step.
@@ -67,11 +69,7 @@ impl<'a> Run<'a> {
         let fresh = fresh_position(plan);
         let position =
             if session.is_leader() { resume(plan, &engine, &dir, options, fresh.clone()) } else { Ok(fresh) };
-        let position = session.agree(position)?;
-        let json = serde_json::to_vec(&position).map_err(|error| Error::Other(error.to_string()))?;
-        let json = session.leaders(json)?;
-        let position: RunState =
-            serde_json::from_slice(&json).map_err(|error| Error::Other(error.to_string()))?;
+        let position = share_position(session, position)?;
         broadcast_state(session, &engine)?;
 
         let stop_signal = session.agree(listen_for_stop_signals())?;
@@ -105,6 +103,10 @@ impl<'a> Run<'a> {
             workers,
             stop_signal,
             progress,
+            stragglers: StragglerWatch::new(
+                plan.config.telemetry.straggler_factor,
+                session.topology().world_size,
+            ),
             metrics,
             _lock: lock,
             first_step,
@@ -156,7 +158,11 @@ impl<'a> Run<'a> {
         }
         let mut pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
         while self.position.step < self.plan.total_steps() {
-            let outcome = self.step(&mut pool)?;
+            let Some(outcome) = self.step(&mut pool)? else {
+                drop(pool);
+                pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
+                continue;
+            };
             let epoch_complete = self.position.step.is_multiple_of(self.plan.steps_per_epoch);
             if epoch_complete {
                 self.end_epoch()?;
@@ -190,9 +196,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn step(&mut self, pool: &mut Pool) -> Result<StepOutcome, Error> {
+    /// Collective: one step; `None` when the run stands at an earlier checkpoint instead.
+    fn step(&mut self, pool: &mut Pool) -> Result<Option<StepOutcome>, Error> {
         let step = self.position.step;
-        let learning_rate = self.plan.schedule.rate(step);
+        let learning_rate = self.plan.schedule.rate(step) * self.position.health.rate_factor();
+        let loss_scale = self.position.health.loss_scale.map(|loss_scale| loss_scale.scale);
+        self.engine.loss_scale = loss_scale.unwrap_or(1.0);
         if self.plan.config.optimizer.reset_momentum_at_milestones
             && self.plan.schedule.milestone_begins(step)
         {
@@ -217,10 +226,9 @@ impl<'a> Run<'a> {
                 "gradients that never became ready, so nothing behind them was exchanged early: {names}"
             );
         }
-        if outcome.updated {
-            self.skipped_in_a_row = 0;
-        } else {
-            self.leave_out(step, learning_rate)?;
+        let judgement = self.judge(step, learning_rate, &outcome)?;
+        if judgement == Judgement::RolledBack {
+            return Ok(None);
         }
         self.position.step += 1;
         if outcome.updated {
@@ -230,56 +238,37 @@ impl<'a> Run<'a> {
         let images = self.plan.config.train.global_batch;
         self.epoch_images += images as u64;
         self.epoch_duration += outcome.phases.step;
+        for sentence in self.stragglers.step(self.session, self.position.step, &outcome.phases) {
+            self.progress.say(&sentence);
+        }
         let record = StepRecord {
             epoch: (step / self.plan.steps_per_epoch) as u32 + 1,
             step: self.position.step,
             loss: Some(outcome.loss).filter(|loss| loss.is_finite()),
             skipped: !outcome.updated,
+            loss_spike: judgement == Judgement::Spike,
+            loss_scale,
             top1_error: 1.0 - outcome.correct as f64 / images as f64,
             learning_rate,
             skipped_samples: outcome.skipped,
             images_per_second: images as f64 / outcome.phases.step.as_secs_f64(),
             seconds: outcome.phases.into(),
             exchange: (&outcome.exchange).into(),
+            stragglers: self.stragglers.named().to_vec(),
         };
         export_step(&record, images);
         self.progress.step(&record);
         if let Some(metrics) = &mut self.metrics {
             metrics.step(record)?;
         }
-        Ok(outcome)
-    }
-
-    /// Collective: a step whose averaged gradient is not finite is left out, or is the end of the run.
-    fn leave_out(&mut self, step: u64, learning_rate: f64) -> Result<(), Error> {
-        self.position.epoch_skipped += 1;
-        self.skipped_in_a_row += 1;
-        let (number, epoch) = (step + 1, step / self.plan.steps_per_epoch + 1);
-        let place = format!("step {number} (epoch {epoch}, learning rate {learning_rate})");
-        let stop = self.plan.config.train.on_nan == OnNan::Stop;
-        if !stop
-            && self.skipped_in_a_row < MOST_SKIPPED
-            && self.position.epoch_skipped < self.plan.steps_per_epoch
+        let check_every = self.plan.config.train.check_replicas_every;
+        if self.session.topology().world_size > 1
+            && check_every > 0
+            && self.position.step.is_multiple_of(check_every)
         {
-            self.progress.say(&format!("{place} is left out: its gradient is infinite or NaN somewhere"));
-            return Ok(());
+            desync::check(self.session, &self.plan.network, &self.engine.state, self.position.step)?;
         }
-        // Where it comes from is known after another look at the same samples.
-        let found = training_pool(self.plan, step, self.workers)
-            .and_then(|mut pool| self.engine.find_not_finite(step, &mut || next_batch(&mut pool)));
-        let advice = match stop {
-            true => {
-                "lower schedule.rate or lengthen the warm-up and resume from the last checkpoint, or leave such \
-                     steps out with train.on_nan: skip"
-            }
-            false => {
-                "so many steps have been left out that the run is ended; lower schedule.rate and resume from the \
-                      last checkpoint"
-            }
-        };
-        let failure = |what: &str| Error::Other(format!("{what} at {place}; {advice}"));
-        self.session.agree(found.and_then(|what| what.map_or(Ok(()), |what| Err(failure(&what)))))?;
-        self.session.agree(Err(failure("the average over the ranks became infinite or NaN")))
+        Ok(Some(outcome))
     }
 
     /// Collective: evaluates and reports the epoch that has just been completed.
@@ -288,10 +277,13 @@ impl<'a> Run<'a> {
         self.position.epoch += 1;
         let epochs = self.plan.config.train.epochs;
         let due = self.position.epoch.is_multiple_of(self.plan.config.train.evaluate_every_epochs);
-        let evaluation = match due || self.position.epoch == epochs {
-            true => Some(evaluate(self.session, self.plan, &self.engine, self.workers, Views::One)?),
-            false => None,
-        };
+        let (mut evaluation, mut averaged) = (None, None);
+        if due || self.position.epoch == epochs {
+            evaluation = Some(self.evaluate(WeightSet::Current)?);
+            if self.engine.state.averaged.is_some() {
+                averaged = Some(self.evaluate(WeightSet::Averaged)?);
+            }
+        }
         let skipped_steps = std::mem::take(&mut self.position.epoch_skipped);
         let steps = (self.plan.steps_per_epoch - skipped_steps) as f64;
         let samples = steps * self.plan.config.train.global_batch as f64;
@@ -307,9 +299,12 @@ impl<'a> Run<'a> {
             test_top5_error: evaluation.map(|evaluation| evaluation.top5_error()),
             test_top1_correct: evaluation.map(|evaluation| evaluation.top1_correct),
             test_samples: evaluation.map(|evaluation| evaluation.samples),
+            averaged_test_loss: averaged.map(|averaged| averaged.loss()),
+            averaged_test_top1_error: averaged.map(|averaged| averaged.top1_error()),
+            averaged_test_top5_error: averaged.map(|averaged| averaged.top5_error()),
             images_per_second: self.epoch_images as f64 / train_seconds,
             train_seconds,
-            test_seconds: evaluation.map_or(0.0, |evaluation| evaluation.duration.as_secs_f64()),
+            test_seconds: evaluation.iter().chain(&averaged).map(|of| of.duration.as_secs_f64()).sum(),
         };
         self.position.epoch_loss_sum = 0.0;
         self.position.epoch_correct = 0;
@@ -326,6 +321,10 @@ impl<'a> Run<'a> {
             None => Ok(()),
         };
         self.session.agree(written)
+    }
+
+    fn evaluate(&self, weights: WeightSet) -> Result<Evaluation, Error> {
+        evaluate(self.session, self.plan, &self.engine, self.workers, Views::One, weights)
     }
 
     fn draw(&self) -> Result<(), Error> {
@@ -347,8 +346,9 @@ impl<'a> Run<'a> {
             state: self.position.clone(),
             weights: transfer::export(network, state, Part::Weights)?,
             optimizer: transfer::export(network, state, Part::Optimizer)?,
+            averaged: transfer::export(network, state, Part::Averaged)?,
         };
-        let mut tensors = saved.weights.iter().chain(&saved.optimizer);
+        let mut tensors = saved.weights.iter().chain(&saved.optimizer).chain(&saved.averaged);
         if let Some(tensor) = tensors.find(|tensor| tensor.values.iter().any(|value| !value.is_finite())) {
             return Err(Error::Other(format!(
                 "{} is no longer finite after step {}: nothing is saved; lower schedule.rate and resume from the last \

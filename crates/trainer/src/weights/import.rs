@@ -9,6 +9,7 @@ use safetensors::tensor::TensorView;
 use super::{WeightsError, file, fit};
 use crate::checkpoint::{self, Imported, NamedTensor, RunState};
 use crate::error::Error;
+use crate::health::HealthState;
 
 /// What `wrn-dist model import` was asked to do.
 #[derive(Clone, Debug)]
@@ -78,6 +79,7 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
         epoch_correct: 0,
         epoch_skipped: 0,
         best_top1_error: None,
+        health: HealthState::default(),
         meaning: BTreeMap::new(),
         data: String::new(),
         imported: Some(Imported {
