@@ -51,7 +51,7 @@ schedule: {kind: constant, rate: 0.05}
             let stragglers = step["stragglers"].as_array().cloned().unwrap_or_default();
             for straggler in stragglers {
                 assert_eq!(straggler["rank"], victim, "{straggler}");
-                assert_eq!(straggler["phase"], "backward", "{straggler}");
+                assert_eq!(straggler["phase"], "data wait", "{straggler}");
                 let times_slower = straggler["times_slower"].as_f64().unwrap();
                 assert!((1.3..4.0).contains(&times_slower), "{straggler}");
                 let _ = named_at.get_or_insert(step["step"].as_u64().unwrap());
@@ -103,10 +103,10 @@ schedule: {kind: constant, rate: 0.05}
             while !over.load(Ordering::Relaxed) && begin.elapsed() < Duration::from_secs(120) {
                 std::thread::sleep(pause);
                 let Some(process) = process_of_rank(1, out) else { continue };
-                let signal = |signal| {
+                let signal = |signal: &str| {
                     // The process may have ended meanwhile.
                     let mut command = Command::new("kill");
-                    let _ = command.args([signal, &process.to_string()]).stderr(Stdio::null()).status();
+                    let _ = command.arg(signal).arg(process.to_string()).stderr(Stdio::null()).status();
                     std::thread::sleep(pause);
                 };
                 signal("-STOP");

@@ -85,6 +85,8 @@ pub(crate) struct Engine<'plan> {
     comm: CommThread,
     /// To happen to this rank.
     fault: Option<Fault>,
+    /// How long this rank computed in the last step.
+    computed: Duration,
     /// What the loss is multiplied by.
     pub(crate) loss_scale: f32,
     /// Where the exchange happens when the gradients are on a GPU: a copy in host memory.
@@ -146,6 +148,7 @@ impl<'plan> Engine<'plan> {
             reducer,
             comm,
             fault: None,
+            computed: Duration::ZERO,
             loss_scale: 1.0,
             host_exchange,
             hooks_count,
@@ -254,6 +257,7 @@ impl<'plan> Engine<'plan> {
         if self.fault_of(step) == Some(FaultKind::FlipBit) {
             self.flip_bit().map_err(StepError::Exchange)?;
         }
+        self.computed = phases.input + phases.forward + phases.backward + phases.optimizer;
         phases.step = begin.elapsed();
         let micro_batches = self.plan.batches.micro_batches() as f32;
         Ok(StepOutcome {
@@ -284,23 +288,26 @@ impl<'plan> Engine<'plan> {
             let _ = self.state.tail(Tail::Stop)?.f_fill_(1.0)?;
         }
         let micro_batches = self.plan.batches.local_micro_batches();
-        let last = micro_batches.end - 1;
+        let (first, last) = (micro_batches.start, micro_batches.end - 1);
         for micro_batch in micro_batches {
             self.enter(step, "data wait");
             let clock = Instant::now();
+            if micro_batch == first {
+                self.await_slow_data(step);
+            }
             let batch = next_batch()?;
-            phases.data_wait += self.took(step, clock);
+            phases.data_wait += clock.elapsed();
 
             self.enter(step, "input");
             let clock = Instant::now();
             let (images, targets) = self.load(&batch, step, micro_batch)?;
             drop(batch);
-            phases.input += self.took(step, clock);
+            phases.input += clock.elapsed();
 
             self.enter(step, "forward");
             let clock = Instant::now();
             let loss = self.forward(&images, &targets, step, micro_batch)?;
-            phases.forward += self.took(step, clock);
+            phases.forward += clock.elapsed();
 
             self.enter(step, "backward");
             let clock = Instant::now();
@@ -314,7 +321,7 @@ impl<'plan> Engine<'plan> {
                 self.reducer.seal();
             }
             self.backward(&loss)?;
-            phases.backward += self.took(step, clock);
+            phases.backward += clock.elapsed();
             if micro_batch != last {
                 self.end_micro_batch()?;
             }
@@ -330,12 +337,11 @@ impl<'plan> Engine<'plan> {
         Ok(loss.f_mul_scalar(f64::from(self.loss_scale))?.f_backward()?)
     }
 
-    /// Time since `clock`. Where slowness is rehearsed, everything takes as long again.
-    fn took(&self, step: u64, clock: Instant) -> Duration {
+    /// Where slowness is rehearsed, data comes as much later as everything else took in the step before.
+    fn await_slow_data(&self, step: u64) {
         if self.fault.is_some_and(|fault| fault.kind == FaultKind::Slow && fault.step <= step + 1) {
-            std::thread::sleep(clock.elapsed());
+            std::thread::sleep(self.computed);
         }
-        clock.elapsed()
     }
 
     fn fault_of(&self, step: u64) -> Option<FaultKind> {

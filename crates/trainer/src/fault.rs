@@ -89,7 +89,7 @@ impl FaultKind {
             }
             FaultKind::Nan => engine.spoil_gradient(),
             FaultKind::Spike => engine.spoil_loss(),
-            // Not at this moment: the engine stretches every part of the steps, or flips the bit when the step is done.
+            // Not at this moment: the engine lets data come late, or flips the bit when the step is done.
             FaultKind::Slow | FaultKind::FlipBit => Ok(()),
         }
     }

@@ -109,9 +109,10 @@ pub fn describe_plan(
             plan.micro_batch()
         ),
     );
+    let saved = if plan.config.train.averaging.is_some() { 3 } else { 2 };
     line(
         "checkpoint",
-        format!("about {:.2} MiB, {} kept", mib(2 * parameters), plan.config.checkpoint.keep_last),
+        format!("about {:.2} MiB, {} kept", mib(saved * parameters), plan.config.checkpoint.keep_last),
     );
     let sizes: Vec<String> =
         buckets.iter().take(16).map(|bucket| format!("{:.2}", mib(bucket.range.len()))).collect();

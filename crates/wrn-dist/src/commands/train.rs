@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "epoch:N|step:N", value_parser = stop_after)]
     stop_after: Option<StopAfter>,
     /// Rehearse a failure: in this step a rank will panic, kill or stop itself, hang, exit, reorder its buckets,
-    /// make a gradient nan, report a loss spike, become slow (half as fast from then on) or flip-bit a weight
+    /// make a gradient nan, report a loss spike, become slow (its data comes late from then on) or flip-bit a weight
     #[arg(long, value_name = "STEP:RANK:KIND")]
     inject_fault: Option<Fault>,
 }
