@@ -24,7 +24,7 @@ fn main() {
     let root = lib.parent().expect("libtorch's lib folder has a parent").to_owned();
     let include = env::var_os("LIBTORCH_INCLUDE").map_or(root.clone(), PathBuf::from).join("include");
     let links_cuda = lib.join("libtorch_cuda.so").exists();
-    let cuda_include = if links_cuda { cuda_include(&root) } else { None };
+    let cuda = if links_cuda { cuda(&root) } else { None };
 
     let mut build = cc::Build::new();
     build
@@ -40,9 +40,9 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .files(SOURCES.iter().map(|name| Path::new("src/shim").join(name)));
     println!("cargo:rustc-check-cfg=cfg(cuda_headers)");
-    if let Some(cuda) = &cuda_include {
+    if let Some(cuda) = &cuda {
         println!("cargo:rustc-cfg=cuda_headers");
-        build.define("TORCH_EXT_CUDA", None).include(cuda);
+        build.define("TORCH_EXT_CUDA", None).include(&cuda.include);
     } else if links_cuda {
         println!(
             "cargo:warning=CUDA headers not found: streams and events are left out. Set CUDA_HOME, or install \
@@ -50,8 +50,12 @@ fn main() {
         );
     }
     build.compile("torch_ext_shim");
-    if cuda_include.is_some() {
+    if let Some(cuda) = &cuda {
         println!("cargo:rustc-link-lib=dylib=c10_cuda");
+        println!("cargo:rustc-link-search=native={}", cuda.lib.display());
+        println!("cargo:rustc-link-lib=dylib:+verbatim={}", cuda.runtime);
+        println!("cargo:rustc-link-arg=-Wl,-rpath={}", cuda.lib.display());
+        println!("cargo:cuda_lib={}", cuda.lib.display());
     }
     println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:links_cuda={links_cuda}");
@@ -62,11 +66,26 @@ fn main() {
     }
 }
 
-/// A folder with the runtime's headers that are complete enough to compile against.
-fn cuda_include(libtorch: &Path) -> Option<PathBuf> {
-    let beside_the_wheel = libtorch.parent().map(|packages| packages.join("nvidia/cu13/include"));
-    let toolkit = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("include"));
-    toolkit.into_iter().chain(beside_the_wheel).find(|folder| {
-        ["cuda_runtime_api.h", "crt/host_defines.h"].iter().all(|header| folder.join(header).exists())
+/// CUDA's runtime.
+struct Cuda {
+    /// With headers that are complete enough to compile against.
+    include: PathBuf,
+    lib: PathBuf,
+    /// File of the library in there. Wheels have no plain `libcudart.so`.
+    runtime: String,
+}
+
+fn cuda(libtorch: &Path) -> Option<Cuda> {
+    let beside_the_wheel = libtorch.parent().map(|packages| packages.join("nvidia/cu13"));
+    let toolkit = env::var_os("CUDA_HOME").map(PathBuf::from);
+    toolkit.into_iter().chain(beside_the_wheel).find_map(|home| {
+        let include = home.join("include");
+        let complete =
+            ["cuda_runtime_api.h", "crt/host_defines.h"].iter().all(|header| include.join(header).exists());
+        let lib = ["lib64", "lib"].map(|folder| home.join(folder)).into_iter().find(|lib| lib.is_dir())?;
+        let files =
+            std::fs::read_dir(&lib).ok()?.filter_map(|file| file.ok()?.file_name().into_string().ok());
+        let runtime = files.filter(|name| name.starts_with("libcudart.so")).min()?;
+        complete.then_some(Cuda { include, lib, runtime })
     })
 }

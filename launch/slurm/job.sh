@@ -4,6 +4,7 @@
 #
 # LAUNCHER  srun (default): ranks find each other through Slurm's variables and talk over TCP, without MPI;
 #           mpirun: Open MPI starts them within the allocation
+# SRUN_MPI  for srun, none (default), or pmix: ranks find each other through MPI, if it was built for that
 # NETWORK   for mpirun, the network that carries the gradients, such as 10.0.0.0/24 or ib0
 # BINARY    the program, target/release/wrn-dist of this clone unless said otherwise
 
@@ -15,7 +16,7 @@ BINARY=${BINARY:-${CARGO_TARGET_DIR:-$ROOT/target}/release/wrn-dist}
 SAVED_AND_STOPPED=75
 
 start_by_srun() {
-    local flags=(--mpi=none)
+    local flags=(--mpi="${SRUN_MPI:-none}")
     # srun no longer takes this from sbatch since Slurm 22.05.
     if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
         flags+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")

@@ -2,7 +2,7 @@
 
 usage, in a shell with launch/env.sh: python3 tests/campaigns/save_stall.py [ARCH [SAVES [THREADS]]]
 
-Trains a few images a step and saves every tenth step; reads everything from the run's own metrics.
+Trains two images a step and saves every tenth step; reads everything from the run's own metrics.
 """
 import json
 import os
@@ -17,7 +17,7 @@ arch = sys.argv[1] if len(sys.argv) > 1 else "wrn-28-10"
 saves = int(sys.argv[2]) if len(sys.argv) > 2 else 8
 threads = sys.argv[3] if len(sys.argv) > 3 else str(len(os.sched_getaffinity(0)))
 EVERY = 10
-BATCH = 8
+BATCH = 2
 
 folder = pathlib.Path(tempfile.mkdtemp(prefix="save-stall-"))
 (folder / "run.yaml").write_text(

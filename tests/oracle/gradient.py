@@ -2,7 +2,8 @@
 
 usage: gradient.py micro-batches|whole-batch|synchronized-norm DATA CHECKPOINT
 
-With synchronized-norm, batch norm is over the whole batch, and the running statistics after the step are compared as well.
+With synchronized-norm, batch norm is over the whole batch, everything is computed in double precision here, and the running
+statistics after the step are compared as well.
 
 The step had rate 0, so the weights are the initial ones; with no decay its momentum is the averaged gradient.
 
@@ -35,6 +36,9 @@ labels = torch.tensor(labels.astype(np.int64))
 weights = load_file(checkpoint / "weights.safetensors")
 gradients = load_file(checkpoint / "optimizer.safetensors")
 parameters = {name: weights[name].clone() for name in gradients}
+if mode == "synchronized-norm":
+    images = images.double()
+    parameters = {name: parameter.double() for name, parameter in parameters.items()}
 for name, parameter in parameters.items():
     if parameter.dim() == 4:
         parameters[name] = parameter.contiguous(memory_format=torch.channels_last)
@@ -47,7 +51,7 @@ def norm(x, name):
     if mode == "whole-batch":  # running statistics as they begin
         zeros = torch.zeros(x.shape[1])
         return F.batch_norm(x, zeros, zeros + 1, parameters[name + ".weight"], parameters[name + ".bias"])
-    mean, variance = running[name] = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+    mean, variance = running[name] = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
     return F.batch_norm(x, mean, variance, parameters[name + ".weight"], parameters[name + ".bias"], training=True)
 
 

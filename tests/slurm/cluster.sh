@@ -45,6 +45,7 @@ AuthInfo=socket=$folder/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool-%n
+TmpFS=$folder/tmp-%n
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd-%n.pid
 SlurmctldLogFile=$folder/slurmctld.log
@@ -73,7 +74,7 @@ start() {
     for program in munged slurmctld slurmd sbatch srun; do
         command -v "$program" >/dev/null || cannot "$program is not installed"
     done
-    mkdir -p "$folder"/{state,spool-n1,spool-n2}
+    mkdir -p "$folder"/{state,spool-n1,spool-n2,tmp-n1,tmp-n2}
     chmod 755 "$folder"
     write_configuration "$@"
     export SLURM_CONF=$folder/slurm.conf

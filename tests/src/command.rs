@@ -136,6 +136,18 @@ pub fn start_wrn_dist(ranks: usize, arguments: &[&str], environment: &[(&str, St
     Running::start(command)
 }
 
+/// As [`start_wrn_dist`], by `launch/mpirun/one-host.sh`.
+#[must_use]
+pub fn start_one_host_script(ranks: usize, arguments: &[&str]) -> Running {
+    let mut command = Command::new("bash");
+    command
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../launch/mpirun/one-host.sh"))
+        .arg(ranks.to_string())
+        .args(arguments)
+        .env("BINARY", binary());
+    Running::start(command)
+}
+
 /// A program that has been started. Dropped before its end, it is killed.
 pub struct Running {
     child: Child,
@@ -197,15 +209,21 @@ impl Running {
     /// # Panics
     /// When there is no such rank.
     pub fn signal_rank(&self, rank: usize, signal: &str) {
-        let id = self.rank_ids()[rank].to_string();
-        let sent = Command::new("kill").args([&format!("-{signal}"), &id]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {id}");
+        send(signal, self.rank_ids()[rank]);
+    }
+
+    /// Sends `signal` to the program that was started.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn signal(&self, signal: &str) {
+        send(signal, self.child.id());
     }
 
     /// Waits until `condition` holds.
     ///
     /// # Panics
-    /// When the program ends before, or after a minute.
+    /// When the program ends before, or after two minutes.
     pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let begin = Instant::now();
         while !condition(self) {
@@ -216,7 +234,7 @@ impl Running {
                 self.stdout.text(),
                 self.stderr.text()
             );
-            assert!(begin.elapsed() < Duration::from_secs(60), "never {what}:\n{}", self.stderr.text());
+            assert!(begin.elapsed() < Duration::from_secs(120), "never {what}:\n{}", self.stderr.text());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -246,6 +264,11 @@ impl Running {
             pid: self.child.id(),
         }
     }
+}
+
+fn send(signal: &str, id: u32) {
+    let sent = Command::new("kill").args([format!("-{signal}"), id.to_string()]).status();
+    assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {id}");
 }
 
 impl Drop for Running {

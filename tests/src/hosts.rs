@@ -119,6 +119,32 @@ impl TwoHosts {
         self.folder.path().join("hosts")
     }
 
+    /// Runs `wrn-dist` without MPI, with `slots` ranks on each host, that know of each other from environment variables.
+    ///
+    /// # Panics
+    /// When a process cannot be started.
+    #[must_use]
+    pub fn wrn_dist_by_variables(&self, slots: usize, arguments: &[&str]) -> Vec<Outcome> {
+        std::thread::scope(|scope| {
+            let start = |rank: usize| {
+                let (namespace, cores) = (&self.namespaces[rank / slots], &self.cores[rank / slots]);
+                let mut command = Command::new("ip");
+                command
+                    .args(["netns", "exec", namespace, "taskset", "-c", cores, "unshare", "--uts"])
+                    .args(["sh", "-c", "hostname \"$0\"; exec \"$@\"", namespace])
+                    .arg(binary())
+                    .args(arguments)
+                    .env("RANK", rank.to_string())
+                    .env("WORLD_SIZE", (2 * slots).to_string())
+                    .env("MASTER_ADDR", ADDRESSES[0])
+                    .env("MASTER_PORT", "29500");
+                scope.spawn(move || run_quickly(command))
+            };
+            let processes: Vec<_> = (0..2 * slots).map(start).collect();
+            processes.into_iter().map(|process| process.join().expect("the process has an outcome")).collect()
+        })
+    }
+
     /// Runs `wrn-dist` by `launch/mpirun/many-hosts.sh`, one rank a slot of every host.
     #[must_use]
     pub fn wrn_dist(&self, arguments: &[&str]) -> Outcome {

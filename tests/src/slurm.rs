@@ -20,6 +20,7 @@ const CANNOT: i32 = 3;
 /// The cluster, which ends with this value.
 pub struct SlurmCluster {
     folder: TempDir,
+    binary: String,
 }
 
 /// A job, by its number or an array's number and the task's.
@@ -33,7 +34,8 @@ impl SlurmCluster {
     /// When a cluster could be, but does not start.
     #[must_use]
     pub fn start_or_skip() -> Option<SlurmCluster> {
-        let cluster = SlurmCluster { folder: tempfile::tempdir().expect("a temporary folder can be made") };
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let cluster = SlurmCluster { folder, binary: binary().display().to_string() };
         let mut start = Command::new("bash");
         start.arg(script()).arg("start").arg(cluster.folder.path());
         start.args((0..3).map(|_| free_port().to_string()));
@@ -57,6 +59,12 @@ impl SlurmCluster {
         self.folder.path().join(name)
     }
 
+    /// The program under test.
+    #[must_use]
+    pub fn binary(&self) -> &str {
+        &self.binary
+    }
+
     /// Runs a command of Slurm, or another that needs the cluster.
     #[must_use]
     pub fn run(&self, program: &str, arguments: &[&str]) -> Outcome {
@@ -65,7 +73,7 @@ impl SlurmCluster {
             .args(arguments)
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .env("SLURM_CONF", self.path("slurm.conf"))
-            .env("BINARY", binary())
+            .env("BINARY", &self.binary)
             .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
             .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         run_quickly(command)

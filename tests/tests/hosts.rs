@@ -67,7 +67,7 @@ fn an_error_on_the_second_host_ends_all_ranks_with_its_sentence() {
 
 #[test]
 #[ignore = "long"]
-fn a_cut_link_ends_ranks_and_mpirun_on_both_hosts() {
+fn a_cut_link_ends_mpirun_and_the_ranks_on_both_hosts() {
     if !mpirun_or_skip() {
         return;
     }
@@ -75,7 +75,7 @@ fn a_cut_link_ends_ranks_and_mpirun_on_both_hosts() {
     let experiment = experiment();
     let out = experiment.path("cut");
     let metrics = out.join("metrics.jsonl");
-    let sets = ["train.epochs=1000", "comm.timeout_s=5", "checkpoint.every_epochs=1000"];
+    let sets = ["train.epochs=1000", "checkpoint.every_epochs=1000"];
     let arguments = [
         &["train", "--config", experiment.config(), "--out", out.to_str().unwrap()][..],
         &sets.iter().flat_map(|set| ["--set", set]).collect::<Vec<_>>(),
@@ -95,12 +95,12 @@ fn a_cut_link_ends_ranks_and_mpirun_on_both_hosts() {
         (outcome, cut.join().unwrap().elapsed())
     });
     assert_ne!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(after < Duration::from_secs(60), "mpirun ended {after:?} after the cut:\n{}", outcome.stderr);
-    assert!(outcome.stderr.contains("rank 1"), "{}", outcome.stderr);
+    assert!(after < Duration::from_secs(120), "mpirun ended {after:?} after the cut:\n{}", outcome.stderr);
+    assert!(outcome.stderr.contains("lost communication with a remote daemon"), "{}", outcome.stderr);
     // The second host's helper asks as often.
     let begin = Instant::now();
     while !hosts.left_behind().is_empty() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "left behind: {:?}", hosts.left_behind());
+        assert!(begin.elapsed() < Duration::from_secs(120), "left behind: {:?}", hosts.left_behind());
         std::thread::sleep(Duration::from_millis(200));
     }
 }

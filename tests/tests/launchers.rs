@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use end_to_end::{
-    Experiment, FashionMnist, Outcome, metrics_without_times, mpirun_or_skip, torchrun_or_skip,
+    Experiment, FashionMnist, Outcome, TwoHosts, metrics_without_times, mpirun_or_skip, torchrun_or_skip,
     wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_with_variables,
 };
 
@@ -58,6 +58,24 @@ fn every_launcher_gives_the_same_bits() {
             assert!(of(&by_torchrun) == of(&by_mpirun), "{by_torchrun}");
         }
     }
+}
+
+#[test]
+fn ranks_on_two_hosts_sum_within_them_first_and_have_the_same_bits() {
+    let Some(hosts) = TwoHosts::set_up_or_skip(2, "1gbit") else { return };
+    let experiment = experiment();
+    let train = |name: &str, more: &[&str]| {
+        let out = experiment.path(name);
+        let arguments = [&arguments(&experiment, out.to_str().unwrap())[..], more].concat();
+        for outcome in hosts.wrn_dist_by_variables(2, &arguments) {
+            let _ = outcome.expect_code(0);
+        }
+        (metrics_without_times(experiment.metrics(name)), experiment.checkpoint(name))
+    };
+    assert!(train("hosts", &[]) == train("flat", &["--set", "comm.reduce=flat-ordered"]));
+    let of = |name: &str| std::fs::read_to_string(experiment.path(name).join("run.json")).unwrap();
+    let within = "sums within 2 hosts of 2 first";
+    assert!(of("hosts").contains(within) && !of("flat").contains(within), "{}", of("hosts"));
 }
 
 #[test]

@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::time::Instant;
 
-use end_to_end::{Experiment, FashionMnist, SlurmCluster, SlurmJob, metrics_without_times, mpirun_or_skip};
+use end_to_end::{
+    Experiment, FashionMnist, SlurmCluster, SlurmJob, metrics_without_times, mpirun_or_skip, skip,
+};
 use serde_json::Value;
 
 /// Long enough to be stopped on the way; the same bits on any number of ranks.
@@ -21,7 +24,7 @@ checkpoint: {{every_epochs: 5}}
     )
 }
 
-const EPOCHS: usize = 100;
+const EPOCHS: usize = 60;
 
 type Result = (Vec<Value>, [Vec<u8>; 2]);
 
@@ -57,39 +60,75 @@ fn wait_for_steps(cluster: &SlurmCluster, job: &SlurmJob, experiment: &Experimen
 }
 
 #[test]
-fn a_job_on_two_nodes_saves_on_a_signal_and_goes_on_from_the_queue() {
-    if !mpirun_or_skip() {
-        return;
+fn srun_starts_ranks_on_both_nodes_with_and_without_mpi() {
+    let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    let kinds = cluster.run("srun", &["--mpi=list"]);
+    for (mpi, transport) in [("none", "TCP, ranks met at "), ("pmix", "Open MPI ")] {
+        if ![&kinds.stdout, &kinds.stderr].iter().any(|list| list.contains(mpi)) {
+            skip("slurm", &format!("srun has no --mpi={mpi}"));
+            continue;
+        }
+        let mpi = format!("--mpi={mpi}");
+        let bench = ["bench", "allreduce", "--json", "--max-kib", "64", "--iterations", "3"];
+        let arguments = [&[&mpi, "--nodes=2", "--ntasks=4", cluster.binary()][..], &bench].concat();
+        let outcome = cluster.run("srun", &arguments).expect_code(0);
+        let bench: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!(bench["world_size"], 4);
+        assert!(bench["transport"].as_str().unwrap().starts_with(transport), "{mpi}: {bench}");
+        assert!(bench["rows"].as_array().unwrap().iter().all(|row| row["wrong"] == 0), "{bench}");
     }
+}
+
+/// A job on both nodes, asked to stop by `scancel` with these options.
+fn stop_and_go_on(
+    cluster: &SlurmCluster,
+    experiment: &Experiment,
+    expected: &Result,
+    launcher: &str,
+    scancel: &[&str],
+) {
+    let run = format!("{launcher}{}", scancel.concat());
+    let export = format!("--export=ALL,LAUNCHER={launcher}");
+    let options = ["--nodes=2", "--ntasks-per-node=1", &export];
+    let job = submit(cluster, experiment, &run, "many-nodes.sbatch", &options);
+    wait_for_steps(cluster, &job, experiment, &run);
+    assert_eq!(cluster.field(&job, "NodeList"), "n[1-2]");
+    let _ = cluster.run("scancel", &[scancel, &[job.id()]].concat()).expect_code(0);
+    cluster.wait_for_success(&job);
+    assert_eq!(cluster.field(&job, "Restarts"), "1", "{}", cluster.log(&job));
+    assert!(cluster.log(&job).contains("goes back into the queue"), "{}", cluster.log(&job));
+    assert!(result(experiment, &run) == *expected, "{run} is not the undisturbed run");
+}
+
+#[test]
+fn a_job_on_two_nodes_saves_on_a_signal_and_goes_on_from_the_queue() {
     let Some(cluster) = SlurmCluster::start_or_skip() else { return };
     let experiment = experiment(EPOCHS);
     let expected = undisturbed(&experiment);
-    // To srun's step directly, and to the job's shell, which passes it on.
-    for (launcher, signal) in [
-        ("srun", &["--signal=USR2"][..]),
-        ("srun", &["--batch", "--signal=USR2"]),
-        ("mpirun", &["--batch", "--signal=USR2"]),
-    ] {
-        let run = format!("{launcher} {signal:?}").replace(['"', ' '], "");
-        let export = format!("--export=ALL,LAUNCHER={launcher}");
-        let options = ["--nodes=2", "--ntasks-per-node=1", &export];
-        let job = submit(&cluster, &experiment, &run, "many-nodes.sbatch", &options);
-        wait_for_steps(&cluster, &job, &experiment, &run);
-        assert_eq!(cluster.field(&job, "NodeList"), "n[1-2]");
-        let _ = cluster.run("scancel", &[signal, &[job.id()]].concat()).expect_code(0);
-        cluster.wait_for_success(&job);
-        assert_eq!(cluster.field(&job, "Restarts"), "1", "{}", cluster.log(&job));
-        assert!(cluster.log(&job).contains("goes back into the queue"), "{}", cluster.log(&job));
-        assert!(result(&experiment, &run) == expected, "{run} is not the undisturbed run");
+    stop_and_go_on(&cluster, &experiment, &expected, "srun", &["--signal=USR2"]);
+    if mpirun_or_skip() {
+        stop_and_go_on(&cluster, &experiment, &expected, "mpirun", &["--batch", "--signal=USR2"]);
     }
+}
+
+#[test]
+#[ignore = "long"]
+fn a_signal_to_the_shell_of_a_job_reaches_the_ranks_of_srun() {
+    let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    let experiment = experiment(EPOCHS);
+    let expected = undisturbed(&experiment);
+    stop_and_go_on(&cluster, &experiment, &expected, "srun", &["--batch", "--signal=USR2"]);
 }
 
 #[test]
 #[ignore = "long"]
 fn a_time_limit_saves_in_time_and_the_job_goes_on() {
     let Some(cluster) = SlurmCluster::start_or_skip() else { return };
-    // Some minutes of steps; Slurm counts time limits in minutes.
-    let experiment = experiment(3000);
+    // Slurm counts time limits in minutes, so the run is to take some.
+    let begin = Instant::now();
+    let _ = undisturbed(&experiment(EPOCHS));
+    let epochs = EPOCHS * 150 / begin.elapsed().as_secs().max(1) as usize;
+    let experiment = experiment(epochs);
     let expected = undisturbed(&experiment);
     let options = ["--ntasks-per-node=2", "--time=1", "--signal=B:USR2@20"];
     let job = submit(&cluster, &experiment, "limited", "single-node.sbatch", &options);

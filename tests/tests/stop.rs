@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use end_to_end::{Experiment, FashionMnist, metrics_without_times, mpirun_or_skip};
+use end_to_end::{Experiment, FashionMnist, metrics_without_times, mpirun_or_skip, start_one_host_script};
 
 const STOPPED: i32 = 75;
 /// No run ends by itself while a test looks at it.
@@ -49,6 +49,23 @@ fn a_signal_to_any_rank_stops_all_at_the_same_step_and_the_run_goes_on_from_ther
         assert!(experiment.checkpoint(&parts) == experiment.checkpoint(&whole), "{ranks} ranks");
         let metrics = [&parts, &whole].map(|name| metrics_without_times(experiment.metrics(name)));
         assert!(metrics[0] == metrics[1], "{ranks} ranks: metrics differ");
+    }
+}
+
+#[test]
+fn under_the_launch_script_every_signal_is_a_request() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    for signal in ["TERM", "INT", "USR2"] {
+        let out = experiment.path(signal);
+        let arguments = ["train", "--config", experiment.config(), "--out", out.to_str().unwrap()];
+        let mut script = start_one_host_script(2, &[&arguments[..], &LONG].concat());
+        script.wait_until("some steps were done", |_| experiment.steps_so_far(signal) > 5);
+        script.signal(signal);
+        let outcome = script.wait().expect_code(STOPPED);
+        assert!(outcome.stdout.contains("stopped by SIGUSR1 after step "), "SIG{signal}: {}", outcome.stdout);
     }
 }
 

@@ -74,9 +74,9 @@ mod tests {
                     .collect();
                 shards.sort_by_key(|shard| shard.start);
                 let ends = shards.iter().map(|shard| shard.end);
-                let starts = std::iter::once(0).chain(ends.clone()).take(shards.len());
+                let starts = std::iter::once(0).chain(ends).take(shards.len());
                 assert!(shards.iter().map(|shard| shard.start).eq(starts), "{len}: {shards:?}");
-                assert_eq!(ends.last().unwrap_or(0), len);
+                assert_eq!(shards.last().map_or(0, |shard| shard.end), len);
                 assert!(shards.iter().all(|shard| shard.start % 16 == 0), "{len}: {shards:?}");
             }
         }

@@ -10,7 +10,7 @@ use crate::jpeg::{ImageDecoder, Region};
 use crate::source::DataSet;
 
 /// Each part is measured so often on each image, of which the shortest time counts.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 /// Time of the parts of decoding, means over the images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use crate::grammar;
 pub enum ModelError {
     /// An architecture string that names nothing.
     #[error(
-        "`{text}` is no architecture: {reason}{}. Known:{}",
-        suggestion.as_ref().map_or_else(String::new, |meant| format!("; did you mean {meant}?")), grammar::families()
+        "`{text}` is no architecture: {reason}{} Known:{}",
+        suggestion.as_ref().map_or_else(|| ".".into(), |meant| format!("; did you mean {meant}?")), grammar::families()
     )]
     Architecture {
         /// As given.

@@ -4,6 +4,7 @@
 //! With a communicator that does not block, every function may return [`Progress::Pending`]: then no other call on
 //! it may follow until [`async_error`] says [`Progress::Complete`].
 #![allow(unsafe_code)]
+#![allow(clippy::too_many_arguments, reason = "as many as NVIDIA's functions have")]
 #![allow(non_upper_case_globals, reason = "NVIDIA's names in patterns")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};

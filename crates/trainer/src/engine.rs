@@ -146,8 +146,8 @@ impl<'plan> Engine<'plan> {
             },
         };
         let reducer = Reducer::new(comm.clone(), region, segments, buckets.clone(), options);
-        let sharded = reducer.shards();
-        let shards = (!sharded.is_empty()).then(|| Shards { comm: comm.clone(), buckets: sharded });
+        let (sharded, scratch) = (reducer.shards(), state.gradients()?);
+        let shards = (!sharded.is_empty()).then(|| Shards { comm: comm.clone(), buckets: sharded, scratch });
         let optimizer = Optimizer::new(&plan.config.optimizer, &mut state, shards)?;
         let inputs = Arc::new(StepInputs::default());
         let world_size = comm.topology().world_size;

@@ -76,7 +76,7 @@ impl Exchange {
         values: Values,
         wire: Wire,
         reduction: Reduction,
-        signal: &AbortSignal,
+        waiting: &Waiting,
     ) -> Result<(), CommError> {
         if values.len == 0 {
             return Ok(());
@@ -85,14 +85,13 @@ impl Exchange {
         unsafe {
             match reduction {
                 Reduction::Ordered | Reduction::FlatOrdered => {
-                    self.in_order(device, values, wire, signal)?;
+                    self.in_order(device, values, wire, waiting)?;
                 }
-                Reduction::Library => self.by_nccl(device, values, wire, signal)?,
+                Reduction::Library => self.by_nccl(device, values, wire, waiting)?,
             }
         }
-        wait(signal, || {
-            Ok(self.comm.poll()? == Progress::Complete && device.is_done().map_err(device_failed)?)
-        })
+        waiting
+            .until(|| Ok(self.comm.poll()? == Progress::Complete && device.is_done().map_err(device_failed)?))
     }
 
     /// # Safety
@@ -102,7 +101,7 @@ impl Exchange {
         device: &mut dyn ExchangeDevice,
         values: Values,
         wire: Wire,
-        signal: &AbortSignal,
+        waiting: &Waiting,
     ) -> Result<(), CommError> {
         let stream = device.stream().map_err(device_failed)?;
         let (rank, world_size, data_type) = (self.rank, self.world_size, wire.data_type());
@@ -135,11 +134,11 @@ impl Exchange {
                 }
                 Ok(())
             })?;
-            self.wait_until_queued(signal)?;
+            self.wait_until_queued(waiting)?;
             device.sum_rows(rows, world_size, slice_len, own_len, wire).map_err(device_failed)?;
             // Whole slices, of which the last ones may end in what nobody reads.
             let _ = self.comm.all_gather(rows, whole, slice_len, data_type, stream)?;
-            self.wait_until_queued(signal)?;
+            self.wait_until_queued(waiting)?;
             device.widen(whole, values.start, values.len, wire).map_err(device_failed)
         }
     }
@@ -151,7 +150,7 @@ impl Exchange {
         device: &mut dyn ExchangeDevice,
         values: Values,
         wire: Wire,
-        signal: &AbortSignal,
+        waiting: &Waiting,
     ) -> Result<(), CommError> {
         let stream = device.stream().map_err(device_failed)?;
         let Values { start, len } = values;
@@ -162,13 +161,13 @@ impl Exchange {
                 Wire::Fp32 => {
                     let place = start.cast();
                     let _ = self.comm.all_reduce(place, place, len, data_type, Operation::Sum, stream)?;
-                    self.wait_until_queued(signal)
+                    self.wait_until_queued(waiting)
                 }
                 Wire::Bf16 | Wire::Fp16 => {
                     let (area, _) = self.areas(len * data_type.bytes())?;
                     device.round(start, area, len, wire).map_err(device_failed)?;
                     let _ = self.comm.all_reduce(area, area, len, data_type, Operation::Sum, stream)?;
-                    self.wait_until_queued(signal)?;
+                    self.wait_until_queued(waiting)?;
                     device.widen(area, start, len, wire).map_err(device_failed)
                 }
             }
@@ -176,8 +175,8 @@ impl Exchange {
     }
 
     /// NCCL takes the next call when it has queued the one before.
-    fn wait_until_queued(&mut self, signal: &AbortSignal) -> Result<(), CommError> {
-        wait(signal, || Ok(self.comm.poll()? == Progress::Complete))
+    fn wait_until_queued(&mut self, waiting: &Waiting) -> Result<(), CommError> {
+        waiting.until(|| Ok(self.comm.poll()? == Progress::Complete))
     }
 
     /// Two areas of at least `bytes`, known to NCCL. Nothing is under way when this is called.
@@ -204,29 +203,35 @@ impl Exchange {
     }
 
     /// Leaves in an orderly way; all ranks come here.
-    pub(super) fn finalize(&mut self, signal: &AbortSignal) -> Result<(), CommError> {
+    pub(super) fn finalize(&mut self, waiting: &Waiting) -> Result<(), CommError> {
         if let Some(registration) = self.areas.as_mut().and_then(|areas| areas.registration.take()) {
             self.comm.deregister(registration)?;
         }
         let _ = self.comm.finalize()?;
-        self.wait_until_queued(signal)
+        self.wait_until_queued(waiting)
     }
 }
 
-/// Looks politely until `look` says that it is over; ends with an error when `signal` is raised.
-pub(super) fn wait(
-    signal: &AbortSignal,
-    mut look: impl FnMut() -> Result<bool, CommError>,
-) -> Result<(), CommError> {
-    let mut backoff = Backoff::new(Patience::WITHIN_HOST);
-    loop {
-        let begin = Instant::now();
-        if look()? {
-            return Ok(());
+/// How to wait, and what ends it.
+#[derive(Clone)]
+pub(super) struct Waiting {
+    pub(super) signal: AbortSignal,
+    pub(super) patience: Patience,
+}
+
+impl Waiting {
+    /// Looks until `look` says that it is over; an error when the signal is raised.
+    pub(super) fn until(&self, mut look: impl FnMut() -> Result<bool, CommError>) -> Result<(), CommError> {
+        let mut backoff = Backoff::new(self.patience);
+        loop {
+            let begin = Instant::now();
+            if look()? {
+                return Ok(());
+            }
+            if self.signal.raised().is_some() {
+                return Err(CommError::Aborted);
+            }
+            backoff.pause(begin);
         }
-        if signal.raised().is_some() {
-            return Err(CommError::Aborted);
-        }
-        backoff.pause(begin);
     }
 }

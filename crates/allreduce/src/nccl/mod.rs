@@ -5,6 +5,8 @@ mod device;
 mod exchange;
 mod region_device;
 
+use std::time::Duration;
+
 use nccl_rs::{Comm, Config, Library, Progress, UniqueId};
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +14,8 @@ pub use self::device::ExchangeDevice;
 pub use self::region_device::{Ready, RegionDevice};
 
 use self::device::HostMemory;
-use self::exchange::{Exchange, Values, wait};
+use self::exchange::{Exchange, Values, Waiting};
+use crate::backoff::Patience;
 use crate::communicator::{AbortSignal, Communicator, Reduction};
 use crate::{CommError, Topology, Wire};
 
@@ -25,7 +28,7 @@ pub struct NcclCommunicator {
     library: Library,
     id: UniqueId,
     reduction: Reduction,
-    signal: AbortSignal,
+    waiting: Waiting,
     state: State,
     host: HostMemory,
 }
@@ -60,7 +63,7 @@ impl NcclCommunicator {
                 library,
                 id,
                 reduction,
-                signal: AbortSignal::new(),
+                waiting: Waiting { signal: AbortSignal::new(), patience: Patience::WITHIN_HOST },
                 state: State::Apart,
                 host: HostMemory::default(),
             }),
@@ -93,7 +96,7 @@ impl NcclCommunicator {
         let _ = device.stream().map_err(CommError::Nccl)?;
         let Topology { rank, world_size, .. } = *self.control.topology();
         let mut comm = Comm::init(&self.library, self.id, rank, world_size, Config::default())?;
-        wait(&self.signal, || Ok(comm.poll()? == Progress::Complete))?;
+        self.waiting.until(|| Ok(comm.poll()? == Progress::Complete))?;
         Ok(Exchange::new(comm, self.library.clone(), rank, world_size))
     }
 
@@ -106,10 +109,10 @@ impl NcclCommunicator {
         values: Values,
         wire: Wire,
     ) -> Result<(), CommError> {
-        let (reduction, signal) = (self.reduction, self.signal.clone());
+        let (reduction, waiting) = (self.reduction, self.waiting.clone());
         let exchange = self.exchange(device)?;
         // SAFETY: the caller's promise.
-        let result = unsafe { exchange.all_reduce(device, values, wire, reduction, &signal) };
+        let result = unsafe { exchange.all_reduce(device, values, wire, reduction, &waiting) };
         if let Err(error) = &result {
             // Drops the communicator, which aborts it.
             self.state = State::Over(error.clone());
@@ -169,7 +172,12 @@ impl Communicator for NcclCommunicator {
 
     fn interrupt_by(&mut self, signal: AbortSignal) {
         self.control.interrupt_by(signal.clone());
-        self.signal = signal;
+        self.waiting.signal = signal;
+    }
+
+    fn spin_for(&mut self, spin: Duration) {
+        self.control.spin_for(spin);
+        self.waiting.patience = Patience::with_a_spare_core(spin);
     }
 
     fn sums_host_memory(&self) -> bool {
@@ -224,9 +232,9 @@ impl Communicator for NcclCommunicator {
     }
 
     fn finalize(&mut self) -> Result<(), CommError> {
-        let signal = self.signal.clone();
+        let waiting = self.waiting.clone();
         let ended = match &mut self.state {
-            State::Met(exchange) => exchange.finalize(&signal),
+            State::Met(exchange) => exchange.finalize(&waiting),
             State::Apart => Ok(()),
             State::Over(error) => Err(error.clone()),
         };

@@ -337,11 +337,14 @@ fn compression_rounds_the_scaled_segments_and_leaves_the_tail_alone() {
     }
 }
 
+/// Buckets and what they hold.
+type Calls = Arc<Mutex<Vec<(usize, Vec<f32>)>>>;
+
 /// Notes with which values it is called.
 struct Noting {
     gradients: Region,
     exchanges: bool,
-    calls: Arc<Mutex<Vec<(usize, Vec<f32>)>>>,
+    calls: Calls,
 }
 
 impl BucketHook for Noting {
@@ -369,7 +372,7 @@ fn a_hook_sees_each_bucket_once_it_is_averaged_until_one_is_not_finite() {
     let results = on_each_comm_thread(2, |comm| {
         let rank = comm.topology().rank;
         let gradients = Region::from_vec(vec![0.0; LEN]);
-        let calls = Arc::new(Mutex::new(Vec::new()));
+        let calls = Calls::default();
         let hook = Noting { gradients: gradients.clone(), exchanges: false, calls: Arc::clone(&calls) };
         let reducer =
             reducer(comm.clone(), &gradients, 0, true, Accumulation::InPlace, 0.5).with_hook(Box::new(hook));
@@ -401,7 +404,7 @@ fn a_hook_that_exchanges_gets_the_scaled_segments_and_the_rest_is_summed_as_ever
     let results = on_each_comm_thread(2, |comm| {
         let rank = comm.topology().rank;
         let gradients = Region::from_vec(vec![2.0 * (rank + 1) as f32; LEN]);
-        let calls = Arc::new(Mutex::new(Vec::new()));
+        let calls = Calls::default();
         let hook = Noting { gradients: gradients.clone(), exchanges: true, calls: Arc::clone(&calls) };
         let reducer = reducer(comm.clone(), &gradients, usize::MAX, true, Accumulation::InPlace, 0.5)
             .with_hook(Box::new(hook));

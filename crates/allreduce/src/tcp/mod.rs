@@ -104,6 +104,10 @@ impl Communicator for TcpCommunicator {
         self.mesh.interrupt_by(signal);
     }
 
+    fn spin_for(&mut self, spin: Duration) {
+        self.mesh.spin_for(spin);
+    }
+
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
         match &mut self.reduction {
             Kind::Flat(reductions) => reductions.all_reduce(&mut self.mesh, values, wire),

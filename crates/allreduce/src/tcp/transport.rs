@@ -15,7 +15,7 @@ use crate::CommError;
 use crate::communicator::AbortSignal;
 use crate::transport::{Element, Transport};
 
-/// For less than this after the last progress, the next look follows at once.
+/// For less than this after the last progress, the next look follows at once, unless a thread has a core to spare.
 const SPIN: Duration = Duration::from_micros(20);
 /// Asleep, a rank wakes up this often to look at the abort signal.
 const LONGEST_SLEEP: Duration = Duration::from_millis(20);
@@ -33,6 +33,7 @@ pub(super) struct Mesh {
     poll: Poll,
     events: Events,
     signal: AbortSignal,
+    spin: Duration,
     /// The first failure, after which messages would be taken for others.
     failure: Option<CommError>,
 }
@@ -55,11 +56,15 @@ impl Mesh {
         };
         let streams = streams.into_iter().enumerate().map(register).collect::<io::Result<Vec<_>>>()?;
         let events = Events::with_capacity(streams.len().max(1));
-        Ok(Mesh { rank, hosts, streams, poll, events, signal: AbortSignal::new(), failure: None })
+        Ok(Mesh { rank, hosts, streams, poll, events, signal: AbortSignal::new(), spin: SPIN, failure: None })
     }
 
     pub(super) fn interrupt_by(&mut self, signal: AbortSignal) {
         self.signal = signal;
+    }
+
+    pub(super) fn spin_for(&mut self, spin: Duration) {
+        self.spin = spin;
     }
 
     /// Closes all connections; what was sent still arrives.
@@ -80,7 +85,7 @@ impl Mesh {
             }
             if moved {
                 progress = Instant::now();
-            } else if progress.elapsed() < SPIN {
+            } else if progress.elapsed() < self.spin {
                 std::hint::spin_loop();
             } else {
                 // What comes between the look and this is reported at once. An interrupted sleep is short.

@@ -16,11 +16,21 @@ pub(crate) struct Shards {
     pub(crate) comm: CommThread,
     /// Ranges of the flat parameters that together are all of it, and of each the part that is this rank's.
     pub(crate) buckets: Vec<(Range<usize>, Range<usize>)>,
+    /// As long as the flat parameters, and free between steps: the gradients.
+    pub(crate) scratch: Tensor,
 }
 
 impl Shards {
     fn is_leader(&self) -> bool {
         self.comm.topology().rank == 0
+    }
+
+    /// Zeros in host memory for a bucket.
+    fn room_for(&self, bucket: &Range<usize>) -> Result<Tensor, Error> {
+        match self.scratch.device() {
+            Device::Cpu => Ok(narrow(&self.scratch, bucket)?.f_zero_()?),
+            _ => Ok(Tensor::f_zeros([bucket.len() as i64], (Kind::Float, Device::Cpu))?),
+        }
     }
 
     /// Collective: gives every rank the parts of `flat` that the others own.
@@ -132,7 +142,7 @@ impl OptimizerState {
         Ok(())
     }
 
-    /// Collective: rank 0 gets the whole buffers, until [`OptimizerState::release`].
+    /// Collective, between steps: rank 0 gets the whole buffers, until [`OptimizerState::release`].
     pub(crate) fn gather(&self) -> Result<(), Error> {
         let Some(shards) = &self.shards else { return Ok(()) };
         let _no_grad = tch::no_grad_guard();
@@ -141,7 +151,7 @@ impl OptimizerState {
         }
         for (index, buffer) in self.buffers().enumerate() {
             for (bucket, _) in &shards.buckets {
-                let part = Tensor::f_zeros([bucket.len() as i64], (Kind::Float, Device::Cpu))?;
+                let part = shards.room_for(bucket)?;
                 for (from, mut to) in self.own_in(bucket, buffer, &part)? {
                     to.f_copy_(&from)?;
                 }
@@ -159,7 +169,7 @@ impl OptimizerState {
         self.whole.replace(None);
     }
 
-    /// Collective: what rank 0 remembers becomes what all remember. With shards, rank 0's whole buffers, or nothing
+    /// Collective, between steps: what rank 0 remembers becomes what all remember. With shards, rank 0's whole buffers, or nothing
     /// where it has none.
     pub(crate) fn broadcast(&self, comm: &CommThread) -> Result<(), Error> {
         let _no_grad = tch::no_grad_guard();
@@ -176,7 +186,7 @@ impl OptimizerState {
                 continue;
             };
             for (bucket, _) in &shards.buckets {
-                let mut part = Tensor::f_zeros([bucket.len() as i64], (Kind::Float, Device::Cpu))?;
+                let mut part = shards.room_for(bucket)?;
                 if let Some(whole) = &*self.whole.borrow() {
                     part.f_copy_(&narrow(&whole[index], bucket)?)?;
                 }

@@ -34,11 +34,11 @@ fn rank_of(world_size: usize) -> PowerSgd {
     PowerSgd { world_size, buckets: vec![parts], message: Vec::new() }
 }
 
+/// Results of a rank's steps, its state afterwards, and the lengths of what it summed.
+type Run = (Vec<Vec<f32>>, PowerSgd, Vec<usize>);
+
 /// What each of `steps` gives on each rank. `gradients` are of a step and a rank; they are scaled here.
-fn run(
-    steps: usize,
-    gradients: impl Fn(usize, usize) -> Vec<f32> + Sync,
-) -> Vec<(Vec<Vec<f32>>, PowerSgd, Vec<usize>)> {
+fn run(steps: usize, gradients: impl Fn(usize, usize) -> Vec<f32> + Sync) -> Vec<Run> {
     let (barrier, sums) = (Barrier::new(RANKS), Mutex::new(vec![Vec::new(); RANKS]));
     let (barrier, sums, gradients) = (&barrier, &sums, &gradients);
     std::thread::scope(|scope| {
