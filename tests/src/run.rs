@@ -171,7 +171,12 @@ pub fn metrics_without_times(mut lines: Vec<Value>) -> Vec<Value> {
             fields.retain(|name, _| {
                 !matches!(
                     name.as_str(),
-                    "images_per_second" | "seconds" | "exchange" | "train_seconds" | "test_seconds"
+                    "images_per_second"
+                        | "seconds"
+                        | "exchange"
+                        | "stragglers"
+                        | "train_seconds"
+                        | "test_seconds"
                 )
             });
         }

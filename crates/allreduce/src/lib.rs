@@ -44,7 +44,7 @@ pub use agreement::{Agreed, Failure};
 pub use buckets::{Bucket, Segment, plan_buckets};
 pub use communicator::{AbortSignal, Communicator, Reduction, Solo};
 pub use compressed::Wire;
-pub use control::Control;
+pub use control::{Control, Pace, RankPace};
 pub use error::CommError;
 pub use flight::{Collective, CollectiveKind, FlightRecorder, Status};
 pub use hook::{BucketHook, Sum};

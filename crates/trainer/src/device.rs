@@ -70,7 +70,7 @@ impl Compute {
         }
         let autocast = match config.precision.dtype {
             Dtype::Fp32 => None,
-            dtype @ Dtype::Bf16 => Some(dtype.kind()),
+            dtype @ (Dtype::Bf16 | Dtype::Fp16) => Some(dtype.kind()),
         };
         Ok(Compute { device, autocast, threads })
     }

@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 use torch_ext::sync_norm::Ranks;
 use torch_ext::{autocast, hooks};
 
+use crate::averaging::{Averaged, Rule};
 use crate::bucket_hook::{StepHook, StepInputs, updates_early};
 use crate::config::Determinism;
 use crate::device::Compute;
@@ -20,6 +21,7 @@ use crate::error::Error;
 use crate::exchange_memory;
 use crate::fault::{Fault, FaultKind};
 use crate::flat::Tail;
+use crate::health::evidence::NotFinite;
 use crate::input::{Input, Targets};
 use crate::optimizer::Optimizer;
 use crate::optimizer::memory::Shards;
@@ -80,6 +82,15 @@ pub(crate) enum StepError {
     Exchange(Error),
 }
 
+/// Which weights are evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WeightSet {
+    /// Those that are trained.
+    Current,
+    /// Their moving average, where there is one.
+    Averaged,
+}
+
 /// The network, its tensors and the exchange of one rank.
 pub(crate) struct Engine<'plan> {
     plan: &'plan Plan,
@@ -91,6 +102,10 @@ pub(crate) struct Engine<'plan> {
     comm: CommThread,
     /// To happen to this rank.
     fault: Option<Fault>,
+    /// How long this rank computed in the last step.
+    computed: Duration,
+    /// What the loss is multiplied by.
+    pub(crate) loss_scale: f32,
     /// Where the exchange happens when the gradients are on a GPU, and not NCCL's to sum: a copy in host memory.
     host_exchange: Option<Tensor>,
     /// For what happens to buckets on the communication thread.
@@ -107,6 +122,11 @@ impl<'plan> Engine<'plan> {
     /// session's to measure a step without exchange.
     pub(crate) fn new(plan: &'plan Plan, compute: Compute, comm: CommThread) -> Result<Self, Error> {
         let mut state = State::new(&plan.network, plan.config.seed, compute.device)?;
+        if let Some(config) = &plan.config.train.averaging {
+            let rule = Rule::new(config, plan.steps_per_epoch);
+            let (weights, statistics) = (&state.flat_parameters, &state.running_statistics);
+            state.averaged = Some(Averaged::new(rule, &plan.network, &state.layout, weights, statistics)?);
+        }
         let (region, host_exchange) = exchange_memory::choose(plan, compute, &state, &comm)?;
         let segments = state.layout.exchange_segments();
         let comm_config = &plan.config.comm;
@@ -163,6 +183,8 @@ impl<'plan> Engine<'plan> {
             reducer,
             comm,
             fault: None,
+            computed: Duration::ZERO,
+            loss_scale: 1.0,
             host_exchange,
             inputs,
             hooks_count,
@@ -192,6 +214,11 @@ impl<'plan> Engine<'plan> {
         Ok(())
     }
 
+    /// A fault happens once: no repetition of its step brings it again.
+    pub(crate) fn forget_fault(&mut self) {
+        self.fault = None;
+    }
+
     pub(crate) fn comm(&self) -> &CommThread {
         &self.comm
     }
@@ -199,6 +226,24 @@ impl<'plan> Engine<'plan> {
     /// A gradient that is not a number.
     pub(crate) fn spoil_gradient(&mut self) -> Result<(), Error> {
         let _ = self.state.gradients()?.f_narrow(0, 0, 1)?.f_fill_(f64::NAN)?;
+        Ok(())
+    }
+
+    /// A loss that is far too high, on this rank alone. The weights do not notice.
+    pub(crate) fn spoil_loss(&mut self) -> Result<(), Error> {
+        let _ = self.state.tail(Tail::Loss)?.f_add_scalar_(1e3)?;
+        Ok(())
+    }
+
+    /// Another bit in one weight.
+    fn flip_bit(&mut self) -> Result<(), Error> {
+        let _no_grad = tch::no_grad_guard();
+        let _ = self
+            .state
+            .flat_parameters
+            .f_narrow(0, 0, 1)?
+            .f_view_dtype(Kind::Int)?
+            .f_bitwise_xor_(1_i64 << 16)?;
         Ok(())
     }
 
@@ -256,10 +301,14 @@ impl<'plan> Engine<'plan> {
         let update_begin = Instant::now();
         let updated = self.state.optimizer.all_ranks(exchange.is_finite()).map_err(StepError::Exchange)?;
         let gradient_norm = match updated {
-            true => self.update(learning_rate).map_err(StepError::Exchange)?,
+            true => self.update(step, learning_rate).map_err(StepError::Exchange)?,
             false => None,
         };
         phases.optimizer = update_begin.elapsed();
+        if self.fault_of(step) == Some(FaultKind::FlipBit) {
+            self.flip_bit().map_err(StepError::Exchange)?;
+        }
+        self.computed = phases.input + phases.forward + phases.backward + phases.optimizer;
         phases.step = begin.elapsed();
         let micro_batches = self.plan.batches.micro_batches() as f32;
         let skipped = (tail[Tail::Skipped as usize] * micro_batches).round() as u64;
@@ -290,10 +339,13 @@ impl<'plan> Engine<'plan> {
     ) -> Result<(), Error> {
         let _ = self.state.exchange.f_zero_()?;
         let micro_batches = self.plan.batches.local_micro_batches();
-        let last = micro_batches.end - 1;
+        let (first, last) = (micro_batches.start, micro_batches.end - 1);
         for micro_batch in micro_batches {
             self.enter(step, "data wait");
             let clock = Instant::now();
+            if micro_batch == first {
+                self.await_slow_data(step);
+            }
             let batch = next_batch()?;
             phases.data_wait += clock.elapsed();
 
@@ -320,7 +372,7 @@ impl<'plan> Engine<'plan> {
                 self.mark_left_out(step, micro_batch);
                 self.reducer.seal();
             }
-            loss.f_backward()?;
+            self.backward(&loss)?;
             phases.backward += clock.elapsed();
             if micro_batch != last {
                 self.end_micro_batch()?;
@@ -338,6 +390,21 @@ impl<'plan> Engine<'plan> {
         Ok(())
     }
 
+    /// Gradients of the loss, times the loss scale.
+    fn backward(&self, loss: &Tensor) -> Result<(), Error> {
+        if self.loss_scale == 1.0 {
+            return Ok(loss.f_backward()?);
+        }
+        Ok(loss.f_mul_scalar(f64::from(self.loss_scale))?.f_backward()?)
+    }
+
+    /// Where slowness is rehearsed, data comes as much later as everything else took in the step before.
+    fn await_slow_data(&self, step: u64) {
+        if self.fault.is_some_and(|fault| fault.kind == FaultKind::Slow && fault.step <= step + 1) {
+            std::thread::sleep(self.computed);
+        }
+    }
+
     fn fault_of(&self, step: u64) -> Option<FaultKind> {
         self.fault.filter(|fault| fault.step == step + 1).map(|fault| fault.kind)
     }
@@ -348,7 +415,7 @@ impl<'plan> Engine<'plan> {
         &mut self,
         step: u64,
         next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<Option<NotFinite>, Error> {
         if self.norm_ranks.is_some() {
             // The ranks would have to search together, and find at the same place.
             return Ok(None);
@@ -360,18 +427,20 @@ impl<'plan> Engine<'plan> {
             let loss = self.forward(&images, &targets, step, micro_batch)?;
             let value = loss.f_double_value(&[])?;
             if !value.is_finite() {
-                return Ok(Some(format!("the loss became {value}")));
+                let what = format!("the loss became {value}");
+                return Ok(Some(NotFinite { micro_batch, what, tensor: None }));
             }
             if self.fault_of(step) == Some(FaultKind::Nan) {
                 self.spoil_gradient()?;
             }
-            loss.f_backward()?;
+            self.backward(&loss)?;
             let gradients = self.state.gradients()?;
             for (index, segment) in self.state.layout.segments.iter().enumerate() {
                 let gradient = gradients.f_narrow(0, segment.offset as i64, segment.len as i64)?;
                 if gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
                     let name = self.segment_names(&[index]);
-                    return Ok(Some(format!("the gradient of {name} became infinite or NaN")));
+                    let what = format!("the gradient of {name} became infinite or NaN");
+                    return Ok(Some(NotFinite { micro_batch, what, tensor: Some(name) }));
                 }
             }
         }
@@ -443,16 +512,15 @@ impl<'plan> Engine<'plan> {
         Ok(self.plan.network.forward(images, pass)?.f_to_kind(Kind::Float)?)
     }
 
-    /// Logits `[N, classes]` and labels `[N]` with running statistics and without dropout or gradients.
-    pub(crate) fn evaluate(&self, batch: &Batch) -> Result<(Tensor, Tensor), Error> {
+    /// Logits `[N, classes]` of `weights` and labels `[N]` with running statistics and without dropout or gradients.
+    pub(crate) fn evaluate(&self, batch: &Batch, weights: WeightSet) -> Result<(Tensor, Tensor), Error> {
         let _no_grad = tch::no_grad_guard();
         let (images, labels) = self.input.load_test(batch)?;
-        let pass = Pass {
-            parameters: &self.state.parameters,
-            norm: Norm::Running(&self.state.running_views),
-            draws: None,
-            memory: Memory::Plain,
+        let (parameters, running) = match (weights, &self.state.averaged) {
+            (WeightSet::Averaged, Some(averaged)) => (&averaged.views, &averaged.running_views),
+            (WeightSet::Current, _) | (_, None) => (&self.state.parameters, &self.state.running_views),
         };
+        let pass = Pass { parameters, norm: Norm::Running(running), draws: None, memory: Memory::Plain };
         Ok((self.logits(&images, &pass)?, labels))
     }
 
@@ -489,8 +557,11 @@ impl<'plan> Engine<'plan> {
     }
 
     /// Gives the norm of the gradient, where it is clipped.
-    fn update(&mut self, learning_rate: f64) -> Result<Option<f64>, Error> {
+    fn update(&mut self, step: u64, learning_rate: f64) -> Result<Option<f64>, Error> {
         let _no_grad = tch::no_grad_guard();
+        if self.loss_scale != 1.0 {
+            let _ = self.state.gradients()?.f_mul_scalar_(1.0 / f64::from(self.loss_scale))?;
+        }
         let config = &self.plan.config.model;
         if !config.frozen_norm {
             let mut averaged = self.state.summed_statistics()?;
@@ -498,9 +569,15 @@ impl<'plan> Engine<'plan> {
             let _ = self.state.running_statistics.f_mul_scalar_(1.0 - config.norm_momentum)?;
             let _ = self.state.running_statistics.f_add_(&averaged)?;
         }
-        if self.updates_early {
-            return Ok(None);
+        let norm = if self.updates_early { None } else { self.update_weights(learning_rate)? };
+        let state = &self.state;
+        if let Some(averaged) = &state.averaged {
+            averaged.update(step + 1, &state.flat_parameters, &state.running_statistics)?;
         }
+        Ok(norm)
+    }
+
+    fn update_weights(&self, learning_rate: f64) -> Result<Option<f64>, Error> {
         let norm = self.optimizer.step(learning_rate)?;
         if let Some(shards) = self.state.optimizer.shards() {
             shards.gather(&self.state.flat_parameters)?;

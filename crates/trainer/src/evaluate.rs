@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use data_sharding::{Batch, Pool, SampleKey, evaluation_batches};
 use tch::{Kind, Reduction};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, WeightSet};
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::session::Session;
@@ -106,7 +106,7 @@ impl BatchCounts {
 /// Between two looks for a request to stop, in batches a rank: at most some seconds.
 const BATCHES_A_ROUND: usize = 8;
 
-/// Collective: evaluates the network on the test set; an image that is skipped counts as wrong. Batches have the micro batch's size, so that they, and
+/// Collective: evaluates the network with `weights` on the test set; an image that is skipped counts as wrong. Batches have the micro batch's size, so that they, and
 /// with them all roundings, do not depend on the number of ranks.
 pub(crate) fn evaluate(
     session: &Session,
@@ -114,9 +114,10 @@ pub(crate) fn evaluate(
     engine: &Engine,
     workers: usize,
     views: Views,
+    weights: WeightSet,
 ) -> Result<Evaluation, Error> {
     let begin = Instant::now();
-    let mut local = session.agree(LocalEvaluation::start(session, plan, workers, views))?;
+    let mut local = session.agree(LocalEvaluation::start(session, plan, workers, views, weights))?;
     session.agree(local.count(engine, usize::MAX))?;
     local.combine(session, plan, begin)
 }
@@ -129,9 +130,10 @@ pub(crate) fn evaluate_unless(
     engine: &Engine,
     workers: usize,
     views: Views,
+    weights: WeightSet,
 ) -> Result<Option<Evaluation>, Error> {
     let begin = Instant::now();
-    let mut local = session.agree(LocalEvaluation::start(session, plan, workers, views))?;
+    let mut local = session.agree(LocalEvaluation::start(session, plan, workers, views, weights))?;
     for _ in 0..local.rounds {
         if session.any(stop())? {
             return Ok(None);
@@ -145,6 +147,7 @@ pub(crate) fn evaluate_unless(
 struct LocalEvaluation {
     pool: Pool,
     views: usize,
+    weights: WeightSet,
     /// Batches to come.
     indices: std::vec::IntoIter<u64>,
     counts: Vec<BatchCounts>,
@@ -153,7 +156,13 @@ struct LocalEvaluation {
 }
 
 impl LocalEvaluation {
-    fn start(session: &Session, plan: &Plan, workers: usize, views: Views) -> Result<Self, Error> {
+    fn start(
+        session: &Session,
+        plan: &Plan,
+        workers: usize,
+        views: Views,
+        weights: WeightSet,
+    ) -> Result<Self, Error> {
         let topology = session.topology();
         let (augmentation, views) = match views {
             Views::One => (plan.data.test_augmentation.clone(), 1),
@@ -174,14 +183,14 @@ impl LocalEvaluation {
         let options = plan.data.pool_options(workers, batch_size * views, plan.config.data.prefetch);
         let pool = Pool::start(plan.data.test.clone(), augmentation, Box::new(requests), options)?;
         let counts = Vec::with_capacity(indices.len());
-        Ok(LocalEvaluation { pool, views, indices: indices.into_iter(), counts, rounds })
+        Ok(LocalEvaluation { pool, views, weights, indices: indices.into_iter(), counts, rounds })
     }
 
     /// Evaluates at most so many batches.
     fn count(&mut self, engine: &Engine, batches: usize) -> Result<(), Error> {
         for batch in self.indices.by_ref().take(batches) {
             let images = next_batch(&mut self.pool)?;
-            self.counts.push(count_batch(engine, batch, &images, self.views)?);
+            self.counts.push(count_batch(engine, batch, &images, self.views, self.weights)?);
         }
         Ok(())
     }
@@ -221,11 +230,17 @@ impl LocalEvaluation {
     }
 }
 
-fn count_batch(engine: &Engine, batch: u64, images: &Batch, views: usize) -> Result<BatchCounts, Error> {
+fn count_batch(
+    engine: &Engine,
+    batch: u64,
+    images: &Batch,
+    views: usize,
+    weights: WeightSet,
+) -> Result<BatchCounts, Error> {
     let samples = images.len() / views;
     // All views of an image are decoded from the same file.
     let skipped = images.skipped().len().div_ceil(views);
-    let (logits, labels) = engine.evaluate(images)?;
+    let (logits, labels) = engine.evaluate(images, weights)?;
     let _no_grad = tch::no_grad_guard();
     let (logits, labels) = match views {
         1 => (logits, labels),

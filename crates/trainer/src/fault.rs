@@ -27,10 +27,14 @@ pub(crate) enum FaultKind {
     Exit,
     Reorder,
     Nan,
+    Spike,
+    /// From its step on.
+    Slow,
+    FlipBit,
 }
 
 /// Names on the command line.
-const KINDS: [(&str, FaultKind); 7] = [
+const KINDS: [(&str, FaultKind); 10] = [
     ("panic", FaultKind::Panic),
     ("kill", FaultKind::Kill),
     ("stop", FaultKind::Stop),
@@ -38,6 +42,9 @@ const KINDS: [(&str, FaultKind); 7] = [
     ("exit", FaultKind::Exit),
     ("reorder", FaultKind::Reorder),
     ("nan", FaultKind::Nan),
+    ("spike", FaultKind::Spike),
+    ("slow", FaultKind::Slow),
+    ("flip-bit", FaultKind::FlipBit),
 ];
 
 impl FromStr for Fault {
@@ -81,6 +88,9 @@ impl FaultKind {
                 Ok(())
             }
             FaultKind::Nan => engine.spoil_gradient(),
+            FaultKind::Spike => engine.spoil_loss(),
+            // Not at this moment: the engine lets data come late, or flips the bit when the step is done.
+            FaultKind::Slow | FaultKind::FlipBit => Ok(()),
         }
     }
 }

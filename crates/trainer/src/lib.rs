@@ -3,9 +3,10 @@
 //! Joins the crates that do not know each other: `model` (the network), `data-sharding` (batches) and
 //! `allreduce` (the exchange of gradients). Reading order: [`config`] → `plan` → `train` → `engine`;
 //! `session` is how ranks begin, agree and end together; `flat`, `state`, `memory` are the layout of tensors;
-//! `checkpoint`, `transfer`, `run_dir`, `telemetry` are what is written; `weights` is the exchange with other
+//! `health` is what is watched meanwhile; `checkpoint`, `transfer`, `run_dir`, `telemetry` are what is written; `weights` is the exchange with other
 //! programs.
 
+mod averaging;
 mod backend;
 mod bench;
 mod bucket_hook;
@@ -21,8 +22,11 @@ mod evaluate;
 mod exchange_memory;
 mod fault;
 mod flat;
+mod health;
 mod input;
+mod loss_scale;
 mod memory;
+mod micro_batch;
 mod network_overview;
 mod optimizer;
 mod overview;

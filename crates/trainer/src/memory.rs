@@ -1,5 +1,5 @@
-//! The memory of libtorch's tensors: lent to the communication thread, or filled by a function. The one place of this
-//! crate with `unsafe`. Does not decide when either side of an exchange may touch it; [`allreduce::Reducer`] does.
+//! The memory of libtorch's tensors: lent to the communication thread, filled by a function, or read as bytes. The one
+//! place of this crate with `unsafe`. Does not decide when either side of an exchange may touch it; [`allreduce::Reducer`] does.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
@@ -28,23 +28,41 @@ pub(crate) fn filled(shape: &[i64], fill: impl FnOnce(&mut [MaybeUninit<f32>])) 
 /// # Errors
 /// When the tensor is not a contiguous fp32 vector in host memory.
 pub(crate) fn region_of(tensor: &Tensor) -> Result<Region, Error> {
-    let fits = tensor.device() == Device::Cpu
-        && tensor.kind() == Kind::Float
-        && tensor.dim() == 1
-        && tensor.is_contiguous();
-    let pointer = NonNull::new(tensor.data_ptr().cast::<f32>());
-    let (true, Some(pointer)) = (fits, pointer) else {
-        return Err(Error::Other(format!(
-            "the exchange needs a contiguous fp32 vector in host memory, not {:?} of shape {:?} on {:?}",
-            tensor.kind(),
-            tensor.size(),
-            tensor.device()
-        )));
-    };
+    let pointer = elements(tensor)?;
     let owner = Arc::new(Mutex::new(tensor.shallow_clone()));
     // SAFETY: the pointer and length are those of a live contiguous fp32 host tensor, whose storage `owner`
     // keeps alive. Between `Reducer::begin_step` and `Reducer::finish` backward writes a bucket only before
     // it marks it ready and the communication thread only afterwards; outside of that only the training
     // thread touches it.
     Ok(unsafe { Region::new(pointer, tensor.numel(), owner) })
+}
+
+/// The bytes of a flat fp32 tensor on the host, for `read` alone.
+///
+/// # Errors
+/// As [`region_of`].
+pub(crate) fn read_bytes<T>(tensor: &Tensor, read: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
+    let pointer = elements(tensor)?;
+    // SAFETY: the pointer and length are those of a live contiguous fp32 host tensor, every byte of which is
+    // initialised. It is borrowed for the call, and the thread that trains, which alone calls this, writes to no
+    // tensor meanwhile.
+    let bytes = unsafe { std::slice::from_raw_parts(pointer.as_ptr().cast::<u8>(), 4 * tensor.numel()) };
+    Ok(read(bytes))
+}
+
+/// Where the elements of a flat fp32 tensor on the host begin.
+fn elements(tensor: &Tensor) -> Result<NonNull<f32>, Error> {
+    let fits = tensor.device() == Device::Cpu
+        && tensor.kind() == Kind::Float
+        && tensor.dim() == 1
+        && tensor.is_contiguous();
+    let pointer = NonNull::new(tensor.data_ptr().cast::<f32>());
+    pointer.filter(|_| fits).ok_or_else(|| {
+        Error::Other(format!(
+            "expected a contiguous fp32 vector in host memory, not {:?} of shape {:?} on {:?}",
+            tensor.kind(),
+            tensor.size(),
+            tensor.device()
+        ))
+    })
 }

@@ -9,6 +9,7 @@ use model::Memory;
 use crate::config::{self, ScaleRate};
 use crate::error::Error;
 use crate::flat::FlatLayout;
+use crate::micro_batch;
 use crate::optimizer::rule::Rule;
 use crate::plan::Plan;
 use crate::scaling::{Algorithm, Cluster, Link, Load};
@@ -114,10 +115,20 @@ pub fn describe_plan(
         ),
     );
     line(
+        "memory in all",
+        format!(
+            "about {:.2} GiB a rank with micro batches of {}: weights, gradients, the optimizer's memory, activations and what operations \
+             need while they run, beside the program itself",
+            micro_batch::bytes(&plan, plan.micro_batch()) / f64::from(1 << 30),
+            plan.micro_batch()
+        ),
+    );
+    let averaged = usize::from(plan.config.train.averaging.is_some());
+    line(
         "checkpoint",
         format!(
             "about {:.2} MiB, the last {} kept and the best {}",
-            mib((1 + remembered) * parameters),
+            mib((1 + averaged + remembered) * parameters),
             plan.config.checkpoint.keep_last,
             plan.config.checkpoint.keep_best
         ),

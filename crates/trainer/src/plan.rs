@@ -2,13 +2,16 @@
 //!
 //! Opens the data set; neither touches MPI nor runs the network.
 
+use std::num::NonZeroUsize;
+
 use data_sharding::BatchLayout;
 use model::{Architecture, Network, Options};
 
-use crate::config::{AutoOr, Backend, Config, ConfigError, Determinism, LoadedConfig, Reduce};
+use crate::config::{AutoOr, Backend, Config, ConfigError, Determinism, Dtype, LoadedConfig, Reduce};
 use crate::data::{self, DataPlan, Kind};
 use crate::error::Error;
 use crate::input::Whitening;
+use crate::micro_batch;
 use crate::optimizer::rule;
 use crate::schedule::Schedule;
 use crate::synchronization;
@@ -36,6 +39,20 @@ impl Plan {
     /// # Errors
     /// The first key whose value is impossible, or what is wrong with the data.
     pub(crate) fn open(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Self, Error> {
+        micro_batch::check(loaded)?;
+        if loaded.config.train.micro_batch != Some(AutoOr::Auto) {
+            return Self::open_resolved(loaded, rank, world_size);
+        }
+        // Network and data do not depend on it.
+        let mut resolved = loaded.clone();
+        resolved.config.train.micro_batch = None;
+        let plan = Self::open_resolved(&resolved, rank, world_size)?;
+        resolved.config.train.micro_batch = Some(AutoOr::Exactly(micro_batch::choose(loaded, &plan)?));
+        drop(plan);
+        Self::open_resolved(&resolved, rank, world_size)
+    }
+
+    fn open_resolved(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Self, Error> {
         let parts = checked_parts(loaded, rank, world_size)?;
         let mut config = loaded.config.clone();
         let data = DataPlan::open(loaded, parts.kind, config.seed, &mut config.data)?;
@@ -49,8 +66,11 @@ impl Plan {
                 )
                 .into());
         }
-        config.train.micro_batch = Some(parts.batches.micro_batch());
+        config.train.micro_batch = NonZeroUsize::new(parts.batches.micro_batch()).map(AutoOr::Exactly);
         synchronization::write_defaults(&mut config.comm);
+        if config.precision.dtype == Dtype::Fp16 {
+            let _ = config.precision.loss_scale.get_or_insert_default();
+        }
 
         let steps_per_epoch = parts.batches.steps_per_epoch(data.sampler.len()) as u64;
         if steps_per_epoch == 0 {
@@ -129,10 +149,14 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         AutoOr::Auto => 1,
         AutoOr::Exactly(workers) => workers.get(),
     };
+    let micro_batch = match config.train.micro_batch {
+        Some(AutoOr::Exactly(micro_batch)) => Some(micro_batch.get()),
+        Some(AutoOr::Auto) | None => None,
+    };
     let bounds = [
         ("train.epochs", config.train.epochs as usize, MOST_EPOCHS as usize),
         ("train.global_batch", config.train.global_batch, 1 << 24),
-        ("train.micro_batch", config.train.micro_batch.unwrap_or(1), 1 << 20),
+        ("train.micro_batch", micro_batch.unwrap_or(1), 1 << 20),
         ("train.evaluate_every_epochs", config.train.evaluate_every_epochs as usize, usize::MAX),
         ("data.workers", workers, 1024),
         ("data.prefetch", config.data.prefetch, 1024),
@@ -164,7 +188,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
         ));
     }
     let global_batch = config.train.global_batch;
-    let micro_batch = config.train.micro_batch.unwrap_or((global_batch / world_size).max(1));
+    let micro_batch = micro_batch.unwrap_or((global_batch / world_size).max(1));
     let batches = BatchLayout::new(global_batch, micro_batch, rank, world_size)
         .map_err(|e| error("train.global_batch", e.to_string()))?;
     let (backend, reduce) = (config.comm.backend, config.comm.reduce);
@@ -208,6 +232,9 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     }
     Schedule::check(loaded)?;
     crate::train::initial::check(loaded)?;
+    crate::health::check(loaded)?;
+    crate::averaging::check(loaded)?;
+    crate::loss_scale::check(loaded)?;
     let options = Options {
         conv_init: config.model.conv_init,
         gamma_init: config.model.gamma_init,

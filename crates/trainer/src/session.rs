@@ -74,6 +74,11 @@ impl Session {
         &self.comm
     }
 
+    /// The connection to rank 0; absent when there are no other ranks.
+    pub(crate) fn control(&self) -> Option<&Control> {
+        self.control.as_ref()
+    }
+
     /// Where this rank notes what it is doing.
     pub(crate) fn flight(&self) -> &FlightRecorder {
         self.comm.flight()

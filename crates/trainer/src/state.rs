@@ -5,6 +5,7 @@ use model::{Network, Statistics};
 use tch::{Device, Kind, Tensor};
 use torch_ext::flat;
 
+use crate::averaging::Averaged;
 use crate::error::Error;
 use crate::flat::{FlatLayout, Tail};
 use crate::optimizer::memory::OptimizerState;
@@ -26,6 +27,8 @@ pub(crate) struct State {
     /// Running statistics, used by evaluation.
     pub(crate) running_statistics: Tensor,
     pub(crate) running_views: Vec<Statistics>,
+    /// Where weights are averaged.
+    pub(crate) averaged: Option<Averaged>,
 }
 
 impl State {
@@ -78,6 +81,7 @@ impl State {
             batch_views,
             running_statistics,
             running_views,
+            averaged: None,
         })
     }
 

@@ -5,7 +5,7 @@ use data_sharding::BatchLayout;
 use model::Memory;
 
 use crate::config::{
-    Backend, CommConfig, Compression, Config, ConfigError, Determinism, Dtype, LoadedConfig, OnNan,
+    Backend, CommConfig, Compression, Config, ConfigError, Determinism, Dtype, LoadedConfig, OnNan, OnSpike,
     OptimizerKind, Overlap, Reduce,
 };
 
@@ -46,15 +46,16 @@ pub(crate) fn write_defaults(comm: &mut CommConfig) {
     }
 }
 
-fn exchange(config: &Config) -> [Refusal; 14] {
+fn exchange(config: &Config) -> [Refusal; 15] {
     let Config { comm, train, precision, optimizer, .. } = config;
     let power_sgd = comm.compression == Compression::PowerSgd;
     let sixteen_bits = comm.compression.wire() != allreduce::Wire::Fp32;
     let early_step = comm.overlap == Overlap::ExchangeAndStep;
     // Steps may be left out after their exchange: for a gradient that is not finite, or because a loss scale was too
-    // large.
-    let (may_skip, scales_loss) =
-        (train.on_nan != OnNan::Stop, !matches!(precision.dtype, Dtype::Fp32 | Dtype::Bf16));
+    // large. The way back to a checkpoint brings back weights and momentum, but not what power-sgd remembers.
+    let (skips, scales_loss) =
+        (train.on_nan == OnNan::Skip, !matches!(precision.dtype, Dtype::Fp32 | Dtype::Bf16));
+    let rolls_back = train.on_nan == OnNan::RollBack || train.loss_spike.action == OnSpike::RollBack;
     [
         Refusal {
             applies: sixteen_bits && comm.reduce == Reduce::Mpi,
@@ -108,7 +109,13 @@ fn exchange(config: &Config) -> [Refusal; 14] {
             sentence: "sync+step updates each bucket by itself; expected true, or optimizer.kind: sgd",
         },
         Refusal {
-            applies: power_sgd && may_skip,
+            applies: power_sgd && rolls_back,
+            key: "comm.compression",
+            sentence: "power-sgd remembers steps that a way back to a checkpoint undoes; expected another compression, or \
+                       neither train.on_nan nor train.loss_spike.action: roll-back",
+        },
+        Refusal {
+            applies: power_sgd && skips,
             key: "comm.compression",
             sentence: "power-sgd has taken a step into account before it can be left out; expected another compression, \
                        or train.on_nan: stop",
@@ -120,10 +127,10 @@ fn exchange(config: &Config) -> [Refusal; 14] {
                        another compression, or precision.dtype: bf16 or fp32",
         },
         Refusal {
-            applies: early_step && may_skip,
+            applies: early_step && skips,
             key: "comm.overlap",
             sentence: "sync+step has updated weights before it is known whether every gradient is finite; expected true, or \
-                       train.on_nan: stop",
+                       train.on_nan: stop or roll-back",
         },
         Refusal {
             applies: early_step && scales_loss,
@@ -172,7 +179,7 @@ fn batch_norm(config: &Config, batches: &BatchLayout) -> [Refusal; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::load;
+    use crate::config::{AutoOr, load};
 
     fn message(sets: &[&str]) -> String {
         let folder = tempfile::tempdir().unwrap();
@@ -182,7 +189,10 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
         let loaded = load(&path, &sets).unwrap();
-        let micro_batch = loaded.config.train.micro_batch.unwrap_or(4);
+        let micro_batch = match loaded.config.train.micro_batch {
+            Some(AutoOr::Exactly(micro_batch)) => micro_batch.get(),
+            _ => 4,
+        };
         let batches = BatchLayout::new(8, micro_batch, 0, 2).unwrap();
         check(&loaded, &batches).map_or_else(|error| error.to_string(), |()| String::new())
     }
@@ -193,6 +203,9 @@ mod tests {
             (&["comm.compression=bf16", "comm.reduce=mpi"][..], "comm.compression"),
             (&["comm.compression=power-sgd", "train.determinism=world"], "comm.compression"),
             (&["comm.compression=power-sgd", "train.on_nan=skip"], "comm.compression"),
+            (&["comm.compression=power-sgd", "train.on_nan=roll-back"], "comm.compression"),
+            (&["comm.compression=power-sgd", "train.loss_spike.action=roll-back"], "comm.compression"),
+            (&["comm.compression=power-sgd", "precision.dtype=fp16"], "comm.compression"),
             (&["comm.compression=power-sgd", "comm.backend=nccl"], "comm.compression"),
             (&["comm.overlap=sync+step", "comm.backend=nccl"], "comm.overlap"),
             (&["model.sync_norm=true", "comm.backend=nccl"], "model.sync_norm"),
@@ -208,6 +221,7 @@ mod tests {
                 "comm.power_sgd_rank: 0 is out of range",
             ),
             (&["comm.overlap=sync+step", "train.on_nan=skip"], "comm.overlap"),
+            (&["comm.overlap=sync+step", "precision.dtype=fp16"], "comm.overlap"),
             (&["model.sync_norm=true", "model.frozen_norm=true"], "model.sync_norm"),
             (&["model.sync_norm=true", "model.stochastic_depth=0.5"], "model.sync_norm"),
             (&["model.sync_norm=true", "train.memory=recompute"], "model.sync_norm"),
@@ -222,6 +236,7 @@ mod tests {
             &["comm.compression=power-sgd", "comm.reduce=mpi", "comm.overlap=sync+step"],
             &["comm.overlap=sync+step", "train.memory=checkpoint", "model.stochastic_depth=0.5"],
             &["model.sync_norm=true", "comm.overlap=sync+step", "comm.compression=bf16"],
+            &["comm.overlap=sync+step", "train.on_nan=roll-back"],
             &["comm.compression=bf16", "train.on_nan=skip"],
         ] {
             assert_eq!(message(sets), "", "{sets:?}");

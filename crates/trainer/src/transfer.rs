@@ -99,9 +99,12 @@ pub(crate) fn import(
 }
 
 fn tensors(network: &Network, state: &State, part: Part) -> Result<Vec<(String, Tensor)>, Error> {
-    let flats = match part {
-        Part::Weights => vec![("", state.flat_parameters.shallow_clone())],
-        Part::Optimizer => state.optimizer.whole()?,
+    let weights = |flat: &Tensor| vec![("", flat.shallow_clone())];
+    let (flats, running) = match (part, &state.averaged) {
+        (Part::Weights, _) => (weights(&state.flat_parameters), Some(&state.running_views)),
+        (Part::Optimizer, _) => (state.optimizer.whole()?, None),
+        (Part::Averaged, Some(averaged)) => (weights(&averaged.parameters), Some(&averaged.running_views)),
+        (Part::Averaged, None) => (Vec::new(), None),
     };
     let mut named = Vec::new();
     for (suffix, flat) in &flats {
@@ -114,8 +117,8 @@ fn tensors(network: &Network, state: &State, part: Part) -> Result<Vec<(String, 
     if let (Part::Optimizer, Some(updates)) = (part, state.optimizer.updates()) {
         named.push(("step".into(), updates.f_view([0_i64; 0].as_slice())?));
     }
-    if part == Part::Weights {
-        for (norm, Statistics { mean, variance }) in network.norms().iter().zip(&state.running_views) {
+    if let Some(running) = running {
+        for (norm, Statistics { mean, variance }) in network.norms().iter().zip(running) {
             named.push((format!("{}.running_mean", norm.name), mean.shallow_clone()));
             named.push((format!("{}.running_var", norm.name), variance.shallow_clone()));
         }

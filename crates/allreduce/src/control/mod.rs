@@ -1,7 +1,7 @@
 //! The control plane: a TCP connection from each rank to rank 0, beside the communicator that carries the
 //! data.
 //!
-//! Over it go heartbeats (what each rank is doing), the last words of a rank that failed, and rank 0's word
+//! Over it go heartbeats (what each rank is doing), now and then how fast each rank works, the last words of a rank that failed, and rank 0's word
 //! that the job ends. So one rank's death ends all others within moments, and with its name; a collective
 //! that does not finish within the timeout ends the job, with those it waits for. To end a job, rank 0 prints
 //! why and tells the others; each rank writes its [flight record](crate::FlightRecorder) and ends its process
@@ -14,6 +14,7 @@ pub(crate) mod addresses;
 mod exit;
 mod link;
 mod meeting;
+mod pace;
 mod plane;
 mod verdict;
 mod wire;
@@ -28,6 +29,8 @@ use mio::Waker;
 
 pub(crate) use self::exit::end_process;
 use self::meeting::meet;
+use self::pace::Paces;
+pub use self::pace::{Pace, RankPace};
 use self::plane::{Command, Plane};
 use crate::agreement::EXIT_FAILURE;
 use crate::scheduling::ask_for_short_slices;
@@ -56,6 +59,7 @@ pub struct Control {
     waker: Arc<Waker>,
     /// Disconnected when the thread has ended.
     running: Receiver<()>,
+    paces: Paces,
 }
 
 impl Control {
@@ -75,20 +79,22 @@ impl Control {
         let (commands, receiver) = unbounded();
         let (ending, running) = bounded(0);
         let rank = comm.topology().rank;
-        let flight = comm.flight().clone();
-        let started = Plane::new(rank, connections, flight, receiver, Arc::clone(&end), ending).and_then(
-            |(plane, waker)| {
-                std::thread::Builder::new().name("control plane".into()).spawn(move || serve(plane, &end))?;
-                Ok(waker)
-            },
-        );
+        let (flight, paces) = (comm.flight().clone(), Paces::default());
+        let started =
+            Plane::new(rank, connections, flight, paces.clone(), receiver, Arc::clone(&end), ending)
+                .and_then(|(plane, waker)| {
+                    std::thread::Builder::new()
+                        .name("control plane".into())
+                        .spawn(move || serve(plane, &end))?;
+                    Ok(waker)
+                });
         let waker = comm
             .agree(started.map_err(|error| Failure {
                 exit_code: EXIT_FAILURE,
                 sentence: format!("cannot start the control plane: {error}"),
             }))
             .map_err(|agreed| agreed.failure)?;
-        Ok(Control { commands, waker: Arc::new(waker), running })
+        Ok(Control { commands, waker: Arc::new(waker), running, paces })
     }
 
     /// This rank failed, with a sentence that has not been printed: prints it, once for the job, and ends all
@@ -96,6 +102,17 @@ impl Control {
     pub fn fail(&self, exit_code: i32, sentence: &str) {
         self.command(Command::Fail { exit_code, sentence: sentence.to_owned() });
         let _ = self.running.recv_timeout(PATIENCE);
+    }
+
+    /// Tells rank 0 how fast this rank works, without waiting for it to hear.
+    pub fn tell_pace(&self, pace: Pace) {
+        self.command(Command::TellPace(pace));
+    }
+
+    /// On rank 0, what every other rank told last, by rank; those that told nothing yet are missing.
+    #[must_use]
+    pub fn paces(&self) -> Vec<RankPace> {
+        self.paces.all()
     }
 
     /// Waits for at most `patience` whether the control plane ends this process for a reason of its own.

@@ -9,6 +9,7 @@ use mio::{Events, Poll, Token, Waker};
 
 use super::link::Link;
 use super::meeting::Connections;
+use super::pace::{Pace, Paces};
 use super::verdict::{self, Seen};
 use super::wire::{Message, bounded};
 use super::{EXIT_FAILURE, End, Ending};
@@ -27,6 +28,8 @@ const HEARTBEAT_PER_RANK: Duration = Duration::from_millis(1);
 pub(super) enum Command {
     /// This rank failed: end the job.
     Fail { exit_code: i32, sentence: String },
+    /// Tell rank 0 how fast this rank works.
+    TellPace(Pace),
     /// The job is done.
     Leave,
 }
@@ -50,6 +53,7 @@ pub(super) struct Plane {
     /// Rank 0 is connected with all others, they with rank 0.
     peers: BTreeMap<usize, Peer>,
     flight: FlightRecorder,
+    paces: Paces,
     commands: Receiver<Command>,
     poll: Poll,
     /// Nobody is blamed before this moment.
@@ -70,6 +74,7 @@ impl Plane {
         rank: usize,
         connections: Connections,
         flight: FlightRecorder,
+        paces: Paces,
         commands: Receiver<Command>,
         end: End,
         running: Sender<()>,
@@ -93,6 +98,7 @@ impl Plane {
             heartbeat: HEARTBEAT.max(HEARTBEAT_PER_RANK * world_size).min(connections.timeout / 10),
             peers,
             flight,
+            paces,
             commands,
             poll,
             judge_from: Instant::now(),
@@ -208,6 +214,7 @@ impl Plane {
         peer.heard = Instant::now();
         match message {
             Message::Beat(status) => peer.status = Some(status),
+            Message::Pace(pace) => self.paces.note(rank, &peer.host, pace),
             Message::Farewell => peer.left = true,
             _ if self.ending && self.rank == 0 => {}
             Message::LastWords { exit_code, sentence } if self.rank == 0 => {
@@ -223,14 +230,27 @@ impl Plane {
     }
 
     fn obey(&mut self) -> Next {
-        match self.commands.try_recv() {
-            Err(_) => Ok(()),
-            Ok(Command::Leave) => self.leave(),
-            Ok(Command::Fail { exit_code, sentence }) if self.is_leader() => {
+        // One wake may stand for several commands.
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey_one(command)?;
+        }
+        Ok(())
+    }
+
+    fn obey_one(&mut self, command: Command) -> Next {
+        match command {
+            Command::TellPace(pace) => {
+                if let Some(link) = self.peers.get_mut(&0).and_then(|leader| leader.link.as_mut()) {
+                    link.send(&Message::Pace(pace));
+                }
+                Ok(())
+            }
+            Command::Leave => self.leave(),
+            Command::Fail { exit_code, sentence } if self.is_leader() => {
                 let host = self.host.clone();
                 self.end_job_for(0, &host, exit_code, sentence)
             }
-            Ok(Command::Fail { exit_code, sentence }) => {
+            Command::Fail { exit_code, sentence } => {
                 let sentence = bounded(sentence);
                 if let Some(link) = self.peers.get_mut(&0).and_then(|leader| leader.link.as_mut()) {
                     link.send(&Message::LastWords { exit_code, sentence: sentence.clone() });

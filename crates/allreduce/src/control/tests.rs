@@ -4,7 +4,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use super::meeting::{Connections, meet};
-use super::{Control, Ending};
+use super::{Control, Ending, Pace};
 use crate::in_process::on_each_comm_thread;
 use crate::{CommThread, Failure};
 
@@ -156,4 +156,34 @@ fn ranks_that_leave_in_an_orderly_way_end_nobody() {
         control.leave();
     });
     assert!(begin.elapsed() < Duration::from_secs(2), "rank 0 goes when the others have gone");
+}
+
+#[test]
+fn rank_0_hears_how_fast_the_others_work_and_the_last_word_counts() {
+    let told = |rank: usize, step| Pace { step, parts: vec![Duration::from_millis(rank as u64), LONG] };
+    let heard = on_each_comm_thread(3, |comm| {
+        let end = Arc::new(|ending| panic!("ended with {ending:?}"));
+        let control = Control::start_with(comm, LONG, end).unwrap();
+        let rank = comm.topology().rank;
+        for step in [5, 10] {
+            control.tell_pace(told(rank, step));
+        }
+        let begin = Instant::now();
+        let complete = |control: &Control| {
+            let paces = control.paces();
+            paces.len() == 2 && paces.iter().all(|of| of.pace.step == 10)
+        };
+        while rank == 0 && !complete(&control) {
+            assert!(begin.elapsed() < MOMENTS, "{:?}", control.paces());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let heard = control.paces();
+        comm.barrier().unwrap();
+        control.leave();
+        heard
+    });
+    let expected: Vec<_> = [1, 2].map(|rank| (rank, format!("host{rank}"), told(rank, 10))).into();
+    let of_rank_0: Vec<_> = heard[0].iter().map(|of| (of.rank, of.host.clone(), of.pace.clone())).collect();
+    assert_eq!(of_rank_0, expected);
+    assert!(heard[1].is_empty() && heard[2].is_empty());
 }

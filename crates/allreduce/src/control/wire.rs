@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::pace::Pace;
 use crate::flight::Status;
 
 /// Ranks of another protocol are refused.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 /// Longer lines come from a stranger.
 const LONGEST_LINE: usize = 16 * 1024;
 /// Longer sentences are cut.
@@ -26,6 +27,8 @@ pub(super) enum Message {
     Refused { reason: String },
     /// Heartbeat.
     Beat(Status),
+    /// To rank 0: how fast a rank works.
+    Pace(Pace),
     /// To rank 0: this rank failed; end the job.
     LastWords { exit_code: i32, sentence: String },
     /// From rank 0: the job ends, write down what you know and go.

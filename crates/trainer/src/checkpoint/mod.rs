@@ -1,11 +1,13 @@
 //! Checkpoints on disk: tensors as safetensors by name, the run's position as JSON, and the checksums of both.
 //!
 //! ```text
-//! checkpoints/step-000000390/{weights.safetensors, optimizer.safetensors, state.json, SHA256SUMS}
+//! checkpoints/step-000000390/{weights.safetensors, optimizer.safetensors, averaged.safetensors, state.json, SHA256SUMS}
 //! checkpoints/latest           name of the newest complete one
 //! checkpoints/best             name of the kept one of the lowest test error
 //! ```
-//! What `wrn-dist model import` makes of another program's weights has no optimizer.
+//! What `wrn-dist model import` makes of another program's weights has no optimizer, and a run without `train.averaging`
+//! no averaged weights. Averaged weights have the names of the weights, and their file can be named in place of a
+//! checkpoint wherever weights are read.
 //!
 //! A checkpoint is written beside its final place, synced and renamed, so that a name that exists was complete;
 //! `SHA256SUMS`, written last, tells whether it still is, also to `sha256sum -c`. Tensors are stored contiguous in
@@ -25,10 +27,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::HealthState;
+
 pub(crate) use background::{Job, LazyTensors, Outcome, Writer};
 pub(crate) use content::checksum;
 pub(crate) use read::{candidates, load, load_all, load_state, newest_whole, weights_checksum};
-pub(crate) use retention::Keep;
+pub(crate) use retention::{Keep, remove_newer};
 #[cfg(test)]
 pub(crate) use write::Written;
 pub(crate) use write::{refuse_existing, replace_file, save_weights};
@@ -47,11 +51,16 @@ pub(crate) enum Part {
     Weights,
     /// What the update rule remembers of past gradients.
     Optimizer,
+    /// Averages of parameters and running statistics, under the names of the weights.
+    Averaged,
 }
 
 /// The files of tensors. Those that a checkpoint has stand in its `SHA256SUMS`.
-const FILES: [(Part, &str); 2] =
-    [(Part::Weights, "weights.safetensors"), (Part::Optimizer, "optimizer.safetensors")];
+const FILES: [(Part, &str); 3] = [
+    (Part::Weights, "weights.safetensors"),
+    (Part::Optimizer, "optimizer.safetensors"),
+    (Part::Averaged, "averaged.safetensors"),
+];
 
 impl Part {
     /// Name within the checkpoint's folder.
@@ -146,6 +155,9 @@ pub(crate) struct RunState {
     pub(crate) top1_error: Option<f64>,
     /// Lowest test error so far, 0 to 1.
     pub(crate) best_top1_error: Option<f64>,
+    /// Losses, loss scale, and ways back to earlier checkpoints.
+    #[serde(default)]
+    pub(crate) health: HealthState,
     /// Keys of the configuration that decide what the run computes.
     pub(crate) meaning: BTreeMap<String, String>,
     /// Hash of these keys, as in `run.json`.

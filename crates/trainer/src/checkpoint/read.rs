@@ -13,18 +13,23 @@ use super::{
     BEST, CHECKSUMS, Checkpoint, CheckpointError, FILES, FORMAT, LATEST, Part, RunState, STATE, file_error,
 };
 
-/// Reads and verifies parts of a checkpoint. `path` is its folder, or its file of weights, or a run directory or
-/// `checkpoints` folder, meaning the latest one there, or `latest` or `best` in it.
+/// Reads and verifies parts of a checkpoint. `path` is its folder, or its file of weights or of averaged weights, which
+/// then are the weights, or a run directory or `checkpoints` folder, meaning the latest one there, or `latest` or `best`
+/// in it.
 pub(crate) fn load(path: &Path, parts: &[Part]) -> Result<Checkpoint, CheckpointError> {
-    load_parts(&resolve(path)?, Some(parts))
+    load_parts(&resolve(path)?, weights_file(path), Some(parts))
 }
 
 /// As [`load`], with every part that it has.
 pub(crate) fn load_all(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    load_parts(&resolve(path)?, None)
+    load_parts(&resolve(path)?, Part::Weights.file(), None)
 }
 
-fn load_parts(folder: &Path, wanted: Option<&[Part]>) -> Result<Checkpoint, CheckpointError> {
+fn load_parts(
+    folder: &Path,
+    weights_file: &str,
+    wanted: Option<&[Part]>,
+) -> Result<Checkpoint, CheckpointError> {
     let checksums = read_checksums(folder)?;
     let state = read_state(folder, &checksums)?;
     let known = |name: &String| name == STATE || FILES.iter().any(|(_, file)| file == name);
@@ -36,6 +41,7 @@ fn load_parts(folder: &Path, wanted: Option<&[Part]>) -> Result<Checkpoint, Chec
     let mut parts = BTreeMap::new();
     for (part, file) in FILES {
         if wanted.map_or_else(|| all(part, file), |wanted| wanted.contains(&part)) {
+            let file = if part == Part::Weights { weights_file } else { file };
             let bytes = read_verified(folder, file, &checksums)?;
             let tensors = decode(&bytes).map_err(|reason| damaged(folder, format!("{file}: {reason}")))?;
             parts.insert(part, tensors);
@@ -52,11 +58,17 @@ pub(crate) fn load_state(path: &Path) -> Result<(PathBuf, RunState), CheckpointE
     Ok((folder, state))
 }
 
+/// Which file of weights `path` means.
+fn weights_file(path: &Path) -> &'static str {
+    let averaged = Part::Averaged.file();
+    if path.file_name().is_some_and(|name| name == averaged) { averaged } else { Part::Weights.file() }
+}
+
 /// SHA-256 of a checkpoint's weights, as it was saved. `path` as for [`load`].
 pub(crate) fn weights_checksum(path: &Path) -> Result<String, CheckpointError> {
     let folder = resolve(path)?;
     let mut checksums = read_checksums(&folder)?;
-    let file = Part::Weights.file();
+    let file = weights_file(path);
     checksums.remove(file).ok_or_else(|| damaged(&folder, format!("{CHECKSUMS} does not name {file}")))
 }
 
@@ -146,7 +158,7 @@ pub(crate) fn newest_whole(
 ) -> Result<Option<(PathBuf, Checkpoint, Vec<CheckpointError>)>, CheckpointError> {
     let mut passed_over = Vec::new();
     for path in candidates(folder)? {
-        match load_parts(&path, None) {
+        match load_all(&path) {
             Ok(checkpoint) => return Ok(Some((path, checkpoint, passed_over))),
             Err(error @ (CheckpointError::Damaged { .. } | CheckpointError::File { .. })) => {
                 passed_over.push(error);
@@ -166,7 +178,7 @@ pub(crate) fn newest_whole(
 fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
     let name = path.file_name().unwrap_or_default();
     // The file of weights stands for the checkpoint that it lies in, a pointer for the one that it names.
-    if name == Part::Weights.file() {
+    if name == Part::Weights.file() || name == Part::Averaged.file() {
         return Ok(path.parent().unwrap_or(path).to_owned());
     }
     if (name == LATEST || name == BEST) && path.is_file() {

@@ -55,6 +55,16 @@ pub(super) fn list(folder: &Path) -> Result<(Vec<u64>, Vec<String>), CheckpointE
     Ok((steps, partial))
 }
 
+/// Removes the checkpoints of steps after `step`, for a run that goes on from there by another way.
+pub(crate) fn remove_newer(folder: &Path, step: u64) -> Result<(), CheckpointError> {
+    let (steps, _) = list(folder)?;
+    steps
+        .into_iter()
+        .rev()
+        .take_while(|&found| found > step)
+        .try_for_each(|found| remove_folder(&folder.join(checkpoint_name(found))))
+}
+
 /// After the save of `step`: points `best` at the best checkpoint, and removes what interrupted saves left and
 /// the checkpoints that are not kept. Those of later steps are left alone: the run went back, and will pass them.
 pub(super) fn tidy(folder: &Path, step: u64, keep: Keep) -> Result<(), CheckpointError> {

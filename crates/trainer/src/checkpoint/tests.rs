@@ -37,7 +37,9 @@ fn state(step: u64, top1_error: Option<f64>) -> RunState {
 
 fn parts() -> BTreeMap<Part, Vec<NamedTensor>> {
     let weights = vec![tensor("a", vec![1.0, -0.0, f32::MIN_POSITIVE]), tensor("b", vec![])];
-    [(Part::Weights, weights), (Part::Optimizer, vec![tensor("a", vec![0.5; 3])])].into()
+    let averaged = vec![tensor("a", vec![0.25; 3])];
+    [(Part::Weights, weights), (Part::Optimizer, vec![tensor("a", vec![0.5; 3])]), (Part::Averaged, averaged)]
+        .into()
 }
 
 fn save_with(folder: &Path, state: &RunState, keep: Keep) -> PathBuf {
@@ -74,6 +76,8 @@ fn what_is_saved_is_read_back_and_only_the_newest_are_kept() {
     }
     let weights = load(&newest, &[Part::Weights]).unwrap();
     assert_eq!(weights.tensors(Part::Optimizer), []);
+    let averaged = load(&newest.join("averaged.safetensors"), &[Part::Weights]).unwrap();
+    assert_eq!(averaged.tensors(Part::Weights), parts()[&Part::Averaged], "they are the weights then");
     assert_eq!(names(&folder), ["latest", "step-000000200", "step-000003000"]);
 }
 
@@ -103,6 +107,17 @@ fn checkpoints_of_later_steps_stay_until_the_run_passes_them() {
     assert_eq!(in_order, ["step-000000004", "step-000000002"].map(|name| dir.path().join(name)));
     save_step(dir.path(), 9);
     assert_eq!(names(dir.path()), ["latest", "step-000000004", "step-000000009"]);
+}
+
+#[test]
+fn a_run_that_went_back_leaves_nothing_of_its_former_way() {
+    let dir = tempfile::tempdir().unwrap();
+    for step in [1, 2, 9] {
+        save_with(dir.path(), &state(step, None), Keep { last: 3, best: 0 });
+    }
+    remove_newer(dir.path(), 1).unwrap();
+    assert_eq!(names(dir.path()), ["latest", "step-000000001"]);
+    remove_newer(&dir.path().join("nothing"), 1).unwrap();
 }
 
 #[test]

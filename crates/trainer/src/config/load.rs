@@ -203,9 +203,13 @@ impl Config {
             "comm.check",
             "train.evaluate_every_epochs",
             "train.memory",
+            "train.memory_limit_gib",
             "train.on_nan",
             "optimizer.shard",
             "train.max_wall",
+            "train.loss_spike",
+            "train.roll_back",
+            "train.check_replicas_every",
         ];
         self.keys_without(NOT_MEANING)
     }

@@ -5,6 +5,7 @@
 
 mod comm;
 mod data;
+mod health;
 mod load;
 mod locate;
 mod max_wall;
@@ -23,6 +24,7 @@ pub use data::{
     GrowingSize, ImageSizeConfig, NamedNormalization, NormalizeConfig, OnBadSampleKind, ReadKind,
     SampleOrder,
 };
+pub use health::{AveragingConfig, LossScaleConfig, LossSpikeConfig, OnNan, OnSpike, RollBackConfig};
 pub use load::{ConfigError, LoadedConfig, load};
 pub use max_wall::MaxWall;
 pub use model::Memory;
@@ -128,9 +130,14 @@ pub struct TrainConfig {
     /// Samples of one optimizer step, over all ranks.
     pub global_batch: usize,
     /// Samples that go through the network at once; batch norm normalises over these.
-    /// The global batch divided by the number of ranks when absent.
+    /// The global batch divided by the number of ranks when absent; `auto`: the largest divisor of that which
+    /// `memory_limit_gib` allows, kept when the run is resumed.
     #[serde(default)]
-    pub micro_batch: Option<usize>,
+    pub micro_batch: Option<AutoOr>,
+    /// Memory of a rank for weights, gradients, the optimizer's memory, activations and what operations need while they run, as
+    /// estimated before the run: what `micro_batch: auto` may use.
+    #[serde(default)]
+    pub memory_limit_gib: Option<f64>,
     /// What is promised about equal bits.
     #[serde(default)]
     pub determinism: Determinism,
@@ -155,24 +162,26 @@ pub struct TrainConfig {
     /// The training loss contains it, evaluation does not.
     #[serde(default)]
     pub label_smoothing: f64,
+    /// What to do when the loss jumps.
+    #[serde(default)]
+    pub loss_spike: LossSpikeConfig,
+    /// How far `roll-back` goes back, how often, and with which learning rate it goes on.
+    #[serde(default)]
+    pub roll_back: RollBackConfig,
+    /// A moving average of the weights; none when absent.
+    #[serde(default)]
+    pub averaging: Option<AveragingConfig>,
+    /// Steps between comparisons of what all ranks hold a copy of, which must be equal to the bit: weights and running
+    /// statistics, averaged ones too, and the optimizer's memory unless `optimizer.shard` shares it out; 0 for never.
+    /// Takes about the time of reading them once.
+    #[serde(default = "defaults::check_replicas_every")]
+    pub check_replicas_every: u64,
     /// How long a process may run, such as `11h55m`: after that it saves, stops and ends with code 75 as it does
     /// on request. `auto` ends it in a Slurm job two minutes before the job's time is over (`SLURM_JOB_END_TIME`;
     /// of a job shorter than 20 minutes the last tenth), elsewhere never; so does `none` everywhere. Leave time
     /// for one step, or for 8 test batches, and a save.
     #[serde(default)]
     pub max_wall: MaxWall,
-}
-
-/// `train.on_nan:` all ranks see the same average, so they all do the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnNan {
-    /// End the run and name the rank and the layer it comes from.
-    #[default]
-    Stop,
-    /// Leave weights, momentum and running statistics as they are and go on with the next batch. Many such steps
-    /// in a row end the run all the same.
-    Skip,
 }
 
 /// `train.determinism:`
@@ -337,6 +346,8 @@ pub enum ScheduleKind {
 pub struct PrecisionConfig {
     /// Number format of the forward and backward pass; weights and sums stay fp32.
     pub dtype: Dtype,
+    /// `fp16`: how the loss is scaled.
+    pub loss_scale: Option<LossScaleConfig>,
 }
 
 /// `precision.dtype:`
@@ -348,6 +359,9 @@ pub enum Dtype {
     Fp32,
     /// bfloat16 under autocast.
     Bf16,
+    /// IEEE half precision under autocast, with a loss scale that adapts. Meant for GPUs: CPUs without fp16 arithmetic
+    /// are very slow at it.
+    Fp16,
 }
 
 impl Dtype {
@@ -357,6 +371,7 @@ impl Dtype {
         match self {
             Dtype::Fp32 => tch::Kind::Float,
             Dtype::Bf16 => tch::Kind::BFloat16,
+            Dtype::Fp16 => tch::Kind::Half,
         }
     }
 }
@@ -366,6 +381,7 @@ impl fmt::Display for Dtype {
         f.pad(match self {
             Dtype::Fp32 => "fp32",
             Dtype::Bf16 => "bf16",
+            Dtype::Fp16 => "fp16",
         })
     }
 }
@@ -530,12 +546,22 @@ impl Default for CheckpointConfig {
 }
 
 /// `telemetry:`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {
     /// Address for Prometheus to scrape, for example `127.0.0.1:9464`; further ranks of the same host
     /// take the ports after it.
     pub prometheus: Option<SocketAddr>,
+    /// A rank is named as slow when it works on a step for this many times the median of the other ranks, waiting not
+    /// counted, over ten steps. With `model.sync_norm` ranks wait for each other in every layer, which does count: there
+    /// only a rank whose data come late is found.
+    pub straggler_factor: f64,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        TelemetryConfig { prometheus: None, straggler_factor: 1.5 }
+    }
 }
 
 /// Defaults that are not the type's own.
@@ -578,6 +604,9 @@ mod defaults {
     }
     pub(super) fn prefetch() -> usize {
         8
+    }
+    pub(super) fn check_replicas_every() -> u64 {
+        100
     }
     pub(super) fn norm_momentum() -> f64 {
         0.1

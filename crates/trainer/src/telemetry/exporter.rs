@@ -45,6 +45,16 @@ impl Exporter {
         describe_gauge!("wrn_dist_images_per_second", "Training speed of the last step, over all ranks");
         describe_gauge!("wrn_dist_test_top1_error", "Share of wrong predictions on the test set, 0 to 1");
         describe_gauge!("wrn_dist_test_loss", "Mean loss on the test set");
+        describe_gauge!(
+            "wrn_dist_averaged_test_top1_error",
+            "Share of wrong predictions of the averaged weights on the test set, 0 to 1"
+        );
+        describe_gauge!("wrn_dist_loss_scale", "What the loss is multiplied by under fp16");
+        describe_counter!("wrn_dist_loss_spikes_total", "Steps whose loss was far above those before");
+        describe_gauge!(
+            "wrn_dist_straggler_times_slower",
+            "Work of a slow rank on a step as a multiple of the other ranks' median; 0 when it keeps up again"
+        );
         describe_histogram!("wrn_dist_step_seconds", "Wall time of a step");
         describe_histogram!("wrn_dist_phase_seconds", "Wall time of each part of a step on this rank");
         describe_counter!("wrn_dist_checkpoints_total", "Checkpoints saved");
@@ -68,6 +78,10 @@ pub(crate) fn export_step(record: &StepRecord, images: usize) {
         gauge!("wrn_dist_loss").set(loss);
     }
     gauge!("wrn_dist_learning_rate").set(record.learning_rate);
+    counter!("wrn_dist_loss_spikes_total").increment(record.loss_spike.into());
+    if let Some(loss_scale) = record.loss_scale {
+        gauge!("wrn_dist_loss_scale").set(loss_scale);
+    }
     gauge!("wrn_dist_images_per_second").set(record.images_per_second);
     histogram!("wrn_dist_step_seconds").record(record.seconds.step);
     for (phase, seconds) in [
@@ -82,11 +96,19 @@ pub(crate) fn export_step(record: &StepRecord, images: usize) {
     }
 }
 
+/// Publishes that a rank is so many times slower than the others; 0 when it no longer is.
+pub(crate) fn export_straggler(rank: usize, times_slower: f64) {
+    gauge!("wrn_dist_straggler_times_slower", "straggler" => rank.to_string()).set(times_slower);
+}
+
 /// Publishes an epoch's evaluation.
 pub(crate) fn export_epoch(record: &EpochRecord) {
     if let (Some(loss), Some(error)) = (record.test_loss, record.test_top1_error) {
         gauge!("wrn_dist_test_loss").set(loss);
         gauge!("wrn_dist_test_top1_error").set(error);
+    }
+    if let Some(error) = record.averaged_test_top1_error {
+        gauge!("wrn_dist_averaged_test_top1_error").set(error);
     }
 }
 

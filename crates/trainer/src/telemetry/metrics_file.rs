@@ -99,6 +99,8 @@ mod tests {
             step,
             loss: Some(0.1),
             skipped: false,
+            loss_spike: false,
+            loss_scale: None,
             top1_error: 0.5,
             learning_rate: 0.1,
             gradient_norm: None,
@@ -112,6 +114,7 @@ mod tests {
                 last_finished: 0.0,
                 busy: 0.0,
             },
+            stragglers: Vec::new(),
         }
     }
 
@@ -129,6 +132,9 @@ mod tests {
             test_top1_correct: Some(5),
             test_samples: Some(10),
             test_skipped_samples: Some(0),
+            averaged_test_loss: None,
+            averaged_test_top1_error: None,
+            averaged_test_top5_error: None,
             images_per_second: 1.0,
             train_seconds: 1.0,
             test_seconds: 1.0,

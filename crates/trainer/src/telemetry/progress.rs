@@ -84,10 +84,13 @@ impl Progress {
     }
 
     pub(crate) fn epoch(&self, record: &EpochRecord) {
-        let test = match (record.test_loss, record.test_top1_error) {
+        let mut test = match (record.test_loss, record.test_top1_error) {
             (Some(loss), Some(error)) => format!("test loss {loss:.4} error {:.2} %", 100.0 * error),
             _ => "not evaluated".into(),
         };
+        if let Some(error) = record.averaged_test_top1_error {
+            test += &format!(" ({:.2} % with averaged weights)", 100.0 * error);
+        }
         let skipped = match record.skipped_samples + record.test_skipped_samples.unwrap_or(0) {
             0 => String::new(),
             skipped => format!("  {skipped} images could not be decoded"),

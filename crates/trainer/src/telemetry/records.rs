@@ -1,5 +1,6 @@
 //! The lines of `metrics.jsonl`: one a step, one an epoch and one a checkpoint, in the order in which they happened.
-//! The file itself is [`super::metrics_file`]'s.
+//! Where the run went back to an earlier checkpoint, a line says so in place of the steps that count no longer. The file
+//! itself is [`super::metrics_file`]'s.
 
 use std::path::Path;
 
@@ -8,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::Phases;
 use crate::error::Error;
+use crate::health::roll_back::RollBack;
+use crate::health::straggler::Straggler;
 
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,6 +19,7 @@ pub(crate) enum Record {
     Step(StepRecord),
     Epoch(EpochRecord),
     Checkpoint(CheckpointRecord),
+    RollBack(RollBack),
 }
 
 impl Record {
@@ -26,12 +30,13 @@ impl Record {
             Record::Step(record) => record.step <= step,
             Record::Epoch(record) => record.epoch <= epoch,
             Record::Checkpoint(record) => record.step <= step,
+            Record::RollBack(roll_back) => roll_back.to_step <= step,
         }
     }
 }
 
-/// One optimizer step. All but `images_per_second`, `seconds` and `exchange` is equal in every repetition of
-/// the run.
+/// One optimizer step. All but `images_per_second`, `seconds`, `exchange` and `stragglers` is equal in every
+/// repetition of the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StepRecord {
     /// Counted from 1.
@@ -44,6 +49,12 @@ pub(crate) struct StepRecord {
     /// The step changed nothing, since its gradient was infinite or NaN somewhere.
     #[serde(default)]
     pub(crate) skipped: bool,
+    /// The loss is far above those before.
+    #[serde(default)]
+    pub(crate) loss_spike: bool,
+    /// What the loss was multiplied by, under fp16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) loss_scale: Option<f32>,
     /// Share of the same samples, 0 to 1.
     pub(crate) top1_error: f64,
     pub(crate) learning_rate: f64,
@@ -59,6 +70,9 @@ pub(crate) struct StepRecord {
     pub(crate) seconds: PhaseSeconds,
     /// Of rank 0.
     pub(crate) exchange: ExchangeRecord,
+    /// Ranks that are slower than the others at this time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stragglers: Vec<Straggler>,
 }
 
 /// Seconds of each part of a step.
@@ -143,6 +157,13 @@ pub(crate) struct EpochRecord {
     /// Test images that could not be decoded: they count as wrong, and have no part in the loss.
     #[serde(default)]
     pub(crate) test_skipped_samples: Option<u64>,
+    /// Of the averaged weights, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) averaged_test_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) averaged_test_top1_error: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) averaged_test_top5_error: Option<f64>,
     /// Over all ranks and the part of the epoch that this process trained.
     pub(crate) images_per_second: f64,
     pub(crate) train_seconds: f64,

@@ -19,11 +19,12 @@ use crate::backend;
 use crate::checkpoint;
 use crate::config::{self, AutoOr, CollectiveCheck, CommConfig, LoadedConfig};
 use crate::device::Compute;
-use crate::engine::Engine;
+use crate::engine::{Engine, WeightSet};
 use crate::error::Error;
 use crate::evaluate::{Evaluation, Views, evaluate};
 use crate::fault::Fault;
 use crate::input::Whitening;
+use crate::micro_batch;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::{Session, with_session};
@@ -88,13 +89,14 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
     let stop_requests = StopRequests::listen();
     let loaded = config::load(&options.config, &options.overrides);
     with_session(&configured_comm(&loaded), |session| {
-        let loaded = session.agree(loaded.map_err(Error::from))?;
+        let mut loaded = session.agree(loaded.map_err(Error::from))?;
         let mut stop_requests = session.agree(stop_requests)?;
         stop_requests.limit(loaded.config.train.max_wall, begin);
         session.agree_equal("--stop-after", &format!("{:?}", options.stop_after))?;
-        let mut plan = open_plan(session, &loaded)?;
         let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
         let dir = RunDir::new(&root);
+        micro_batch::keep(session, &mut loaded, &dir)?;
+        let mut plan = open_plan(session, &loaded)?;
         initial::identify(session, &loaded, &mut plan, &dir, options)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
         session.spin_on_a_spare_core(compute.threads);
@@ -145,7 +147,8 @@ pub fn evaluate_checkpoint(
         };
         session.agree(read)?;
         broadcast_state(session, &engine)?;
-        let evaluation = evaluate(session, &plan, &engine, decoder_threads(&plan, session, compute), views)?;
+        let workers = decoder_threads(&plan, session, compute);
+        let evaluation = evaluate(session, &plan, &engine, workers, views, WeightSet::Current)?;
         Ok(session.is_leader().then_some(evaluation))
     })
 }
@@ -209,10 +212,14 @@ pub(crate) fn next_batch(pool: &mut Pool) -> Result<Batch, Error> {
     Ok(batch)
 }
 
-/// Collective: rank 0's weights, optimizer state and running statistics on every rank.
+/// Collective: rank 0's weights, running statistics, averages of both, and optimizer state on every rank.
 fn broadcast_state(session: &Session, engine: &Engine) -> Result<(), Error> {
     let state = &engine.state;
-    for tensor in [&state.flat_parameters, &state.running_statistics] {
+    let mut tensors = vec![&state.flat_parameters, &state.running_statistics];
+    if let Some(averaged) = &state.averaged {
+        tensors.extend([&averaged.parameters, &averaged.running_statistics]);
+    }
+    for tensor in tensors {
         let host = tensor.f_to_device(tch::Device::Cpu)?;
         session.comm().broadcast(crate::memory::region_of(&host)?, 0)?;
         if tensor.device() != tch::Device::Cpu {

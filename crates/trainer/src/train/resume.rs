@@ -3,12 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::{Resume, TrainOptions, initial};
-use crate::checkpoint::{self, CheckpointError, Part, RunState};
+use crate::checkpoint::{self, Checkpoint, CheckpointError, Part, RunState};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::health::HealthState;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
+use crate::session::Session;
 use crate::transfer::{self, Classifier};
 
 /// Where a run begins.
@@ -27,6 +32,7 @@ pub(super) fn fresh_position(plan: &Plan) -> RunState {
         format: checkpoint::FORMAT,
         arch: plan.architecture.to_string(),
         classes: plan.network.classes(),
+        health: HealthState::new(&plan.config),
         meaning: plan.config.meaning().into_iter().collect(),
         meaning_hash: plan.config.meaning_hash(),
         data: plan.data.train.fingerprint().to_owned(),
@@ -71,6 +77,10 @@ pub(super) fn resume(
     };
     let Some((path, saved, passed_over)) = found else {
         initial::load(plan, engine)?;
+        let state = &engine.state;
+        if let Some(averaged) = &state.averaged {
+            averaged.begin(&state.flat_parameters, &state.running_statistics)?;
+        }
         return Ok(fresh);
     };
     let foreign = |reason: String| Error::from(CheckpointError::Foreign { path: path.clone(), reason });
@@ -99,11 +109,29 @@ pub(super) fn resume(
         );
         return Err(CheckpointError::Damaged { path, reason }.into());
     }
-    for part in [Part::Weights, Part::Optimizer] {
-        transfer::import(&plan.network, &engine.state, part, Classifier::Saved, saved.tensors(part), &path)?;
-    }
-    let position = RunState { versions: fresh.versions, ..saved.state };
+    let position = take_over(plan, engine, saved, &path, fresh.versions)?;
     Ok(Start { position, from: Some(path), passed_over })
+}
+
+/// Collective: what rank 0 knows, on every rank.
+pub(super) fn share<T: Serialize + DeserializeOwned>(session: &Session, known: &T) -> Result<T, Error> {
+    let json = |error: serde_json::Error| Error::Other(error.to_string());
+    let bytes = serde_json::to_vec(known).map_err(json)?;
+    serde_json::from_slice(&session.leaders(bytes)?).map_err(json)
+}
+
+/// On rank 0: puts a checkpoint's tensors in place; where the run then stands.
+pub(super) fn take_over(
+    plan: &Plan,
+    engine: &Engine,
+    saved: Checkpoint,
+    path: &Path,
+    versions: BTreeMap<String, String>,
+) -> Result<RunState, Error> {
+    for part in [Part::Weights, Part::Optimizer, Part::Averaged] {
+        transfer::import(&plan.network, &engine.state, part, Classifier::Saved, saved.tensors(part), path)?;
+    }
+    Ok(RunState { versions, ..saved.state })
 }
 
 /// On rank 0: what a run that goes on knows of the weights it began with: their SHA-256.

@@ -1,21 +1,26 @@
 //! One run on one rank: set up, loop over its steps, evaluate, save and end. The step itself is
 //! [`crate::engine`]'s; here stands what comes before and after each one.
 
+mod trouble;
+
 use std::fs::File;
 use std::time::{Duration, Instant};
 
 use data_sharding::Pool;
 
-use super::resume::{Start, fresh_position, resume};
+use self::trouble::Judgement;
+use super::resume::{Start, fresh_position, resume, share};
 use super::saving::{Report, Saving};
 use super::stop::StopRequests;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
 use crate::checkpoint::{CheckpointError, Job, LazyTensors, Part, RunState};
-use crate::config::{Compression, OnNan};
+use crate::config::Compression;
 use crate::device::Compute;
-use crate::engine::{Engine, StepError, StepOutcome, Wishes};
+use crate::engine::{Engine, StepError, StepOutcome, WeightSet, Wishes};
 use crate::error::Error;
-use crate::evaluate::{Views, evaluate_unless};
+use crate::evaluate::{Evaluation, Views, evaluate_unless};
+use crate::health::desync;
+use crate::health::straggler::StragglerWatch;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::Session;
@@ -40,6 +45,7 @@ pub(super) struct Run<'a> {
     /// On rank 0: what a save in the background found that ends the run, until all ranks hear of it.
     fatal: Option<CheckpointError>,
     progress: Progress,
+    stragglers: StragglerWatch,
     /// On rank 0.
     metrics: Option<MetricsFile>,
     /// On rank 0: keeps other runs out of the folder.
@@ -55,9 +61,6 @@ pub(super) struct Run<'a> {
 
 /// While all ranks wait for rank 0 to write, none waits longer than that for another one.
 const WAIT_FOR_SAVE: Duration = Duration::from_millis(200);
-
-/// So many steps without an update, one after the other, will not be followed by a good one.
-const MOST_SKIPPED: u64 = 16;
 
 impl<'a> Run<'a> {
     /// Collective: everything up to the first step.
@@ -77,10 +80,7 @@ impl<'a> Run<'a> {
         let start = if session.is_leader() { resume(plan, &engine, &dir, options, fresh) } else { Ok(fresh) };
         let Start { position, from, passed_over } = session.agree(start)?;
         let from = from.filter(|path| path.starts_with(dir.checkpoints()));
-        let json = serde_json::to_vec(&(position, from.is_some()));
-        let json = session.leaders(json.map_err(|error| Error::Other(error.to_string()))?)?;
-        let (position, is_saved): (RunState, bool) =
-            serde_json::from_slice(&json).map_err(|error| Error::Other(error.to_string()))?;
+        let (position, is_saved): (RunState, bool) = share(session, &(position, from.is_some()))?;
         broadcast_state(session, &engine)?;
 
         let exporter = match plan.config.telemetry.prometheus {
@@ -123,6 +123,10 @@ impl<'a> Run<'a> {
             saving,
             fatal: None,
             progress,
+            stragglers: StragglerWatch::new(
+                plan.config.telemetry.straggler_factor,
+                session.topology().world_size,
+            ),
             metrics,
             _lock: lock,
             first_step,
@@ -184,7 +188,11 @@ impl<'a> Run<'a> {
         while !self.is_finished() {
             let mut wishes = Wishes::default();
             if !self.awaits_evaluation() {
-                let StepOutcome { stop, save, .. } = self.step(&mut pool)?;
+                let Some(StepOutcome { stop, save, .. }) = self.step(&mut pool)? else {
+                    drop(pool);
+                    pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
+                    continue;
+                };
                 wishes = Wishes { stop: stop || self.reached_within_epoch(stop_after), save };
             }
             let mut epoch_due = false;
@@ -247,9 +255,12 @@ impl<'a> Run<'a> {
             && self.reached(stop_after)
     }
 
-    fn step(&mut self, pool: &mut Pool) -> Result<StepOutcome, Error> {
+    /// Collective: one step; `None` when the run stands at an earlier checkpoint instead.
+    fn step(&mut self, pool: &mut Pool) -> Result<Option<StepOutcome>, Error> {
         let step = self.position.step;
-        let learning_rate = self.plan.schedule.rate(step);
+        let learning_rate = self.plan.schedule.rate(step) * self.position.health.rate_factor();
+        let loss_scale = self.position.health.loss_scale.map(|loss_scale| loss_scale.scale);
+        self.engine.loss_scale = loss_scale.unwrap_or(1.0);
         if self.plan.config.optimizer.reset_momentum_at_milestones == Some(true)
             && self.plan.schedule.milestone_begins(step)
         {
@@ -281,10 +292,9 @@ impl<'a> Run<'a> {
         if counted == 0 {
             self.session.agree::<()>(Err(no_sample_left(step)))?;
         }
-        if outcome.updated {
-            self.skipped_in_a_row = 0;
-        } else {
-            self.leave_out(step, learning_rate)?;
+        let judgement = self.judge(step, learning_rate, &outcome)?;
+        if judgement == Judgement::RolledBack {
+            return Ok(None);
         }
         self.position.step += 1;
         self.position.top1_error = None;
@@ -296,23 +306,36 @@ impl<'a> Run<'a> {
         self.position.epoch_skipped_samples += outcome.skipped;
         self.epoch_images += images as u64;
         self.epoch_duration += outcome.phases.step;
+        for sentence in self.stragglers.step(self.session, self.position.step, &outcome.phases) {
+            self.progress.say(&sentence);
+        }
         let record = StepRecord {
             epoch: (step / self.plan.steps_per_epoch) as u32 + 1,
             step: self.position.step,
             loss: Some(outcome.loss).filter(|loss| loss.is_finite()),
             skipped: !outcome.updated,
             top1_error: 1.0 - outcome.correct as f64 / counted as f64,
+            loss_spike: judgement == Judgement::Spike,
+            loss_scale,
             learning_rate,
             gradient_norm: outcome.gradient_norm,
             skipped_samples: outcome.skipped,
             images_per_second: images as f64 / outcome.phases.step.as_secs_f64(),
             seconds: outcome.phases.into(),
             exchange: (&outcome.exchange).into(),
+            stragglers: self.stragglers.named().to_vec(),
         };
         export_step(&record, images);
         self.progress.step(&record);
         self.record(Record::Step(record));
-        Ok(outcome)
+        let check_every = self.plan.config.train.check_replicas_every;
+        if self.session.topology().world_size > 1
+            && check_every > 0
+            && self.position.step.is_multiple_of(check_every)
+        {
+            desync::check(self.session, &self.plan.network, &self.engine.state, self.position.step)?;
+        }
+        Ok(Some(outcome))
     }
 
     /// On rank 0: a line of metrics.
@@ -322,55 +345,25 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Collective: a step whose averaged gradient is not finite is left out, or is the end of the run.
-    fn leave_out(&mut self, step: u64, learning_rate: f64) -> Result<(), Error> {
-        self.position.epoch_skipped += 1;
-        self.skipped_in_a_row += 1;
-        let (number, epoch) = (step + 1, step / self.plan.steps_per_epoch + 1);
-        let place = format!("step {number} (epoch {epoch}, learning rate {learning_rate})");
-        let stop = self.plan.config.train.on_nan == OnNan::Stop;
-        if !stop
-            && self.skipped_in_a_row < MOST_SKIPPED
-            && self.position.epoch_skipped < self.plan.steps_per_epoch
-        {
-            self.progress.say(&format!("{place} is left out: its gradient is infinite or NaN somewhere"));
-            return Ok(());
-        }
-        // Where it comes from is known after another look at the same samples.
-        let found = training_pool(self.plan, step, self.workers)
-            .and_then(|mut pool| self.engine.find_not_finite(step, &mut || next_batch(&mut pool)));
-        let advice = match stop {
-            true => {
-                "lower schedule.rate or lengthen the warm-up and resume from the last checkpoint, or leave such \
-                     steps out with train.on_nan: skip"
-            }
-            false => {
-                "so many steps have been left out that the run is ended; lower schedule.rate and resume from the \
-                      last checkpoint"
-            }
-        };
-        let failure = |what: &str| Error::Other(format!("{what} at {place}; {advice}"));
-        self.session.agree(found.and_then(|what| what.map_or(Ok(()), |what| Err(failure(&what)))))?;
-        self.session.agree(Err(failure("the average over the ranks became infinite or NaN")))
-    }
-
     /// Collective: evaluates and reports the epoch whose last step has just been done. False if a rank was asked to
     /// stop meanwhile: then the epoch is not complete, and the run goes on with its evaluation.
     fn end_epoch(&mut self) -> Result<bool, Error> {
         self.session.flight().enter(None, "evaluation");
         let (epoch, epochs) = (self.position.epoch + 1, self.plan.config.train.epochs);
         let due = epoch.is_multiple_of(self.plan.config.train.evaluate_every_epochs);
-        let evaluation = match due || epoch == epochs {
-            true => {
-                let stop = || self.stop_requests.requested();
-                let (session, plan, engine) = (self.session, self.plan, &self.engine);
-                match evaluate_unless(&stop, session, plan, engine, self.workers, Views::One)? {
-                    None => return Ok(false),
-                    evaluation => evaluation,
+        let (mut evaluation, mut averaged) = (None, None);
+        if due || epoch == epochs {
+            evaluation = self.evaluate(WeightSet::Current)?;
+            if evaluation.is_none() {
+                return Ok(false);
+            }
+            if self.engine.state.averaged.is_some() {
+                averaged = self.evaluate(WeightSet::Averaged)?;
+                if averaged.is_none() {
+                    return Ok(false);
                 }
             }
-            false => None,
-        };
+        }
         self.position.epoch = epoch;
         let skipped_steps = std::mem::take(&mut self.position.epoch_skipped);
         let steps = (self.plan.steps_per_epoch - skipped_steps) as f64;
@@ -388,13 +381,16 @@ impl<'a> Run<'a> {
             test_top1_correct: evaluation.map(|evaluation| evaluation.top1_correct),
             test_samples: evaluation.map(|evaluation| evaluation.samples),
             test_skipped_samples: evaluation.map(|evaluation| evaluation.skipped),
+            averaged_test_loss: averaged.map(|averaged| averaged.loss()),
+            averaged_test_top1_error: averaged.map(|averaged| averaged.top1_error()),
+            averaged_test_top5_error: averaged.and_then(|averaged| averaged.top5_error()),
             images_per_second: if self.epoch_images == 0 {
                 0.0
             } else {
                 self.epoch_images as f64 / train_seconds
             },
             train_seconds,
-            test_seconds: evaluation.map_or(0.0, |evaluation| evaluation.duration.as_secs_f64()),
+            test_seconds: evaluation.iter().chain(&averaged).map(|of| of.duration.as_secs_f64()).sum(),
         };
         self.position.epoch_loss_sum = 0.0;
         self.position.epoch_correct = 0;
@@ -414,6 +410,12 @@ impl<'a> Run<'a> {
             self.draw();
         }
         Ok(true)
+    }
+
+    /// Collective; `None` if a rank was asked to stop meanwhile.
+    fn evaluate(&self, weights: WeightSet) -> Result<Option<Evaluation>, Error> {
+        let stop = || self.stop_requests.requested();
+        evaluate_unless(&stop, self.session, self.plan, &self.engine, self.workers, Views::One, weights)
     }
 
     fn draw(&mut self) {
@@ -453,10 +455,14 @@ impl<'a> Run<'a> {
             let tensors = transfer::snapshot(&self.plan.network, &self.engine.state, part);
             Ok((part, tensors.map_err(|error| CheckpointError::Tensors(error.to_string()))?))
         };
+        let mut parts = vec![part(Part::Weights)?, part(Part::Optimizer)?];
+        if self.engine.state.averaged.is_some() {
+            parts.push(part(Part::Averaged)?);
+        }
         Ok(Job {
             folder: self.dir.checkpoints(),
             state: self.position.clone(),
-            parts: vec![part(Part::Weights)?, part(Part::Optimizer)?],
+            parts,
             keep: self.saving.keep(),
             earlier: self.metrics.iter().filter_map(MetricsFile::handle).collect(),
         })

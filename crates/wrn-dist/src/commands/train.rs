@@ -20,8 +20,8 @@ pub(crate) struct Arguments {
     /// Save and exit with code 75 after this epoch or step, as epoch:N or step:N; with 0 if the run is that far already
     #[arg(long, value_name = "epoch:N|step:N", value_parser = stop_after)]
     stop_after: Option<StopAfter>,
-    /// Rehearse a failure: in this step a rank will panic, kill or stop itself, hang, exit, reorder its buckets
-    /// or make a gradient nan
+    /// Rehearse a failure: in this step a rank will panic, kill or stop itself, hang, exit, reorder its buckets,
+    /// make a gradient nan, report a loss spike, become slow (its data comes late from then on) or flip-bit a weight
     #[arg(long, value_name = "STEP:RANK:KIND")]
     inject_fault: Option<Fault>,
 }

@@ -1,0 +1,66 @@
+//! Back to an earlier checkpoint of the same run with a lower learning rate, when a step's numbers are not finite or
+//! its loss jumps. Finds the checkpoint; the run itself takes it from there.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{self, Checkpoint};
+use crate::config::{ConfigError, LoadedConfig, OnNan, OnSpike, RollBackConfig};
+use crate::error::Error;
+
+/// One way back; part of a checkpoint's state and a line of the metrics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RollBack {
+    /// The step that went wrong, counted from 1.
+    pub(crate) from_step: u64,
+    /// Completed steps of the checkpoint.
+    pub(crate) to_step: u64,
+    /// What went wrong.
+    pub(crate) reason: String,
+    /// What the schedule's rate is multiplied by from then on.
+    pub(crate) rate_factor: f64,
+}
+
+/// Refuses values that make no sense, or without the policy that they belong to.
+pub(super) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
+    let train = &loaded.config.train;
+    let RollBackConfig { most, rate_factor, checkpoints_back } = train.roll_back;
+    let error = |key: &str, message: String| Err(loaded.error(&format!("train.roll_back.{key}"), message));
+    if most == 0 {
+        return error("most", "0 is out of range; expected 1 or more".into());
+    }
+    if !(rate_factor > 0.0 && rate_factor <= 1.0) {
+        return error("rate_factor", format!("{rate_factor} is outside 0 to 1 (0 excluded)"));
+    }
+    let kept = loaded.config.checkpoint.keep_last;
+    if checkpoints_back == 0 || checkpoints_back as usize > kept {
+        return error(
+            "checkpoints_back",
+            format!("{checkpoints_back} is out of range; expected 1 to checkpoint.keep_last ({kept})"),
+        );
+    }
+    let used = train.on_nan == OnNan::RollBack || train.loss_spike.action == OnSpike::RollBack;
+    if !used && train.roll_back != RollBackConfig::default() {
+        let message = "has no meaning without train.on_nan: roll-back or train.loss_spike.action: roll-back";
+        return Err(loaded.error("train.roll_back", message));
+    }
+    Ok(())
+}
+
+/// On rank 0: the checkpoint to go back to below `folder`: the newest one, or as many before it as `config` says if
+/// there are so many. Damaged ones are passed over.
+pub(crate) fn find(folder: &Path, config: &RollBackConfig) -> Result<(PathBuf, Checkpoint), Error> {
+    let found = checkpoint::candidates(folder)?;
+    let wanted = (config.checkpoints_back as usize - 1).min(found.len().saturating_sub(1));
+    for path in found.into_iter().skip(wanted) {
+        match checkpoint::load_all(&path) {
+            Ok(saved) => return Ok((path, saved)),
+            Err(error) => tracing::error!("passed over: {error}"),
+        }
+    }
+    Err(Error::Other(format!(
+        "there is no checkpoint in {} to roll back to; lower schedule.rate, lengthen the warm-up or save earlier",
+        folder.display()
+    )))
+}

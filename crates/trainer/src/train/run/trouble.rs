@@ -1,0 +1,175 @@
+//! What a run does when the numbers of a step go wrong: a gradient that is not finite, a loss that jumps. All ranks see
+//! the same averages, so they come to the same decision.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Run;
+use crate::checkpoint::{self, RunState};
+use crate::config::{OnNan, OnSpike};
+use crate::engine::StepOutcome;
+use crate::error::Error;
+use crate::health::evidence;
+use crate::health::roll_back::{self, RollBack};
+use crate::telemetry::{MetricsFile, Record};
+use crate::train::resume::{share, take_over};
+use crate::train::{broadcast_state, next_batch, training_pool};
+
+/// So many steps without an update, one after the other, will not be followed by a good one.
+const MOST_SKIPPED: u64 = 16;
+
+/// How a step is to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// As any other, or as one that changed nothing.
+    Usual,
+    /// Its loss jumped.
+    Spike,
+    /// The run stands at an earlier checkpoint now.
+    RolledBack,
+}
+
+impl Run<'_> {
+    /// Collective: decides about `step`, counted from 0, whose outcome is not in the run's position yet.
+    pub(super) fn judge(
+        &mut self,
+        step: u64,
+        learning_rate: f64,
+        outcome: &StepOutcome,
+    ) -> Result<Judgement, Error> {
+        let scale = &mut self.position.health.loss_scale;
+        let overflow = !outcome.updated && scale.is_some_and(|scale| scale.can_shrink());
+        if let (Some(scale), Some(config)) = (scale, &self.plan.config.precision.loss_scale) {
+            scale.step(config, outcome.updated);
+        }
+        let place = format!(
+            "step {} (epoch {}, learning rate {learning_rate})",
+            step + 1,
+            step / self.plan.steps_per_epoch + 1
+        );
+        if !outcome.updated {
+            return self.leave_out(step, learning_rate, &place, overflow);
+        }
+        self.skipped_in_a_row = 0;
+        let config = &self.plan.config.train.loss_spike;
+        let Some(spike) = self.position.health.losses.step(config, outcome.loss) else {
+            return Ok(Judgement::Usual);
+        };
+        let sentence = format!(
+            "{place}: its loss of {:.4} is far above the usual {:.4} (deviation {:.4})",
+            spike.loss, spike.usual, spike.deviation
+        );
+        match config.action {
+            OnSpike::Ignore => return Ok(Judgement::Usual),
+            OnSpike::Warn if spike.begins => self.progress.say(&sentence),
+            OnSpike::Warn => {}
+            OnSpike::RollBack => return self.roll_back(step, sentence),
+        }
+        Ok(Judgement::Spike)
+    }
+
+    /// Collective: a step whose averaged gradient is not finite is left out, or leads back to a checkpoint, or is the
+    /// end of the run. With `overflow` it is fp16's range that was left, which a smaller loss scale mends.
+    fn leave_out(
+        &mut self,
+        step: u64,
+        learning_rate: f64,
+        place: &str,
+        overflow: bool,
+    ) -> Result<Judgement, Error> {
+        self.position.epoch_skipped += 1;
+        let epoch_has_others = self.position.epoch_skipped < self.plan.steps_per_epoch;
+        if overflow && epoch_has_others {
+            return Ok(Judgement::Usual);
+        }
+        self.skipped_in_a_row += 1;
+        let not_finite = "its gradient is infinite or NaN somewhere";
+        let advice = match self.plan.config.train.on_nan {
+            OnNan::RollBack => return self.roll_back(step, format!("{place}: {not_finite}")),
+            OnNan::Skip if self.skipped_in_a_row < MOST_SKIPPED && epoch_has_others => {
+                self.progress.say(&format!("{place} is left out: {not_finite}"));
+                return Ok(Judgement::Usual);
+            }
+            OnNan::Skip => {
+                "so many steps have been left out that the run is ended; lower schedule.rate and resume from the \
+                 last checkpoint"
+            }
+            OnNan::Stop => {
+                "lower schedule.rate or lengthen the warm-up and resume from the last checkpoint, or leave such \
+                 steps out with train.on_nan: skip"
+            }
+        };
+        // Where it comes from is known after another look at the same samples.
+        let found = training_pool(self.plan, step, self.workers)
+            .and_then(|mut pool| self.engine.find_not_finite(step, &mut || next_batch(&mut pool)));
+        let what = found.as_ref().ok().and_then(Option::as_ref);
+        let saved = evidence::save(self.session, self.plan, &self.dir, step, learning_rate, what)?;
+        if let Some(path) = saved {
+            self.progress.say(&format!("evidence: {}", path.display()));
+        }
+        let failure = |what: &str| Error::Other(format!("{what} at {place}; {advice}"));
+        let found = found.and_then(|found| found.map_or(Ok(()), |found| Err(failure(&found.what))));
+        self.session.agree(found)?;
+        self.session.agree(Err(failure("the average over the ranks became infinite or NaN")))
+    }
+
+    /// Collective: goes back to an earlier checkpoint, with a lower learning rate from there.
+    fn roll_back(&mut self, step: u64, reason: String) -> Result<Judgement, Error> {
+        let config = &self.plan.config.train.roll_back;
+        let mut roll_backs = self.position.health.roll_backs.clone();
+        if roll_backs.len() >= config.most as usize {
+            let most = config.most;
+            return self.session.agree(Err(Error::Other(format!(
+                "{reason}; the run has gone back to an earlier checkpoint {most} times, which is train.roll_back.most"
+            ))));
+        }
+        self.session.flight().enter(Some(step + 1), "roll-back");
+        // What is being written may be what the run goes back to, or is of no use any more.
+        self.await_save()?;
+        self.engine.forget_fault();
+        let rate_factor = self.position.health.rate_factor() * config.rate_factor;
+        let restored = if self.session.is_leader() { self.restore().map(Some) } else { Ok(None) };
+        if let Some((path, position)) = self.session.agree(restored)? {
+            self.saving.began_at(position.step, path);
+            self.position = position;
+        }
+        self.position = share(self.session, &self.position)?;
+        broadcast_state(self.session, &self.engine)?;
+        let roll_back = RollBack { from_step: step + 1, to_step: self.position.step, reason, rate_factor };
+        roll_backs.push(roll_back.clone());
+        self.position.health.roll_backs = roll_backs;
+        self.skipped_in_a_row = 0;
+        self.epoch_images = 0;
+        self.epoch_duration = Duration::ZERO;
+        self.progress.say(&format!(
+            "{}; back to the checkpoint of step {} with {rate_factor} times the scheduled learning rate ({} of at most {} \
+             times)",
+            roll_back.reason,
+            roll_back.to_step,
+            self.position.health.roll_backs.len(),
+            config.most
+        ));
+        if self.metrics.is_some() {
+            match MetricsFile::open(&self.dir.metrics(), self.position.epoch, self.position.step) {
+                Ok(metrics) => self.metrics = Some(metrics),
+                Err(error) => {
+                    self.progress.warn(&format!("lines of steps that no longer count stay: {error}"))
+                }
+            }
+        }
+        self.record(Record::RollBack(roll_back));
+        // The checkpoint must know of it, for a resume before the next one.
+        self.saved = None;
+        self.save()?;
+        Ok(Judgement::RolledBack)
+    }
+
+    /// On rank 0: an earlier checkpoint's tensors in place of the present ones.
+    fn restore(&self) -> Result<(PathBuf, RunState), Error> {
+        let folder = self.dir.checkpoints();
+        let (path, saved) = roll_back::find(&folder, &self.plan.config.train.roll_back)?;
+        let position = take_over(self.plan, &self.engine, saved, &path, self.position.versions.clone())?;
+        checkpoint::remove_newer(&folder, position.step)?;
+        Ok((path, position))
+    }
+}

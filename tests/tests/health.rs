@@ -1,0 +1,313 @@
+//! A run that is ill says so while it goes on: slow ranks, ranks that no longer hold the same numbers, losses that
+//! jump. Every decision is the same on all ranks, and survives a resume.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use end_to_end::{Experiment, FashionMnist, metrics_without_times, mpirun_or_skip};
+use serde_json::Value;
+
+const STOPPED: i32 = 75;
+
+fn experiment(epochs: u32) -> Experiment {
+    Experiment::new(
+        FashionMnist { train: 10 * 32, test: 32 },
+        &format!(
+            "model: {{arch: wrn-10-1}}
+train: {{epochs: {epochs}, global_batch: 32, micro_batch: 8, threads: 1}}
+schedule: {{kind: constant, rate: 0.05}}
+"
+        ),
+    )
+}
+
+fn of_kind<'a>(metrics: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    metrics.iter().filter(|line| line["kind"] == kind).collect()
+}
+
+#[test]
+fn a_slow_rank_is_named_with_its_phase_within_20_steps_and_nobody_else() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = Experiment::new(
+        FashionMnist { train: 40 * 64, test: 2 },
+        "model: {arch: wrn-16-2}
+train: {epochs: 1, global_batch: 64, threads: 1}
+schedule: {kind: constant, rate: 0.05}
+",
+    );
+    for (victim, slow_from) in [(1, 11), (0, 8)] {
+        let run = format!("slow {victim}");
+        let fault = format!("{slow_from}:{victim}:slow");
+        let outcome = experiment.train(&run, 2, &["--inject-fault", &fault]).expect_code(0);
+        let metrics = experiment.metrics(&run);
+        let mut named_at = None;
+        for step in of_kind(&metrics, "step") {
+            let stragglers = step["stragglers"].as_array().cloned().unwrap_or_default();
+            for straggler in stragglers {
+                assert_eq!(straggler["rank"], victim, "{straggler}");
+                assert_eq!(straggler["phase"], "data wait", "{straggler}");
+                let times_slower = straggler["times_slower"].as_f64().unwrap();
+                assert!((1.3..4.0).contains(&times_slower), "{straggler}");
+                let _ = named_at.get_or_insert(step["step"].as_u64().unwrap());
+            }
+        }
+        let named_at = named_at.expect("the slow rank is named");
+        assert!(
+            (slow_from..=slow_from + 20).contains(&named_at),
+            "slow from {slow_from}, named at {named_at}"
+        );
+        let said = format!("rank {victim} on ");
+        let sentences: Vec<_> = outcome.stdout.lines().filter(|line| line.contains(" is slow: ")).collect();
+        assert!(matches!(sentences[..], [sentence] if sentence.starts_with(&said)), "once: {sentences:?}");
+    }
+}
+
+/// The process of a rank of the run that writes to `out`.
+fn process_of_rank(rank: usize, out: &str) -> Option<u32> {
+    let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
+    let has = |file: PathBuf, wanted: &str| {
+        let bytes = fs::read(file).unwrap_or_default();
+        bytes.split(|&byte| byte == 0).any(|part| part == wanted.as_bytes())
+    };
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+    processes
+        .filter(|process| has(process.join("cmdline"), out) && has(process.join("environ"), &wanted))
+        .find_map(|process| process.file_name()?.to_str()?.parse().ok())
+}
+
+#[test]
+fn a_rank_that_is_stopped_half_of_the_time_is_named_and_nobody_else() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = Experiment::new(
+        FashionMnist { train: 50 * 64, test: 2 },
+        "model: {arch: wrn-16-2}
+train: {epochs: 1, global_batch: 64, threads: 1}
+schedule: {kind: constant, rate: 0.05}
+",
+    );
+    let out = experiment.path("pulses");
+    let out = out.to_str().unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _ = scope.spawn(|| {
+            let pause = Duration::from_millis(20);
+            let begin = Instant::now();
+            while !over.load(Ordering::Relaxed) && begin.elapsed() < Duration::from_secs(120) {
+                std::thread::sleep(pause);
+                let Some(process) = process_of_rank(1, out) else { continue };
+                let signal = |signal: &str| {
+                    // The process may have ended meanwhile.
+                    let mut command = Command::new("kill");
+                    let _ = command.arg(signal).arg(process.to_string()).stderr(Stdio::null()).status();
+                    std::thread::sleep(pause);
+                };
+                signal("-STOP");
+                signal("-CONT");
+            }
+        });
+        let outcome = experiment.train("pulses", 2, &[]);
+        over.store(true, Ordering::Relaxed);
+        let _ = outcome.expect_code(0);
+    });
+    let metrics = experiment.metrics("pulses");
+    let stragglers: Vec<&Value> = (of_kind(&metrics, "step").into_iter())
+        .flat_map(|step| step["stragglers"].as_array().into_iter().flatten())
+        .collect();
+    assert!(!stragglers.is_empty());
+    for straggler in stragglers {
+        assert_eq!(straggler["rank"], 1, "{straggler}");
+        assert!(["forward", "backward"].contains(&straggler["phase"].as_str().unwrap()), "{straggler}");
+    }
+}
+
+#[test]
+fn one_flipped_bit_in_one_rank_ends_the_run_and_the_rank_and_the_tensor_are_named() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment(1);
+    let every = ["--set", "train.check_replicas_every=2"];
+    for (ranks, victim, expected) in [
+        (4, 2, " does not hold the same numbers as the other ranks: first in fc.bias of the weights"),
+        (2, 1, "; no majority tells which are right"),
+    ] {
+        let fault = format!("3:{victim}:flip-bit");
+        let run = format!("flip {ranks}");
+        let outcome =
+            experiment.train(&run, ranks, &[&every[..], &["--inject-fault", &fault]].concat()).expect_code(1);
+        let errors: Vec<_> = outcome.stderr.lines().filter(|line| line.starts_with("error")).collect();
+        assert_eq!(errors.len(), 1, "{}", outcome.stderr);
+        for part in [&format!("error (rank {victim} on "), "after step 4 rank ", expected] {
+            assert!(errors[0].contains(part), "`{}` lacks `{part}`", errors[0]);
+        }
+    }
+    // Undisturbed ranks pass, with everything that is compared switched on.
+    let averaging = ["--set", "train.averaging={decay: 0.9}"];
+    let _ = experiment.train("healthy", 4, &[&every[..], &averaging].concat()).expect_code(0);
+}
+
+#[test]
+fn a_nan_leads_back_to_the_last_checkpoint_with_a_lower_rate_and_a_resume_keeps_it() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment(3);
+    let policy = ["--set", "train.on_nan=roll-back", "--set", "train.determinism=world"];
+    let with = |more: &[&'static str]| [&policy[..], more].concat();
+    let mut reference = None;
+    for ranks in [1, 2, 4] {
+        let fault = format!("15:{}:nan", ranks - 1);
+        let run = format!("whole {ranks}");
+        let arguments = [&policy[..], &["--inject-fault", &fault]].concat();
+        let outcome = experiment.train(&run, ranks, &arguments).expect_code(0);
+        assert_eq!(outcome.stdout.matches("; back to the checkpoint of step 10 with 0.5 times").count(), 1);
+        let metrics = metrics_without_times(experiment.metrics(&run));
+        let steps: Vec<_> = of_kind(&metrics, "step");
+        assert_eq!(steps.len(), 30, "one line a step");
+        for (index, step) in steps.iter().enumerate() {
+            assert_eq!(step["step"], index + 1);
+            assert_eq!(step["learning_rate"], if index < 10 { 0.05 } else { 0.025 }, "{step}");
+            assert_eq!(step["skipped"], false, "{step}");
+        }
+        let back = of_kind(&metrics, "roll-back");
+        assert_eq!(back.len(), 1);
+        assert_eq!((&back[0]["from_step"], &back[0]["to_step"]), (&15.into(), &10.into()));
+        let result = (metrics, experiment.checkpoint(&run));
+        let reference = reference.get_or_insert_with(|| result.clone());
+        assert!(result == *reference, "{ranks} ranks take the same way");
+    }
+
+    for (name, stop) in [("in the same epoch", "step:16"), ("in the next", "step:24")] {
+        let arguments = with(&["--inject-fault", "15:1:nan", "--stop-after"]);
+        let _ = experiment.train(name, 2, &[&arguments[..], &[stop]].concat()).expect_code(STOPPED);
+        let _ = experiment.train(name, 2, &policy).expect_code(0);
+        let result = (metrics_without_times(experiment.metrics(name)), experiment.checkpoint(name));
+        assert!(Some(result) == reference, "resumed {name}");
+    }
+}
+
+#[test]
+fn without_a_checkpoint_or_too_often_a_way_back_is_the_end() {
+    let experiment = experiment(2);
+    let policy = ["--set", "train.on_nan=roll-back"];
+    let outcome =
+        experiment.train("none", 1, &[&policy[..], &["--inject-fault", "3:0:nan"]].concat()).expect_code(1);
+    assert!(outcome.stderr.contains("there is no checkpoint in "), "{}", outcome.stderr);
+
+    // After the first step already, no rate helps these weights any more.
+    let often = ["--set", "schedule.rate=1e30", "--set", "train.roll_back.most=2"];
+    let stop = [&policy[..], &often, &["--stop-after", "step:1"]].concat();
+    let _ = experiment.train("wild", 1, &stop).expect_code(STOPPED);
+    let outcome = experiment.train("wild", 1, &[&policy[..], &often].concat()).expect_code(1);
+    assert!(outcome.stderr.contains("2 times, which is train.roll_back.most"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_loss_that_jumps_on_one_rank_is_seen_by_all() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment(3);
+    let spike = [
+        "--set",
+        "train.loss_spike.window=10",
+        "--set",
+        "schedule.rate=0.01",
+        "--inject-fault",
+        "25:1:spike",
+    ];
+    let outcome = experiment.train("warned", 2, &spike).expect_code(0);
+    let sentences = outcome.stdout.matches(" is far above the usual ").count();
+    assert_eq!(sentences, 1, "{}", outcome.stdout);
+    let metrics = experiment.metrics("warned");
+    let spikes: Vec<_> =
+        of_kind(&metrics, "step").into_iter().filter(|step| step["loss_spike"] == true).collect();
+    assert_eq!(spikes.len(), 1);
+    assert_eq!(spikes[0]["step"], 25);
+
+    let back = [&spike[..], &["--set", "train.loss_spike.action=roll-back"]].concat();
+    let _ = experiment.train("back", 2, &back).expect_code(0);
+    let metrics = experiment.metrics("back");
+    let back = of_kind(&metrics, "roll-back");
+    assert_eq!((&back[0]["from_step"], &back[0]["to_step"]), (&25.into(), &20.into()));
+    assert!(back[0]["reason"].as_str().unwrap().contains("far above the usual"));
+    assert_eq!(of_kind(&metrics, "step").len(), 30);
+}
+
+#[test]
+fn a_run_that_ends_for_its_numbers_leaves_evidence() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment(1);
+    let _ = experiment.train("run", 2, &["--inject-fault", "3:1:nan"]).expect_code(1);
+    let text = fs::read_to_string(experiment.path("run/evidence/step-000000003.json")).unwrap();
+    let evidence: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&evidence["step"], &evidence["epoch"]), (&3.into(), &1.into()));
+    let ranks = evidence["ranks"].as_array().unwrap();
+    assert_eq!(ranks.len(), 1, "{text}");
+    assert_eq!(ranks[0]["rank"], 1);
+    assert_eq!(ranks[0]["micro_batch"], 2, "the first one of rank 1");
+    assert_eq!(ranks[0]["tensor"], "fc.bias", "{text}");
+    assert_eq!(ranks[0]["samples"].as_array().unwrap().len(), 8);
+}
+
+#[test]
+fn senseless_values_are_refused_with_their_key() {
+    let experiment = experiment(1);
+    for (set, parts) in [
+        ("train.roll_back={most: 2}", ["train.roll_back", "has no meaning without train.on_nan: roll-back"]),
+        ("train.loss_spike.window=3", ["train.loss_spike.window", "3 is out of range; expected 8 to 10000"]),
+        ("train.loss_spike.deviations=-1", ["train.loss_spike.deviations", "expected more than 0"]),
+        ("train.averaging={decay: 1}", ["train.averaging.decay", "outside 0 to 1"]),
+        (
+            "train.averaging={decay: 0.9, warmup_epochs: 2}",
+            ["train.averaging.warmup_epochs", "train.epochs (1)"],
+        ),
+        ("train.averaging={decay: 0.9, every_steps: 0}", ["train.averaging.every_steps", "1 or more"]),
+        ("precision={loss_scale: {initial: 8}}", ["precision.loss_scale", "expected fp16"]),
+        ("precision={dtype: fp16, loss_scale: {growth_factor: 1}}", ["growth_factor", "more than 1"]),
+        ("telemetry.straggler_factor=1", ["telemetry.straggler_factor", "expected more than 1"]),
+    ] {
+        let outcome = experiment.train("run", 1, &["--set", set]).expect_code(2);
+        for part in parts {
+            assert!(outcome.stderr.contains(part), "{set}: `{}` lacks `{part}`", outcome.stderr);
+        }
+    }
+    let back = ["--set", "train.on_nan=roll-back", "--set", "train.roll_back.checkpoints_back=3"];
+    let outcome = experiment.train("run", 1, &back).expect_code(2);
+    assert!(outcome.stderr.contains("1 to checkpoint.keep_last (2)"), "{}", outcome.stderr);
+}
+
+#[test]
+fn an_automatic_micro_batch_fits_the_memory_is_written_down_and_kept() {
+    let experiment = experiment(1);
+    let auto = ["--set", "train.micro_batch=auto", "--set"];
+    let limited = |limit: &'static str| [&auto[..], &[limit]].concat();
+    let mut chosen = Vec::new();
+    for (run, limit) in [("much", "train.memory_limit_gib=4"), ("little", "train.memory_limit_gib=0.02")] {
+        let _ = experiment
+            .train(run, 1, &[&limited(limit)[..], &["--stop-after", "step:2"]].concat())
+            .expect_code(STOPPED);
+        let config = fs::read_to_string(experiment.path(run).join("config.yaml")).unwrap();
+        let line = config.lines().find(|line| line.trim_start().starts_with("micro_batch:")).unwrap();
+        chosen.push(line.split(':').nth(1).unwrap().trim().parse::<usize>().unwrap());
+    }
+    assert_eq!(chosen[0], 32, "everything at once");
+    assert!(chosen[1] < 32 && 32 % chosen[1] == 0, "{chosen:?}");
+
+    // With more memory the run that has begun keeps what it had.
+    let _ = experiment.train("little", 1, &limited("train.memory_limit_gib=4")).expect_code(0);
+    let outcome = experiment.train("none", 1, &limited("train.memory_limit_gib=0.001")).expect_code(2);
+    assert!(outcome.stderr.contains("even micro batches of one image need "), "{}", outcome.stderr);
+    let outcome = experiment.train("none", 1, &["--set", "train.micro_batch=auto"]).expect_code(2);
+    assert!(outcome.stderr.contains("auto needs train.memory_limit_gib"), "{}", outcome.stderr);
+}
