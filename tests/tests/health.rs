@@ -35,8 +35,8 @@ fn a_slow_rank_is_named_with_its_phase_within_20_steps_and_nobody_else() {
         return;
     }
     let experiment = Experiment::new(
-        FashionMnist { train: 40 * 64, test: 2 },
-        "model: {arch: wrn-16-2}
+        FashionMnist { train: 32 * 64, test: 2 },
+        "model: {arch: wrn-10-1}
 train: {epochs: 1, global_batch: 64, threads: 1}
 schedule: {kind: constant, rate: 0.05}
 ",
@@ -88,7 +88,7 @@ fn a_rank_that_is_stopped_half_of_the_time_is_named_and_nobody_else() {
     }
     let experiment = Experiment::new(
         FashionMnist { train: 50 * 64, test: 2 },
-        "model: {arch: wrn-16-2}
+        "model: {arch: wrn-16-1}
 train: {epochs: 1, global_batch: 64, threads: 1}
 schedule: {kind: constant, rate: 0.05}
 ",
