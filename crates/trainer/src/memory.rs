@@ -1,5 +1,5 @@
-//! The memory of libtorch's tensors: lent to the communication thread, filled by a function, or read as bytes. The one
-//! place of this crate with `unsafe`. Does not decide when either side of an exchange may touch it; [`allreduce::Reducer`] does.
+//! The memory of libtorch's tensors: lent to the communication thread, filled by a function, or read as bytes.
+//! Does not decide when either side of an exchange may touch it; [`allreduce::Reducer`] does.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
