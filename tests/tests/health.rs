@@ -219,7 +219,9 @@ fn a_way_back_or_a_smaller_loss_scale_comes_out_alike_however_the_weights_are_up
         ["--inject-fault", "15:1:nan", "--set", "precision={dtype: fp16, loss_scale: {initial: 1024}}"];
     let (shard, early) = (["--set", "optimizer.shard=true"], ["--set", "comm.overlap=sync+step"]);
     let (adamw, clip) = (["--set", "optimizer.kind=adamw"], ["--set", "optimizer.clip_norm=0.5"]);
-    let cases: [(&str, &[&str], &[&str], &[&str]); 4] = [
+    /// Name, what goes wrong, what both runs are told, what one of them is told.
+    type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+    let cases: [Case<'_>; 4] = [
         ("shards", &way_back, &[], &shard),
         ("early", &way_back, &[], &early),
         ("adamw", &way_back, &adamw, &shard),
