@@ -209,6 +209,39 @@ fn a_nan_leads_back_to_the_last_checkpoint_with_a_lower_rate_and_a_resume_keeps_
 }
 
 #[test]
+fn a_way_back_or_a_smaller_loss_scale_comes_out_alike_however_the_weights_are_updated() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment(2);
+    let way_back = ["--inject-fault", "15:1:nan", "--set", "train.on_nan=roll-back"];
+    let fp16 =
+        ["--inject-fault", "15:1:nan", "--set", "precision={dtype: fp16, loss_scale: {initial: 1024}}"];
+    let (shard, early) = (["--set", "optimizer.shard=true"], ["--set", "comm.overlap=sync+step"]);
+    let (adamw, clip) = (["--set", "optimizer.kind=adamw"], ["--set", "optimizer.clip_norm=0.5"]);
+    /// Name, what goes wrong, what both runs are told, what one of them is told.
+    type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+    let cases: [Case<'_>; 4] = [
+        ("shards", &way_back, &[], &shard),
+        ("early", &way_back, &[], &early),
+        ("adamw", &way_back, &adamw, &shard),
+        ("fp16", &fp16, &clip, &shard),
+    ];
+    for (name, trouble, common, other) in cases {
+        let common = [trouble, common, &["--set", "train.averaging={decay: 0.9}"]].concat();
+        let result = |run: &str, more: &[&str]| {
+            let _ = experiment.train(run, 2, &[&common, more].concat()).expect_code(0);
+            let averaged = fs::read(experiment.checkpoint_folder(run).join("averaged.safetensors")).unwrap();
+            (metrics_without_times(experiment.metrics(run)), experiment.checkpoint(run), averaged)
+        };
+        let plain = result(&format!("{name} plain"), &[]);
+        assert_eq!(of_kind(&plain.0, "roll-back").len(), usize::from(name != "fp16"), "{name}");
+        assert_eq!(plain.0.iter().any(|line| line["skipped"] == true), name == "fp16", "{name}");
+        assert!(plain == result(name, other), "{name}: the same bits");
+    }
+}
+
+#[test]
 fn without_a_checkpoint_or_too_often_a_way_back_is_the_end() {
     let experiment = experiment(2);
     let policy = ["--set", "train.on_nan=roll-back"];
