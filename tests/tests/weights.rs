@@ -70,7 +70,7 @@ fn weights_with_a_projection_in_every_first_block_come_back_too() {
         (experiment.path("run"), experiment.path("copy.safetensors"), experiment.path("copy"));
     let _ = export(&["--to", "wrn-official"], &run, &file).expect_code(0);
     assert!(tensors(&file).contains_key("group0.block0.convdim"));
-    let _ = import(&["--arch", "wrn-10-1", "--channels", "1"], &file, &copy).expect_code(0);
+    let _ = import(&["--arch", "wrn-10-1"], &file, &copy).expect_code(0);
     assert_eq!(weights(&copy), weights(&experiment.checkpoint_folder("run")));
     let again = experiment.path("again.safetensors");
     let _ = export(&["--to", "wrn-official"], &copy, &again).expect_code(0);

@@ -19,6 +19,8 @@ const SAME_REQUEST: Duration = Duration::from_secs(1);
 const MARGIN: Duration = Duration::from_secs(120);
 /// At most this share of a Slurm job's time.
 const MARGIN_SHARE: u32 = 10;
+/// Between the first and the last rank of a job to begin, whose deadlines then differ by so much.
+const SPREAD: Duration = Duration::from_secs(2);
 const NO_SIGNAL: i32 = 0;
 
 /// What this rank was asked.
@@ -81,11 +83,12 @@ impl StopRequests {
 
     /// Whether this rank wants to stop.
     pub(super) fn requested(&self) -> bool {
-        self.signal.load(Ordering::Relaxed) != NO_SIGNAL || self.is_late()
+        self.signal.load(Ordering::Relaxed) != NO_SIGNAL || self.is_late(Duration::ZERO)
     }
 
-    fn is_late(&self) -> bool {
-        self.deadline.as_ref().is_some_and(|deadline| Instant::now() >= deadline.at)
+    /// Whether the deadline is no further away than `within`.
+    fn is_late(&self, within: Duration) -> bool {
+        self.deadline.as_ref().is_some_and(|deadline| Instant::now() + within >= deadline.at)
     }
 
     /// Why a run stops that this rank or another one wanted to stop, to follow the word "stopped".
@@ -93,7 +96,7 @@ impl StopRequests {
         let signal = self.signal.load(Ordering::Relaxed);
         match (SIGNALS.iter().find(|(number, _)| *number == signal), &self.deadline) {
             (Some((_, name)), _) => format!("by {name}"),
-            (None, Some(deadline)) if self.is_late() => deadline.reason.clone(),
+            (None, Some(deadline)) if self.is_late(SPREAD) => deadline.reason.clone(),
             _ => "on request".into(),
         }
     }
@@ -140,6 +143,8 @@ mod tests {
         let minute = MaxWall::After(Duration::from_secs(60));
         assert!(!requests(minute, 50).requested());
         assert_eq!(requests(minute, 50).reason(), "on request", "another rank's");
+        assert!(!requests(minute, 59).requested());
+        assert!(requests(minute, 59).reason().contains("max_wall"), "the rank that began a second earlier");
         assert!(requests(minute, 60).requested());
         assert_eq!(requests(minute, 60).reason(), "by train.max_wall (1m)");
         assert!(!requests(MaxWall::None, 60).requested());
