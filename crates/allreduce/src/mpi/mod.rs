@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::backoff::Patience;
 use crate::communicator::{AbortSignal, Communicator, Reduction};
-use crate::compressed::OrderedReductions;
-use crate::hierarchical::{HierarchicalReduction, Hosts, gather_shards};
+use crate::hierarchical::Hosts;
 use crate::ordered::gather_slices;
+use crate::sums::OrderedSums;
 use crate::transport::{all_gather, barrier, broadcast};
 use crate::{CommError, Sharding, Topology, Way, Wire, discover};
 use library::Library;
@@ -25,8 +25,7 @@ pub struct MpiCommunicator {
 }
 
 enum Kind {
-    Ordered(Box<OrderedReductions>),
-    Hierarchical(Box<HierarchicalReduction>, Hosts),
+    Ordered(OrderedSums),
     /// With memory for the values while their sums are written.
     Library(Vec<f32>),
 }
@@ -48,15 +47,12 @@ impl MpiCommunicator {
         let mut description =
             format!("{}, thread level {}", short_version(&library.version()?), library.thread_level());
         let reduction = match reduction {
-            Reduction::Ordered => match hosts {
-                Some(hosts) => Kind::Hierarchical(Box::default(), hosts),
-                None => Kind::Ordered(Box::default()),
-            },
-            Reduction::FlatOrdered => Kind::Ordered(Box::default()),
+            Reduction::Ordered => Kind::Ordered(OrderedSums::new(hosts)),
+            Reduction::FlatOrdered => Kind::Ordered(OrderedSums::new(None)),
             Reduction::Library => Kind::Library(Vec::new()),
         };
-        if let Kind::Hierarchical(_, hosts) = &reduction {
-            description += &format!(", sums within {hosts} first");
+        if let Kind::Ordered(sums) = &reduction {
+            description += &sums.description();
         }
         Ok(MpiCommunicator { library, topology, description, reduction })
     }
@@ -109,10 +105,7 @@ impl Communicator for MpiCommunicator {
 
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
         match &mut self.reduction {
-            Kind::Ordered(reductions) => reductions.all_reduce(&mut self.library, values, wire),
-            Kind::Hierarchical(reduction, hosts) => {
-                reduction.all_reduce(&mut self.library, *hosts, values, wire)
-            }
+            Kind::Ordered(sums) => sums.all_reduce(&mut self.library, values, wire),
             Kind::Library(_) if wire != Wire::Fp32 => Err(CommError::UnknownToLibrary { wire }),
             Kind::Library(copy) => {
                 copy.clear();
@@ -125,25 +118,22 @@ impl Communicator for MpiCommunicator {
     fn sharding(&self) -> Sharding {
         let Topology { rank, world_size, .. } = self.topology;
         match &self.reduction {
-            Kind::Hierarchical(_, hosts) => hosts.sharding(rank),
-            Kind::Ordered(_) | Kind::Library(_) => Sharding::flat(rank, world_size),
+            Kind::Ordered(sums) => sums.sharding(&self.library),
+            Kind::Library(_) => Sharding::flat(rank, world_size),
         }
     }
 
     fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<(), CommError> {
         match &mut self.reduction {
-            Kind::Ordered(reductions) => reductions.reduce_scatter(&mut self.library, values),
-            Kind::Hierarchical(reduction, hosts) => {
-                reduction.reduce_scatter(&mut self.library, *hosts, values)
-            }
+            Kind::Ordered(sums) => sums.reduce_scatter(&mut self.library, values),
             Kind::Library(_) => self.all_reduce(values, Wire::Fp32),
         }
     }
 
     fn gather_shards(&mut self, values: &mut [f32]) -> Result<(), CommError> {
         match &self.reduction {
-            Kind::Hierarchical(_, hosts) => gather_shards(&mut self.library, *hosts, values),
-            Kind::Ordered(_) | Kind::Library(_) => gather_slices(&mut self.library, values),
+            Kind::Ordered(sums) => sums.gather_shards(&mut self.library, values),
+            Kind::Library(_) => gather_slices(&mut self.library, values),
         }
     }
 

@@ -22,26 +22,21 @@ use std::time::Duration;
 pub use self::environment::MeetingPoint;
 pub(crate) use self::environment::{rank_from_slurm, rank_from_variables};
 use self::mesh::connect_all;
-pub use self::rendezvous::Rendezvous;
+use self::rendezvous::Rendezvous;
 use self::transport::Mesh;
 use crate::communicator::{AbortSignal, Communicator, Reduction};
-use crate::compressed::OrderedReductions;
 use crate::control::end_process;
-use crate::hierarchical::{HierarchicalReduction, Hosts};
+use crate::hierarchical::Hosts;
+use crate::sums::OrderedSums;
 use crate::transport::{all_gather, barrier, broadcast};
-use crate::{CommError, LaunchedRank, Topology, Wire};
+use crate::{CommError, LaunchedRank, Sharding, Topology, Wire};
 
 /// All ranks that met at one address.
 pub struct TcpCommunicator {
     mesh: Mesh,
     topology: Topology,
     description: String,
-    reduction: Kind,
-}
-
-enum Kind {
-    Flat(Box<OrderedReductions>),
-    Hierarchical(Box<HierarchicalReduction>, Hosts),
+    sums: OrderedSums,
 }
 
 impl TcpCommunicator {
@@ -61,7 +56,7 @@ impl TcpCommunicator {
     ///
     /// # Errors
     /// As [`TcpCommunicator::initialize`].
-    pub fn over(mut rendezvous: Rendezvous, reduction: Reduction) -> Result<Self, CommError> {
+    pub(crate) fn over(mut rendezvous: Rendezvous, reduction: Reduction) -> Result<Self, CommError> {
         let topology = rendezvous.topology();
         let streams = connect_all(&mut rendezvous)?;
         let hosts = rendezvous.places().iter().map(|place| place.host.clone()).collect();
@@ -79,15 +74,9 @@ impl TcpCommunicator {
         })?;
         // Whatever this rank is to do: ranks that were told different things must still meet, to find that out.
         let hosts = Hosts::find(&mut mesh, &topology)?;
-        let reduction = match (reduction, hosts) {
-            (Reduction::Ordered, Some(hosts)) => Kind::Hierarchical(Box::default(), hosts),
-            _ => Kind::Flat(Box::default()),
-        };
-        let mut description = format!("TCP, ranks met at {}", rendezvous.at());
-        if let Kind::Hierarchical(_, hosts) = &reduction {
-            description += &format!(", sums within {hosts} first");
-        }
-        Ok(TcpCommunicator { mesh, topology, description, reduction })
+        let sums = OrderedSums::new(hosts.filter(|_| reduction == Reduction::Ordered));
+        let description = format!("TCP, ranks met at {}{}", rendezvous.at(), sums.description());
+        Ok(TcpCommunicator { mesh, topology, description, sums })
     }
 }
 
@@ -109,12 +98,19 @@ impl Communicator for TcpCommunicator {
     }
 
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
-        match &mut self.reduction {
-            Kind::Flat(reductions) => reductions.all_reduce(&mut self.mesh, values, wire),
-            Kind::Hierarchical(reduction, hosts) => {
-                reduction.all_reduce(&mut self.mesh, *hosts, values, wire)
-            }
-        }
+        self.sums.all_reduce(&mut self.mesh, values, wire)
+    }
+
+    fn sharding(&self) -> Sharding {
+        self.sums.sharding(&self.mesh)
+    }
+
+    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        self.sums.reduce_scatter(&mut self.mesh, values)
+    }
+
+    fn gather_shards(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        self.sums.gather_shards(&mut self.mesh, values)
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

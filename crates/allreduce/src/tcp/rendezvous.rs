@@ -80,7 +80,7 @@ enum Word {
 
 /// All ranks of a job, each connected with rank 0.
 #[derive(Debug)]
-pub struct Rendezvous {
+pub(crate) struct Rendezvous {
     rank: usize,
     places: Vec<Place>,
     /// Where they met, for people.
@@ -95,7 +95,7 @@ impl Rendezvous {
     /// # Errors
     /// [`CommError::NoMeeting`] with the ranks that are missing, or why rank 0 cannot be reached or does not take this
     /// rank.
-    pub fn meet(launched: &LaunchedRank, patience: Duration) -> Result<Rendezvous, CommError> {
+    pub(crate) fn meet(launched: &LaunchedRank, patience: Duration) -> Result<Rendezvous, CommError> {
         let Way::Tcp(point) = &launched.way else {
             return Err(own(format!("{} started the ranks, which meet through MPI", launched.launcher)));
         };
@@ -120,7 +120,7 @@ impl Rendezvous {
 
     /// Where this rank stands.
     #[must_use]
-    pub fn topology(&self) -> Topology {
+    pub(crate) fn topology(&self) -> Topology {
         let Place { host, local_rank, local_size, .. } = self.places[self.rank].clone();
         Topology { rank: self.rank, world_size: self.places.len(), local_rank, local_size, host }
     }
@@ -139,7 +139,7 @@ impl Rendezvous {
     ///
     /// # Errors
     /// [`CommError::NoMeeting`] when a rank has gone.
-    pub fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+    pub(crate) fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
         let deadline = Instant::now() + GATHER;
         if self.rank == 0 {
             self.gather_and_tell(bytes, deadline)

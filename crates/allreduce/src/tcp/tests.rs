@@ -3,6 +3,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::Way;
+use crate::compressed::OrderedReductions;
 use crate::in_process::{on_each_rank, wild_values};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -58,6 +59,26 @@ fn sums_have_the_bits_of_the_other_transports() {
                 bits(&values)
             });
             assert!(sums == expected, "{len} values of {wire:?} on {world_size} ranks");
+        }
+    }
+}
+
+#[test]
+fn shards_hold_the_bits_of_the_whole_sum() {
+    for world_size in [2, 3, 4] {
+        for len in [0, 17, 5000] {
+            let same = on_each(world_size, |comm| {
+                let mine = wild_values(len, comm.topology().rank as u64);
+                let (mut whole, mut gathered) = (mine.clone(), mine);
+                comm.all_reduce(&mut whole, Wire::Fp32).unwrap();
+                comm.reduce_scatter(&mut gathered).unwrap();
+                let own = comm.sharding().of(len);
+                gathered[..own.start].fill(f32::NAN);
+                gathered[own.end..].fill(f32::NAN);
+                comm.gather_shards(&mut gathered).unwrap();
+                bits(&whole) == bits(&gathered)
+            });
+            assert!(same.iter().all(|&same| same), "{len} values on {world_size} ranks");
         }
     }
 }
