@@ -1,8 +1,9 @@
 //! What the end-to-end tests share: running the real binary alone or under `mpirun`, small data sets made
-//! on the spot, and reading what a run wrote. Asserts nothing by itself.
+//! on the spot, and reading what a run wrote. Asserts nothing by itself but what all failures have in common.
 
 mod command;
 mod dataset;
+mod failure;
 mod hosts;
 mod launchers;
 mod run;
@@ -14,6 +15,7 @@ pub use command::{
     wrn_dist_in_session,
 };
 pub use dataset::{FashionMnist, write_fashion_mnist};
+pub use failure::{MOMENTS, expect_failure, expect_gone, expect_parts, the_sentence};
 pub use hosts::TwoHosts;
 pub use launchers::{torchrun_or_skip, wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_with_variables};
 pub use run::{Experiment, metrics_without_times};

@@ -3,15 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::time::{Duration, Instant};
 
-use end_to_end::{Experiment, FashionMnist, Outcome, TwoHosts, mpirun_or_skip};
+use end_to_end::{
+    Experiment, FashionMnist, MOMENTS, TwoHosts, expect_failure, expect_gone, expect_parts, mpirun_or_skip,
+    the_sentence,
+};
 use serde_json::Value;
 
-/// Start, three steps and the end of all ranks, on a busy machine too.
-const MOMENTS: Duration = Duration::from_secs(30);
-/// A killed process may still be on its way out.
-const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// In seconds; more than any healthy step takes.
 const TIMEOUT: &str = "comm.timeout_s=4";
 
@@ -32,37 +30,7 @@ fn failing(experiment: &Experiment, ranks: usize, fault: &str, more: &[&str]) ->
     let run = format!("{fault} {ranks}").replace(':', " ");
     let arguments = [&["--inject-fault", fault, "--set", TIMEOUT], more].concat();
     let outcome = experiment.train_in_session(&run, ranks, &arguments);
-    let Outcome { code, stderr, duration, .. } = &outcome;
-    assert_ne!(*code, Some(0), "{fault} on {ranks} ranks:\n{stderr}");
-    assert!(*duration < MOMENTS, "{fault} on {ranks} ranks took {duration:?}:\n{stderr}");
-    expect_gone(fault, || outcome.left_behind());
-    the_sentence(fault, stderr)
-}
-
-/// No process is left, or will be within a moment.
-fn expect_gone(fault: &str, left_behind: impl Fn() -> Vec<String>) {
-    let begin = Instant::now();
-    while !left_behind().is_empty() {
-        assert!(begin.elapsed() < GONE_WITHIN, "{fault} left {:?}", left_behind());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// The one sentence about a failure with the lines that belong to it.
-fn the_sentence(fault: &str, stderr: &str) -> String {
-    // Open MPI has a line of prose that begins with the same word.
-    let is_sentence = |line: &&str| line.starts_with("error:") || line.starts_with("error (");
-    let sentences: Vec<_> = stderr.lines().filter(is_sentence).collect();
-    assert_eq!(sentences.len(), 1, "{fault}, printed once:\n{stderr}");
-    let lines = stderr.lines().skip_while(|line| !is_sentence(line));
-    let of_sentence = lines.enumerate().take_while(|(index, line)| *index == 0 || line.starts_with("  "));
-    of_sentence.map(|(_, line)| format!("{line}\n")).collect()
-}
-
-fn expect_parts(sentence: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(sentence.contains(part), "`{sentence}` lacks `{part}`");
-    }
+    expect_failure(&format!("{fault} on {ranks} ranks"), &outcome)
 }
 
 /// The flight record that a rank of a failed run has written.

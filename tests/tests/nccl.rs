@@ -1,14 +1,10 @@
 //! Training over NCCL, on its test double: the bits of training over MPI, and every failure in bounded time.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::time::{Duration, Instant};
+use end_to_end::{
+    Experiment, FashionMnist, Outcome, expect_failure, expect_parts, metrics_without_times, mpirun_or_skip,
+};
 
-use end_to_end::{Experiment, FashionMnist, Outcome, metrics_without_times, mpirun_or_skip};
-
-/// Start, three steps, the timeout and the end of all ranks, on a busy machine too.
-const MOMENTS: Duration = Duration::from_secs(30);
-/// A killed process may still be on its way out.
-const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// In seconds; more than any healthy step takes.
 const TIMEOUT: &str = "comm.timeout_s=4";
 
@@ -79,26 +75,7 @@ fn nccl_s_own_reduction_adds_in_an_order_of_its_own() {
 fn failing(experiment: &Experiment, ranks: usize, more: &[&str], fault: &str) -> String {
     let run = format!("{more:?} {fault} {ranks}").replace([':', '"', '/'], " ");
     let outcome = over_nccl(experiment, &run, ranks, &[&["--set", TIMEOUT], more].concat(), fault);
-    let Outcome { code, stderr, duration, .. } = &outcome;
-    assert_ne!(*code, Some(0), "{run}:\n{stderr}");
-    assert!(*duration < MOMENTS, "{run} took {duration:?}:\n{stderr}");
-    let ended = Instant::now();
-    while !outcome.left_behind().is_empty() {
-        assert!(ended.elapsed() < GONE_WITHIN, "{run} left {:?}", outcome.left_behind());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    // Open MPI has a line of prose that begins with the same word.
-    let is_sentence = |line: &&str| line.starts_with("error:") || line.starts_with("error (");
-    assert_eq!(stderr.lines().filter(is_sentence).count(), 1, "{run}, printed once:\n{stderr}");
-    let lines = stderr.lines().skip_while(|line| !is_sentence(line));
-    let of_sentence = lines.enumerate().take_while(|(index, line)| *index == 0 || line.starts_with("  "));
-    of_sentence.map(|(_, line)| format!("{line}\n")).collect()
-}
-
-fn expect_parts(sentence: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(sentence.contains(part), "`{sentence}` lacks `{part}`");
-    }
+    expect_failure(&run, &outcome)
 }
 
 #[test]
