@@ -24,7 +24,11 @@ fn nccl_home() -> Option<PathBuf> {
     });
     let found = home.filter(|home| home.join("include/nccl.h").is_file());
     if found.is_none() {
-        skip("there is no nccl.h: NCCL_HOME is not set, and python3 has no wheel nvidia-nccl-cu13");
+        let reason = "there is no nccl.h: NCCL_HOME is not set, and python3 has no wheel nvidia-nccl-cu13";
+        let required =
+            std::env::var("REQUIRE").is_ok_and(|list| list.split(',').any(|word| word.trim() == "nccl"));
+        assert!(!required, "REQUIRE names nccl, but {reason}");
+        skip(reason);
     }
     found
 }
