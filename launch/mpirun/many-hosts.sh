@@ -16,24 +16,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 hosts=$1
 shift
 
-flags+=(
-    --hostfile "$hosts"
-    --map-by slot              # neighbouring ranks on one host
-    --mca pml ob1              # the point-to-point layer that TCP and shared memory belong to
-    --mca btl '^openib'        # breaks with several threads
-    # A host that is gone: mpirun finds out by asking its helper there, which Open MPI does after 300 s of silence, and nine
-    # times in vain, unless told otherwise. Where comm.timeout_s is less than this minute, the ranks end first, and mpirun
-    # then waits until TCP gives up, which takes minutes; kill it.
-    --mca oob_tcp_keepalive_time 20
-    --mca oob_tcp_keepalive_intvl 10
-    --mca oob_tcp_keepalive_probes 4
-)
-if [[ -n ${NETWORK:-} ]]; then
-    flags+=(--mca btl_tcp_if_include "$NETWORK" --mca oob_tcp_if_include "$NETWORK")
-fi
-for variable in PATH LD_LIBRARY_PATH RUST_LOG ${EXPORT:-}; do
-    if [[ -n ${!variable:-} ]]; then
-        flags+=(-x "$variable")
-    fi
-done
+flags+=(--hostfile "$hosts")
+flags_of_many_hosts
 start "$@"

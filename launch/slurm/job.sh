@@ -6,13 +6,12 @@
 #           mpirun: Open MPI starts them within the allocation
 # SRUN_MPI  for srun, none (default), or pmix: ranks find each other through MPI, if it was built for that
 # NETWORK   for mpirun, the network that carries the gradients, such as 10.0.0.0/24 or ib0
+# EXPORT    for mpirun, more variables that the ranks get from the job's shell
 # BINARY    the program, target/release/wrn-dist of this clone unless said otherwise
 
-set -Eeuo pipefail
+# shellcheck source=launch/mpirun/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../mpirun/common.sh"
 
-# The path of the clone; Slurm copies job scripts elsewhere.
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-BINARY=${BINARY:-${CARGO_TARGET_DIR:-$ROOT/target}/release/wrn-dist}
 SAVED_AND_STOPPED=75
 
 start_by_srun() {
@@ -30,23 +29,7 @@ start_by_srun() {
 }
 
 start_by_mpirun() {
-    local variable flags=(
-        --bind-to none                       # else a rank's decoder threads share one core with it
-        --map-by slot                        # neighbouring ranks on one host
-        --mca pml ob1 --mca btl '^openib'
-        --mca odls_base_sigkill_timeout 60   # time to save, where it would kill after one second
-    )
-    if [[ -n ${NETWORK:-} ]]; then
-        flags+=(--mca btl_tcp_if_include "$NETWORK" --mca oob_tcp_if_include "$NETWORK")
-    fi
-    for variable in PATH LD_LIBRARY_PATH RUST_LOG; do
-        if [[ -n ${!variable:-} ]]; then
-            flags+=(-x "$variable")
-        fi
-    done
-    if ((EUID == 0)); then
-        flags+=(--allow-run-as-root)
-    fi
+    flags_of_many_hosts
     exec mpirun "${flags[@]}" "$BINARY" "$@"
 }
 
