@@ -27,7 +27,8 @@ pub trait BucketHook: Send {
     }
 
     /// The gradients of bucket `bucket` are averages now, and nobody else touches them until this returns. Not called
-    /// any more in a step in which an average is infinite or NaN, from that bucket on: on all ranks alike.
+    /// any more in a step in which an average is infinite or NaN, from that bucket on: on all ranks alike, unless averages are
+    /// sharded.
     ///
     /// # Errors
     /// Whatever makes it impossible to go on with this step.

@@ -52,7 +52,7 @@ pub struct BucketRecord {
     pub finished: Duration,
     /// Processor time of the communication thread for its exchange.
     pub processor: Duration,
-    /// Whether no average is infinite or NaN; the same on all ranks.
+    /// Whether no average is infinite or NaN: the same on all ranks, but for shards, of which each knows its own.
     pub finite: bool,
 }
 
@@ -68,7 +68,8 @@ pub struct StepExchange {
 }
 
 impl StepExchange {
-    /// Whether no average is infinite or NaN; the same on all ranks.
+    /// Whether no average is infinite or NaN: the same on all ranks, unless each has a shard of its own, see
+    /// [`Reducer::shards`].
     #[must_use]
     pub fn is_finite(&self) -> bool {
         self.buckets.iter().all(|bucket| bucket.finite)

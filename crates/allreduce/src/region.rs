@@ -30,7 +30,7 @@ struct Memory {
 }
 
 // SAFETY: `start` points into memory that `memory` keeps alive and that any thread may use, as `Region::new`
-// demands. It is only dereferenced under the lock.
+// demands. This crate only dereferences it under the lock, or hands it to the device under the device's lock.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}

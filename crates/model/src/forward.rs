@@ -254,7 +254,7 @@ fn norm(
         let [gain, bias] = [gain, bias].map(|index| &context.parameters[index]);
         return Ok(sync_norm::batch_norm(input, gain, bias, (mean, variance), epsilon, ranks)?);
     }
-    let norm = norm_arguments(gain, bias, layer, epsilon, context);
+    let norm = norm_arguments(gain, bias, layer, epsilon, context)?;
     Ok(input.f_batch_norm(
         Some(norm.gain),
         Some(norm.bias),
@@ -279,7 +279,7 @@ fn run_sequence(mut nodes: &[Node], input: &Value, context: &Context) -> Result<
                     }
                     after => (None, after),
                 };
-                let norm = norm_arguments(*gain, *bias, *layer, *epsilon, context);
+                let norm = norm_arguments(*gain, *bias, *layer, *epsilon, context)?;
                 let (tensor, recomputed) = norm_relu(current, norm, dropout)?;
                 (Value { tensor, recomputed: recomputed.map(Rc::new) }, after)
             }
@@ -296,22 +296,24 @@ fn norm_arguments<'a>(
     layer: usize,
     epsilon: f64,
     context: &Context<'a>,
-) -> NormArguments<'a> {
+) -> Result<NormArguments<'a>, ModelError> {
     // Momentum 1 makes "running" statistics of this batch alone; the caller averages over micro batches and
     // ranks.
     let (statistics, by_batch, momentum) = match context.statistics {
         UsedStatistics::Batch(written) => (written.map(|written| &written.batch[layer]), true, 1.0),
-        UsedStatistics::Synchronized { batch, .. } => (Some(&batch[layer]), true, 1.0),
+        UsedStatistics::Synchronized { .. } => {
+            return Err(ModelError::Option("batch norm over several ranks is not recomputed".into()));
+        }
         UsedStatistics::Running(statistics) => (Some(&statistics[layer]), false, 0.0),
     };
-    NormArguments {
+    Ok(NormArguments {
         gain: &context.parameters[gain],
         bias: &context.parameters[bias],
         statistics: statistics.map(|statistics| (&statistics.mean, &statistics.variance)),
         by_batch,
         momentum,
         epsilon,
-    }
+    })
 }
 
 /// Key of the mask of a dropout layer, if there is to be one.

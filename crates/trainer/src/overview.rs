@@ -91,7 +91,7 @@ pub fn describe_plan(
         "weights and optimizer",
         format!(
             "{:.2} MiB a rank, {} with {} number{} a weight{}",
-            mib(parameters + remembered * parameters / sharers),
+            mib(parameters + (micro_batch::remembered(&plan.config, ranks) * parameters as f64) as usize),
             plan.config.optimizer.kind.name(),
             remembered,
             if remembered == 1 { "" } else { "s" },

@@ -46,7 +46,7 @@ pub(crate) fn write_defaults(comm: &mut CommConfig) {
     }
 }
 
-fn exchange(config: &Config) -> [Refusal; 15] {
+fn exchange(config: &Config) -> [Refusal; 14] {
     let Config { comm, train, precision, optimizer, .. } = config;
     let power_sgd = comm.compression == Compression::PowerSgd;
     let sixteen_bits = comm.compression.wire() != allreduce::Wire::Fp32;
@@ -87,11 +87,6 @@ fn exchange(config: &Config) -> [Refusal; 15] {
             applies: early_step && comm.backend == Backend::Nccl,
             key: "comm.overlap",
             sentence: "sync+step updates weights in the host's memory; expected true or false with comm.backend: nccl",
-        },
-        Refusal {
-            applies: optimizer.shard && comm.compression != Compression::None,
-            key: "comm.compression",
-            sentence: "shards of sums travel as fp32; expected none with optimizer.shard: true",
         },
         Refusal {
             applies: optimizer.shard && comm.backend == Backend::Nccl,
@@ -209,7 +204,6 @@ mod tests {
             (&["comm.compression=power-sgd", "comm.backend=nccl"], "comm.compression"),
             (&["comm.overlap=sync+step", "comm.backend=nccl"], "comm.overlap"),
             (&["model.sync_norm=true", "comm.backend=nccl"], "model.sync_norm"),
-            (&["optimizer.shard=true", "comm.compression=bf16"], "comm.compression"),
             (&["optimizer.shard=true", "comm.backend=nccl"], "optimizer.shard"),
             (&["comm.overlap=sync+step", "optimizer.shard=true"], "comm.overlap"),
             (&["comm.overlap=sync+step", "optimizer.clip_norm=1"], "comm.overlap"),

@@ -80,6 +80,25 @@ impl TensorDevice {
         // SAFETY: the caller's promise.
         Ok(unsafe { Tensor::f_from_blob(start.cast(), shape, &strides, kind, self.device) }?)
     }
+
+    /// Queues a copy of `len` elements, from one number format to another.
+    ///
+    /// # Safety
+    /// Both are memory of the device until the stream has passed the operation.
+    unsafe fn copy(
+        &mut self,
+        (from, from_kind): (*const c_void, Kind),
+        (to, to_kind): (*mut c_void, Kind),
+        len: usize,
+    ) -> Result<(), Failure> {
+        let _stream = self.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let values = self.view(from, &[len as i64], from_kind)?;
+            self.view(to, &[len as i64], to_kind)?.f_copy_(&values)?;
+        }
+        Ok(())
+    }
 }
 
 /// A failure of libtorch, as a sentence.
@@ -140,16 +159,8 @@ unsafe impl ExchangeDevice for TensorDevice {
         len: usize,
         wire: Wire,
     ) -> Result<(), String> {
-        let copy = || {
-            let _stream = self.enter()?;
-            // SAFETY: the caller's promise.
-            unsafe {
-                let values = self.view(values.cast(), &[len as i64], Kind::Float)?;
-                self.view(rounded, &[len as i64], kind(wire))?.f_copy_(&values)?;
-            }
-            Ok::<(), Failure>(())
-        };
-        Ok(copy()?)
+        // SAFETY: the caller's promise.
+        Ok(unsafe { self.copy((values.cast(), Kind::Float), (rounded, kind(wire)), len) }?)
     }
 
     unsafe fn widen(
@@ -159,16 +170,8 @@ unsafe impl ExchangeDevice for TensorDevice {
         len: usize,
         wire: Wire,
     ) -> Result<(), String> {
-        let copy = || {
-            let _stream = self.enter()?;
-            // SAFETY: the caller's promise.
-            unsafe {
-                let rounded = self.view(rounded, &[len as i64], kind(wire))?;
-                self.view(values.cast_const().cast(), &[len as i64], Kind::Float)?.f_copy_(&rounded)?;
-            }
-            Ok::<(), Failure>(())
-        };
-        Ok(copy()?)
+        // SAFETY: the caller's promise.
+        Ok(unsafe { self.copy((rounded, kind(wire)), (values.cast(), Kind::Float), len) }?)
     }
 
     unsafe fn sum_rows(

@@ -2,7 +2,8 @@
 //!
 //! In order, rank r owns slice r of the data: each rank sends each slice to its owner, all at the same time, the
 //! owner adds its rows in a fixed binary tree over the ranks, and the sums are gathered. That is as much traffic as a
-//! ring's, and the bits are those of the reduction over MPI.
+//! ring's. In fp32 the bits are those of the reduction over MPI; 16-bit formats round every rank's values, as MPI's
+//! reduction regardless of hosts does.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -181,10 +182,9 @@ impl Exchange {
 
     /// Two areas of at least `bytes`, known to NCCL. Nothing is under way when this is called.
     fn areas(&mut self, bytes: usize) -> Result<(*mut c_void, *mut c_void), CommError> {
-        if let Some(old) = self.areas.take_if(|areas| areas.area_bytes < bytes)
-            && let Some(registration) = old.registration
-        {
-            self.comm.deregister(registration)?;
+        if self.areas.as_ref().is_some_and(|areas| areas.area_bytes < bytes) {
+            self.deregister()?;
+            self.areas = None;
         }
         let areas = match &self.areas {
             Some(areas) => areas,
@@ -202,11 +202,17 @@ impl Exchange {
         Ok((first, unsafe { first.byte_add(areas.area_bytes) }))
     }
 
+    /// Lets NCCL forget the areas. They stay where they are, for the case that it cannot.
+    fn deregister(&mut self) -> Result<(), CommError> {
+        match self.areas.as_mut().and_then(|areas| areas.registration.take()) {
+            Some(registration) => Ok(self.comm.deregister(registration)?),
+            None => Ok(()),
+        }
+    }
+
     /// Leaves in an orderly way; all ranks come here.
     pub(super) fn finalize(&mut self, waiting: &Waiting) -> Result<(), CommError> {
-        if let Some(registration) = self.areas.as_mut().and_then(|areas| areas.registration.take()) {
-            self.comm.deregister(registration)?;
-        }
+        self.deregister()?;
         let _ = self.comm.finalize()?;
         self.wait_until_queued(waiting)
     }

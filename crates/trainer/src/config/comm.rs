@@ -12,7 +12,7 @@ pub enum Overlap {
     #[default]
     Exchange,
     /// `sync+step`: moreover, the communication thread updates a bucket's weights as soon as it has their averages. The
-    /// same bits. Where the gradients lie on a GPU it is as `true`.
+    /// same bits. Gradients of a GPU then pass through host memory after backward, and the update comes after that.
     ExchangeAndStep,
 }
 

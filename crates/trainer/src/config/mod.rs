@@ -433,14 +433,15 @@ impl Default for CommConfig {
     }
 }
 
-/// `comm.backend:` what ranks agree on, and the weights that a run begins with, travel over MPI in any case.
+/// `comm.backend:` what ranks agree on, and the weights that a run begins with, travel over MPI, or TCP
+/// without it, in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
-    /// NCCL where the network runs on a GPU, else MPI.
+    /// NCCL where the network runs on a GPU and nothing is configured that sums in host memory, else MPI.
     #[default]
     Auto,
-    /// MPI. Gradients of a GPU pass through host memory, after backward.
+    /// MPI, or TCP where ranks were started without it. Gradients of a GPU pass through host memory, after backward.
     Mpi,
     /// NCCL, found at run time: the library that `WRN_DIST_NCCL` names, else libtorch's, else the system's
     /// `libnccl.so.2`.
