@@ -6,6 +6,7 @@ use std::fs;
 use std::num::NonZeroUsize;
 
 use crate::config::{AutoOr, Compression, Config, ConfigError, Determinism, LoadedConfig};
+use crate::device;
 use crate::error::Error;
 use crate::flat::FlatLayout;
 use crate::optimizer::rule::Rule;
@@ -69,7 +70,12 @@ pub(crate) fn bytes(plan: &Plan, micro_batch: usize) -> f64 {
     };
     let averaged = usize::from(config.train.averaging.is_some());
     let left_out = usize::from(config.comm.compression == Compression::PowerSgd);
-    let remembered = remembered(config, ranks) * layout.parameters_len as f64;
+    // Rank 0 writes a copy of all that a checkpoint holds, which is in host memory.
+    let saved = match device::expects_gpu(config) {
+        true => 0.0,
+        false => (1 + averaged) as f64 + remembered(config, 1),
+    };
+    let remembered = (remembered(config, ranks) + saved) * layout.parameters_len as f64;
     let copies_of_weights = (1 + averaged + left_out) * layout.parameters_len;
     let fixed = 4.0 * (remembered + (copies_of_weights + (1 + partial_sums) * layout.exchange_len()) as f64);
     let image = plan.data.image;
