@@ -139,7 +139,8 @@ pub fn evaluate_checkpoint(
                 refuse_other_keys(&plan, &saved.state, path, |key| {
                     KEYS_OF_EVALUATION.iter().any(|of| key.starts_with(of))
                 })?;
-                let (network, state, weights) = (&plan.network, &engine.state, saved.tensors(Part::Weights));
+                let (network, state, weights) =
+                    (&plan.network, engine.state()?, saved.tensors(Part::Weights));
                 transfer::import(network, state, Part::Weights, Classifier::Saved, weights, path)
             })
         } else {
@@ -214,7 +215,7 @@ pub(crate) fn next_batch(pool: &mut Pool) -> Result<Batch, Error> {
 
 /// Collective: rank 0's weights, running statistics, averages of both, and optimizer state on every rank.
 fn broadcast_state(session: &Session, engine: &Engine) -> Result<(), Error> {
-    let state = &engine.state;
+    let state = engine.state()?;
     let mut tensors = vec![&state.flat_parameters, &state.running_statistics];
     if let Some(averaged) = &state.averaged {
         tensors.extend([&averaged.parameters, &averaged.running_statistics]);

@@ -74,7 +74,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Error> {
         let mut engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
         session.agree(engine.rehearse(options.inject_fault))?;
-        session.agree_equal("the layout of parameters", &engine.state.layout.description())?;
+        session.agree_equal("the layout of parameters", &engine.state()?.layout.description())?;
         session.agree_equal("the table of buckets", &engine.describe_buckets())?;
         let fresh = Start { position: fresh_position(plan), from: None, passed_over: Vec::new() };
         let start = if session.is_leader() { resume(plan, &engine, &dir, options, fresh) } else { Ok(fresh) };
@@ -94,7 +94,7 @@ impl<'a> Run<'a> {
         session.flight().keep_in(dir.flight());
         let lock = session.agree(if session.is_leader() { dir.lock().map(Some) } else { Ok(None) })?;
         let metrics = if session.is_leader() {
-            dir.describe(plan, compute, session.comm(), &engine.state.layout)
+            dir.describe(plan, compute, session.comm(), &engine.state()?.layout)
                 .and_then(|()| MetricsFile::open(&dir.metrics(), position.epoch, position.step))
                 .map(Some)
         } else {
@@ -264,7 +264,7 @@ impl<'a> Run<'a> {
         if self.plan.config.optimizer.reset_momentum_at_milestones == Some(true)
             && self.plan.schedule.milestone_begins(step)
         {
-            self.engine.state.optimizer.reset()?;
+            self.engine.state()?.optimizer.reset()?;
         }
         let save = self.session.is_leader() && self.saving.wants_after(step + 1);
         let stop_requests = &self.stop_requests;
@@ -333,7 +333,7 @@ impl<'a> Run<'a> {
             && check_every > 0
             && self.position.step.is_multiple_of(check_every)
         {
-            desync::check(self.session, &self.plan.network, &self.engine.state, self.position.step)?;
+            desync::check(self.session, &self.plan.network, self.engine.state()?, self.position.step)?;
         }
         Ok(Some(outcome))
     }
@@ -357,7 +357,7 @@ impl<'a> Run<'a> {
             if evaluation.is_none() {
                 return Ok(false);
             }
-            if self.engine.state.averaged.is_some() {
+            if self.engine.state()?.averaged.is_some() {
                 averaged = self.evaluate(WeightSet::Averaged)?;
                 if averaged.is_none() {
                     return Ok(false);
@@ -438,25 +438,26 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         self.await_save()?;
         self.saved = here;
-        self.engine.state.optimizer.gather()?;
+        self.engine.state()?.optimizer.gather()?;
         if self.session.is_leader()
             && let Err(error) = self.job().and_then(|job| self.saving.start(job, began))
         {
             let report = self.saving.failed_to_start(self.position.step, error);
             self.tell(report);
         }
-        self.engine.state.optimizer.release();
+        self.engine.state()?.optimizer.release();
         Ok(())
     }
 
     /// A copy of all that belongs to a checkpoint.
     fn job(&self) -> Result<Job, CheckpointError> {
+        let unreadable = |error: Error| CheckpointError::Tensors(error.to_string());
+        let state = self.engine.state().map_err(unreadable)?;
         let part = |part| -> Result<(Part, LazyTensors), CheckpointError> {
-            let tensors = transfer::snapshot(&self.plan.network, &self.engine.state, part);
-            Ok((part, tensors.map_err(|error| CheckpointError::Tensors(error.to_string()))?))
+            Ok((part, transfer::snapshot(&self.plan.network, state, part).map_err(unreadable)?))
         };
         let mut parts = vec![part(Part::Weights)?, part(Part::Optimizer)?];
-        if self.engine.state.averaged.is_some() {
+        if state.averaged.is_some() {
             parts.push(part(Part::Averaged)?);
         }
         Ok(Job {
