@@ -1,6 +1,9 @@
 //! `train.micro_batch: auto`: the largest micro batch whose memory stays within `train.memory_limit_gib`, from the same
-//! estimate that `plan` prints, on a GPU too. Nothing is tried out, so every rank comes to the same answer; a run that
-//! has begun keeps its answer, since the micro batch is part of what a run means.
+//! estimate that `plan` prints, so that every rank comes to the same answer; without a limit, on a GPU, the largest one
+//! with which a step runs ([`trial`]). A run that has begun keeps its answer, since the micro batch is part of what a run
+//! means.
+
+pub(crate) mod trial;
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -28,7 +31,8 @@ pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
         );
     }
     if train.micro_batch == Some(AutoOr::Auto) && limit.is_none() {
-        return Err(loaded.error("train.micro_batch", "auto needs train.memory_limit_gib"));
+        let message = "auto needs train.memory_limit_gib, but for training on GPUs, where it is found out";
+        return Err(loaded.error("train.micro_batch", message));
     }
     Ok(())
 }
@@ -84,23 +88,25 @@ pub(crate) fn bytes(plan: &Plan, micro_batch: usize) -> f64 {
     fixed + micro_batch as f64 * (input as f64 + (1.0 + WORKSPACE) * activations as f64)
 }
 
+/// The micro batches that `plan` allows, the largest first.
+fn candidates(plan: &Plan) -> Vec<NonZeroUsize> {
+    let share = plan.config.train.global_batch / plan.batches.world_size();
+    let allowed = |micro_batch: &usize| {
+        share.is_multiple_of(*micro_batch)
+            && (plan.config.train.determinism != Determinism::World
+                || (share / micro_batch).is_power_of_two())
+    };
+    (1..=share).rev().filter(allowed).filter_map(NonZeroUsize::new).collect()
+}
+
 /// The largest micro batch of `plan` that fits.
 pub(crate) fn choose(loaded: &LoadedConfig, plan: &Plan) -> Result<NonZeroUsize, ConfigError> {
     let limit = loaded.config.train.memory_limit_gib.unwrap_or(f64::INFINITY);
-    let share = plan.config.train.global_batch / plan.batches.world_size();
-    let fits = |micro_batch: usize| bytes(plan, micro_batch) <= limit * GIB;
-    let allowed = |micro_batch: usize| {
-        let local = share / micro_batch;
-        plan.config.train.determinism != Determinism::World || local.is_power_of_two()
-    };
-    let divisors = (1..=share).rev().filter(|micro_batch| share.is_multiple_of(*micro_batch));
-    divisors
-        .filter(|&micro_batch| allowed(micro_batch) && fits(micro_batch))
-        .find_map(NonZeroUsize::new)
-        .ok_or_else(|| {
-            let least = bytes(plan, 1) / GIB;
-            let message =
-                format!("{limit} is too little: even micro batches of one image need {least:.2} GiB a rank");
-            loaded.error("train.memory_limit_gib", message)
-        })
+    let fits = |micro_batch: &NonZeroUsize| bytes(plan, micro_batch.get()) <= limit * GIB;
+    candidates(plan).into_iter().find(fits).ok_or_else(|| {
+        let least = bytes(plan, 1) / GIB;
+        let message =
+            format!("{limit} is too little: even micro batches of one image need {least:.2} GiB a rank");
+        loaded.error("train.memory_limit_gib", message)
+    })
 }

@@ -96,6 +96,7 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
         let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
         let dir = RunDir::new(&root);
         micro_batch::keep(session, &mut loaded, &dir)?;
+        micro_batch::trial::resolve(session, &mut loaded)?;
         let mut plan = open_plan(session, &loaded)?;
         initial::identify(session, &loaded, &mut plan, &dir, options)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
