@@ -28,6 +28,7 @@ mod in_process;
 mod measure;
 mod mpi;
 mod nccl;
+mod on_device;
 mod ordered;
 mod processor_time;
 mod reducer;

@@ -13,6 +13,8 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use crate::agreement::EXIT_FAILURE;
 use crate::communicator::{AbortSignal, Communicator};
 use crate::flight::{Collective, CollectiveKind, FlightRecorder};
+use crate::nccl::RegionDevice;
+use crate::on_device;
 use crate::scheduling::{ask_for_exact_sleeps, ask_for_short_slices};
 use crate::{CommError, Region, Sharding, Topology, Wire};
 
@@ -199,7 +201,14 @@ impl CommThread {
             dtype: Some("fp32".into()),
             ..Collective::of_kind(CollectiveKind::AllGather)
         };
-        self.call_as(collective, move |communicator| communicator.gather_shards(&mut region.lock()))
+        match region.device().map(RegionDevice::mark) {
+            Some(computed) => self.call_as(collective, move |communicator| {
+                on_device::gather_shards(communicator, &region, computed)
+            }),
+            None => {
+                self.call_as(collective, move |communicator| communicator.gather_shards(&mut region.lock()))
+            }
+        }
     }
 
     /// Collective: the bytes of every rank, by rank. Lengths may differ.

@@ -3,7 +3,8 @@
 
 use super::BucketWork;
 use crate::communicator::Communicator;
-use crate::nccl::Ready;
+use crate::nccl::{Ready, device_failed};
+use crate::on_device::begin;
 use crate::{CommError, Wire};
 
 impl BucketWork {
@@ -13,29 +14,43 @@ impl BucketWork {
         computed: Result<Ready, String>,
         communicator: &mut dyn Communicator,
     ) -> Result<(), CommError> {
-        let failed =
-            |sentence: String| CommError::Nccl(format!("the device of the exchange failed: {sentence}"));
-        let (bucket, region) = &self.core.buckets[self.bucket];
-        let Some(device) = region.device() else { return Err(CommError::HostMemoryOnly) };
-        computed.and_then(|wait| wait()).map_err(failed)?;
-        let mut device = device.lock();
-        let (start, len, scale) = (region.start(), region.len(), self.core.scale);
-        let compressed = self.core.compressed_len(bucket);
-        self.bytes = compressed * self.core.wire.bytes() + (len - compressed) * Wire::Fp32.bytes();
+        let core = &*self.core;
+        let (bucket, region) = &core.buckets[self.bucket];
+        let mut device = begin(region, computed)?;
+        let (start, len, scale) = (region.start(), region.len(), core.scale);
+        let (sharded, compressed) = (core.sharded_len(bucket), core.compressed_len(bucket));
+        if core.hook_exchanges && compressed > 0 {
+            return Err(CommError::Hook("this way of exchange works in host memory only".into()));
+        }
+        self.bytes = core.bytes(self.bucket);
+        self.finite = true;
         // SAFETY: the region's memory is the device's, by `Region::on_device`, and this work's alone until it is
-        // reported; the stream waits for what filled it, by `computed`.
+        // reported; the stream waits for what filled it, by `begin`.
         unsafe {
+            if sharded > 0 {
+                communicator.reduce_scatter_on_device(&mut *device, start, sharded)?;
+                let own = core.sharding.of(sharded);
+                if !own.is_empty() {
+                    let start = start.add(own.start);
+                    device.scale(start, own.len(), scale).map_err(device_failed)?;
+                    self.finite &= device.all_finite(start, own.len()).map_err(device_failed)?;
+                }
+            }
+            // What is sharded is never compressed.
+            let (start, len) = (start.add(sharded), len - sharded);
             if compressed > 0 {
                 // What is rounded is scaled before, as on the host.
-                device.scale(start, compressed, scale).map_err(failed)?;
-                communicator.all_reduce_on_device(&mut *device, start, compressed, self.core.wire)?;
+                device.scale(start, compressed, scale).map_err(device_failed)?;
+                communicator.all_reduce_on_device(&mut *device, start, compressed, core.wire)?;
             }
             if compressed < len {
                 let (start, len) = (start.add(compressed), len - compressed);
                 communicator.all_reduce_on_device(&mut *device, start, len, Wire::Fp32)?;
-                device.scale(start, len, scale).map_err(failed)?;
+                device.scale(start, len, scale).map_err(device_failed)?;
             }
-            self.finite = device.all_finite(start, len).map_err(failed)?;
+            if len > 0 {
+                self.finite &= device.all_finite(start, len).map_err(device_failed)?;
+            }
         }
         Ok(())
     }

@@ -1,0 +1,31 @@
+//! Work of the communication thread on a [`Region`] that lies on a device: the host only says what follows what. What
+//! the work is for is the caller's business.
+#![allow(unsafe_code)]
+
+use std::sync::MutexGuard;
+
+use crate::communicator::Communicator;
+use crate::nccl::{ExchangeDevice, Ready, device_failed};
+use crate::{CommError, Region};
+
+/// The region's device, whose stream waits for what was `computed`.
+pub(crate) fn begin(
+    region: &Region,
+    computed: Result<Ready, String>,
+) -> Result<MutexGuard<'_, dyn ExchangeDevice + 'static>, CommError> {
+    let device = region.device().ok_or(CommError::HostMemoryOnly)?;
+    computed.and_then(|wait| wait()).map_err(device_failed)?;
+    Ok(device.lock())
+}
+
+/// As [`Communicator::gather_shards`].
+pub(crate) fn gather_shards(
+    communicator: &mut dyn Communicator,
+    region: &Region,
+    computed: Result<Ready, String>,
+) -> Result<(), CommError> {
+    let mut device = begin(region, computed)?;
+    // SAFETY: the region's memory is the device's, by `Region::on_device`, and this work's alone until the caller
+    // hears of its end; the stream waits for what filled it, by `begin`.
+    unsafe { communicator.gather_shards_on_device(&mut *device, region.start(), region.len()) }
+}
