@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use allreduce::CommThread;
+use allreduce::{CommThread, Region};
 use tch::{Device, Kind, Tensor};
 
 use super::share::Share;
@@ -18,6 +18,8 @@ pub(crate) struct Shards {
     pub(crate) buckets: Vec<(Range<usize>, Range<usize>)>,
     /// As long as the flat parameters, and free between steps: the gradients.
     pub(crate) scratch: Tensor,
+    /// The flat parameters, where ranks exchange them on their device.
+    pub(crate) weights: Option<Region>,
 }
 
 impl Shards {
@@ -33,14 +35,20 @@ impl Shards {
         }
     }
 
-    /// Collective: gives every rank the parts of `flat` that the others own.
-    pub(crate) fn gather(&self, flat: &Tensor) -> Result<(), Error> {
+    /// Collective: gives every rank the parts of the flat parameters, `flat`, that the others own.
+    pub(crate) fn gather_weights(&self, flat: &Tensor) -> Result<(), Error> {
+        let gather = |region: &Region| -> Result<(), Error> {
+            for (bucket, _) in &self.buckets {
+                self.comm.gather_shards(region.slice(bucket.clone()))?;
+            }
+            Ok(())
+        };
+        if let Some(weights) = &self.weights {
+            return gather(weights);
+        }
         // On the host it is the same memory.
         let host = flat.f_to_device(Device::Cpu)?;
-        let region = region_of(&host)?;
-        for (bucket, _) in &self.buckets {
-            self.comm.gather_shards(region.slice(bucket.clone()))?;
-        }
+        gather(&region_of(&host)?)?;
         if flat.device() != Device::Cpu {
             flat.shallow_clone().f_copy_(&host)?;
         }
