@@ -50,7 +50,7 @@ pub use control::{Control, Pace, RankPace};
 pub use error::CommError;
 pub use flight::{Collective, CollectiveKind, FlightRecorder, Status};
 pub use hook::{BucketHook, Sum};
-pub use measure::{Measurement, measure_all_reduce};
+pub use measure::{measure_all_reduce, values_to_sum, wrong_sums};
 pub use mpi::MpiCommunicator;
 pub use nccl::{ExchangeDevice, NcclCommunicator, Ready, RegionDevice};
 pub use reducer::{BucketRecord, Reducer, ReducerOptions, StepExchange};

@@ -15,6 +15,15 @@ pub(crate) fn choose(config: &Config, world_size: usize) -> Backend {
     }
 }
 
+/// The same for sums alone.
+pub(crate) fn for_sums(backend: Backend, reduce: Reduce) -> Backend {
+    match backend {
+        Backend::Auto if reduce != Reduce::Mpi && torch_ext::runtime::device_count() > 0 => Backend::Nccl,
+        Backend::Auto => Backend::Mpi,
+        definite => definite,
+    }
+}
+
 /// What of the configuration asks for MPI, or for gradients in host memory.
 pub(crate) fn why_not_nccl(config: &Config, world_size: usize) -> Option<&'static str> {
     let local_micro_batches = match config.train.micro_batch {
