@@ -11,7 +11,9 @@
 //!
 //! **On the communication thread**, not on the one that trains: that one is within backward, and would have to wait for
 //! averages that it is itself the condition of. Beside it, the update takes place while backward goes on or another
-//! bucket's messages are on their way. It uses one thread, so that it takes no core from libtorch's.
+//! bucket's messages are on their way. It uses one thread, so that it takes no core from libtorch's. On a GPU it is queued
+//! on the stream of the computation, like backward itself: behind every operation that still reads these weights, and
+//! ahead of the next step.
 
 use std::ops::Range;
 use std::sync::Arc;

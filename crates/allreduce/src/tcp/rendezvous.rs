@@ -19,7 +19,7 @@ use crate::communicator::hostname;
 use crate::{CommError, LaunchedRank, Topology, Way};
 
 /// Ranks of another protocol are refused.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 /// Within this time somebody who connects must say who he is.
 const HELLO: Duration = Duration::from_secs(2);
 /// Within this time an address must answer, and rank 0, which may be busy turning strangers away.
@@ -53,8 +53,8 @@ struct Hello {
 pub(super) struct Place {
     pub(super) host: String,
     pub(super) machine: String,
-    local_rank: usize,
-    local_size: usize,
+    pub(super) local_rank: usize,
+    pub(super) local_size: usize,
 }
 
 #[derive(Serialize, Deserialize)]
