@@ -15,7 +15,7 @@ pub use self::device::ExchangeDevice;
 pub(crate) use self::device::device_failed;
 pub use self::region_device::{Ready, RegionDevice};
 
-use self::device::HostMemory;
+pub(crate) use self::device::HostMemory;
 use self::exchange::{Exchange, Task, Values, Waiting};
 use crate::backoff::Patience;
 use crate::communicator::{AbortSignal, Communicator, Reduction};

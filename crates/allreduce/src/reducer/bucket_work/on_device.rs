@@ -55,3 +55,62 @@ impl BucketWork {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::NonNull;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::nccl::{HostMemory, RegionDevice};
+    use crate::{
+        Accumulation, BucketHook, CommThread, Reducer, ReducerOptions, Region, Segment, Solo, plan_buckets,
+    };
+
+    /// Host memory that goes as a device's.
+    fn on_device(values: Vec<f32>) -> Region {
+        let device = RegionDevice::new(HostMemory::default(), || Ok(Box::new(|| Ok(())) as Ready));
+        let values = Arc::new(values);
+        let start = NonNull::new(values.as_ptr().cast_mut()).unwrap();
+        let len = values.len();
+        // SAFETY: kept alive as the owner, and read by nobody else.
+        unsafe { Region::on_device(start, len, values, device) }
+    }
+
+    struct Exchanges;
+
+    impl BucketHook for Exchanges {
+        fn exchanges(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_hook_that_exchanges_in_host_memory_is_refused_rather_than_ignored() {
+        let comm = CommThread::start(|| Ok(Box::new(Solo::new()))).unwrap();
+        let segments = vec![Segment { name: "weight".into(), range: 0..64 }];
+        let reducer = |hook: Option<Exchanges>| {
+            let buckets = plan_buckets(&segments, 64, 1 << 9, 1 << 9);
+            let options = ReducerOptions {
+                overlap: true,
+                scale: 0.5,
+                accumulation: Accumulation::InPlace,
+                wire: Wire::Fp32,
+                sharded: 0,
+            };
+            let gradients = on_device(vec![2.0; 64]);
+            let reducer = Reducer::new(comm.clone(), gradients, segments.clone(), buckets, options);
+            match hook {
+                Some(hook) => reducer.with_hook(Box::new(hook)),
+                None => reducer,
+            }
+        };
+        for (hook, refused) in [(None, false), (Some(Exchanges), true)] {
+            let reducer = reducer(hook);
+            reducer.begin_step(1);
+            let result = reducer.finish();
+            assert_eq!(matches!(result, Err(CommError::Hook(_))), refused, "{result:?}");
+            assert_eq!(result.is_ok(), !refused, "{result:?}");
+        }
+    }
+}
