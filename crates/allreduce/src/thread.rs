@@ -135,7 +135,8 @@ impl CommThread {
         self.handle.sums[0]
     }
 
-    /// Whether it sums values in the memory of a device, as [`Region::on_device`] describes it.
+    /// Whether it sums values in the memory of a device, as [`Region::on_device`](crate::Region::on_device)
+    /// describes it.
     #[must_use]
     pub fn sums_device_memory(&self) -> bool {
         self.handle.sums[1]
