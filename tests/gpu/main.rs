@@ -59,6 +59,8 @@ fn two_gpus_sum_over_nccl_to_the_bits_of_the_sum_over_mpi() {
         ("mpi", &["--set", "comm.backend=mpi"][..]),
         ("nccl", &["--set", "comm.backend=nccl"]),
         ("nccl, in one go", &["--set", "comm.backend=nccl", "--set", "comm.overlap=false"]),
+        ("nccl, updated early", &["--set", "comm.backend=nccl", "--set", "comm.overlap=sync+step"]),
+        ("nccl, in shards", &["--set", "comm.backend=nccl", "--set", "optimizer.shard=true"]),
     ] {
         let _ = experiment.train(run, 2, &[&["--set", "train.device=cuda"], more].concat()).expect_code(0);
         let result = |run: &str| (metrics_without_times(experiment.metrics(run)), experiment.checkpoint(run));
@@ -66,4 +68,16 @@ fn two_gpus_sum_over_nccl_to_the_bits_of_the_sum_over_mpi() {
     }
     let own = ["--set", "train.device=cuda", "--set", "comm.backend=nccl", "--set", "comm.reduce=nccl"];
     let _ = experiment.train("nccl's own order", 2, &own).expect_code(0);
+}
+
+#[test]
+fn sums_between_two_gpus_are_measured_and_right() {
+    if !gpus_or_skip(2) || !mpirun_or_skip() {
+        return;
+    }
+    for reduce in ["ordered", "nccl"] {
+        let arguments = ["bench", "allreduce", "--backend", "nccl", "--max-kib", "1024", "--reduce", reduce];
+        let bench = wrn_dist(2, &arguments).expect_code(0);
+        assert!(bench.stdout.contains("backend nccl, memory Cuda(0)"), "{}", bench.stdout);
+    }
 }

@@ -25,13 +25,23 @@ pub fn wrn_dist_with_variables(variables: &[(&str, &str)], arguments: &[&str]) -
 /// When a process cannot be started.
 #[must_use]
 pub fn wrn_dist_by_variables(ranks: usize, arguments: &[&str]) -> Vec<Outcome> {
+    wrn_dist_by_variables_each(&vec![arguments; ranks])
+}
+
+/// As [`wrn_dist_by_variables`], with arguments of its own for each rank.
+///
+/// # Panics
+/// When a process cannot be started.
+#[must_use]
+pub fn wrn_dist_by_variables_each(arguments: &[&[&str]]) -> Vec<Outcome> {
+    let ranks = arguments.len();
     let (port, world_size) = (free_port().to_string(), ranks.to_string());
     scope(|scope| {
         let start = |rank: usize| {
             sleep(BETWEEN_RANKS);
             let (port, world_size) = (&port, &world_size);
             scope.spawn(move || {
-                let rank = rank.to_string();
+                let (arguments, rank) = (arguments[rank], rank.to_string());
                 let variables = [
                     ("RANK", rank.as_str()),
                     ("WORLD_SIZE", world_size),

@@ -17,6 +17,9 @@ pub use command::{
 pub use dataset::{FashionMnist, write_fashion_mnist};
 pub use failure::{MOMENTS, expect_failure, expect_gone, expect_parts, the_sentence};
 pub use hosts::TwoHosts;
-pub use launchers::{torchrun_or_skip, wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_with_variables};
+pub use launchers::{
+    torchrun_or_skip, wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_by_variables_each,
+    wrn_dist_with_variables,
+};
 pub use run::{Experiment, metrics_without_times};
 pub use slurm::{SlurmCluster, SlurmJob};

@@ -3,7 +3,9 @@
 
 use end_to_end::{
     Experiment, FashionMnist, Outcome, expect_failure, expect_parts, metrics_without_times, mpirun_or_skip,
+    wrn_dist, wrn_dist_by_variables_each, wrn_dist_in_environment,
 };
+use serde_json::Value;
 
 /// In seconds; more than any healthy step takes.
 const TIMEOUT: &str = "comm.timeout_s=4";
@@ -43,6 +45,7 @@ fn a_run_over_nccl_has_the_bits_of_one_over_mpi() {
         ("four", 4, &[]),
         ("two, in world's order", 2, &["--set", "train.determinism=world"]),
         ("four, compressed", 4, &["--set", "comm.compression=bf16"]),
+        ("four, updated beside backward", 4, &["--set", "comm.overlap=sync+step"]),
         ("two, half, after backward", 2, &["--set", "comm.compression=fp16", "--set", "comm.overlap=false"]),
     ] {
         let result = |run: &str| (metrics_without_times(experiment.metrics(run)), experiment.checkpoint(run));
@@ -50,6 +53,137 @@ fn a_run_over_nccl_has_the_bits_of_one_over_mpi() {
         let _ = experiment.train(&mpi, ranks, more).expect_code(0);
         let _ = over_nccl(&experiment, &nccl, ranks, more, "").expect_code(0);
         assert!(result(&mpi) == result(&nccl), "{name}: another run over NCCL");
+    }
+}
+
+const SHARDED: [&str; 2] = ["--set", "optimizer.shard=true"];
+
+#[test]
+fn shards_over_nccl_have_the_bits_of_whole_averages_over_mpi() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    // Three ranks do not divide the buckets evenly.
+    for (ranks, more) in [
+        (2, &["--set", "optimizer.clip_norm=0.5"][..]),
+        (3, &["--set", "train.global_batch=24"]),
+        (4, &["--set", "optimizer.kind=lamb", "--set", "train.averaging.decay=0.9"]),
+    ] {
+        let result = |run: &str| (metrics_without_times(experiment.metrics(run)), experiment.checkpoint(run));
+        let (whole, shared, stopped) =
+            (format!("whole {ranks}"), format!("shared {ranks}"), format!("stopped {ranks}"));
+        let sharded = [&SHARDED[..], more].concat();
+        let until = |run: &[&'static str], step: &'static str| [run, &["--stop-after", step]].concat();
+        let _ = experiment.train(&whole, ranks, more).expect_code(0);
+        let _ = over_nccl(&experiment, &shared, ranks, &sharded, "").expect_code(0);
+        assert!(result(&whole) == result(&shared), "{ranks} ranks: shards over NCCL change the run");
+
+        // Each goes on from the other's checkpoint.
+        let _ = over_nccl(&experiment, &stopped, ranks, &until(&sharded, "step:1"), "").expect_code(75);
+        let _ = experiment.train(&stopped, ranks, &until(more, "step:3")).expect_code(75);
+        let _ = over_nccl(&experiment, &stopped, ranks, &sharded, "").expect_code(0);
+        assert!(result(&whole) == result(&stopped), "{ranks} ranks: checkpoints depend on shards");
+    }
+}
+
+#[test]
+fn nccl_s_own_sums_of_shards_are_its_sums_for_two_ranks() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    let sharded = [&SHARDED[..], &["--set", "comm.reduce=nccl"]].concat();
+    let _ = over_nccl(&experiment, "whole", 2, &["--set", "comm.reduce=nccl"], "").expect_code(0);
+    let _ = over_nccl(&experiment, "shared", 2, &sharded, "").expect_code(0);
+    assert!(experiment.checkpoint("whole") == experiment.checkpoint("shared"));
+}
+
+#[test]
+fn a_rank_with_shards_that_dies_while_the_others_wait_in_nccl_is_named() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let more = [&SHARDED[..], &["--inject-fault", "3:1:hang"]].concat();
+    let sentence = failing(&experiment(), 2, &more, "");
+    expect_parts(&sentence, &["reduce-scatter of bucket 0", "it waits for rank 1 on "]);
+}
+
+#[test]
+fn the_reason_of_ranks_that_want_other_libraries_is_the_key_that_differs() {
+    let experiment = experiment();
+    let out = experiment.path("differ");
+    let common = ["train", "--config", experiment.config(), "--out", out.to_str().unwrap()];
+    let with = |set: &'static str| [&common[..], &["--set", set]].concat();
+    let of_nccl = with("comm.backend=nccl");
+    for (other, code, sentence) in [
+        ("comm.backend=mpi", 2, "the configuration differs between ranks: "),
+        ("comm.bakend=nccl", 2, "bakend"),
+    ] {
+        let outcomes = wrn_dist_by_variables_each(&[&of_nccl, &with(other)]);
+        let errors: Vec<&str> = outcomes
+            .iter()
+            .flat_map(|outcome| outcome.stderr.lines())
+            .filter(|line| line.starts_with("error"))
+            .collect();
+        assert!(outcomes.iter().all(|outcome| outcome.code == Some(code)), "{other}: {outcomes:?}");
+        assert!(errors.len() == 1 && errors[0].contains(sentence), "{other}: {errors:?}");
+        assert!(errors[0].starts_with("error (rank 1 on "), "{other}: {errors:?}");
+    }
+}
+
+#[test]
+fn sums_over_nccl_are_measured_and_right() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let double = nccl_double::shared_library();
+    let environment = [("WRN_DIST_NCCL", double.to_str().unwrap())];
+    let common = ["bench", "allreduce", "--backend", "nccl"];
+    for (ranks, reduce, compression) in [(2, "ordered", "none"), (3, "ordered", "bf16"), (4, "nccl", "none")]
+    {
+        let more = [
+            "--json",
+            "--max-kib",
+            "256",
+            "--iterations",
+            "3",
+            "--reduce",
+            reduce,
+            "--compression",
+            compression,
+        ];
+        let arguments = [&common[..], &more].concat();
+        let outcome = wrn_dist_in_environment(ranks, &arguments, &environment).expect_code(0);
+        let bench: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!((&bench["backend"], &bench["memory"]), (&"nccl".into(), &"Cpu".into()), "{bench}");
+        let rows = bench["rows"].as_array().unwrap();
+        let bytes: Vec<_> = rows.iter().map(|row| row["bytes"].as_u64().unwrap()).collect();
+        assert_eq!(bytes, [4096, 16384, 65536, 262_144]);
+        for row in rows {
+            let number = |key: &str| row[key].as_f64().unwrap();
+            assert!(row["wrong"] == 0 && number("median_seconds") > 0.0, "{row}");
+            let ring = 2.0 * (ranks - 1) as f64 / ranks as f64;
+            assert!((number("busbw") / number("algbw") - ring).abs() < 1e-9, "{row}");
+        }
+    }
+    let table = wrn_dist_in_environment(2, &[&common[..], &["--max-kib", "16"]].concat(), &environment);
+    expect_parts(&table.expect_code(0).stdout, &["backend nccl, memory Cpu, reduce ordered", "busbw GB/s"]);
+
+    // With the real library and no GPU, or without any.
+    let refused = wrn_dist(2, &common);
+    assert!(refused.code != Some(0), "{refused:?}");
+    let errors: Vec<&str> = refused.stderr.lines().filter(|line| line.starts_with("error")).collect();
+    let without_library = errors.iter().any(|line| line.contains("rank 0 has no NCCL: "));
+    let without_gpu =
+        errors.iter().any(|line| line.contains("finds none on ") && line.contains("--backend mpi"));
+    assert!(errors.len() == 1 && (without_library || without_gpu), "{refused:?}");
+    for (more, part) in [
+        (&["--backend", "mpi", "--reduce", "nccl"][..], "--backend nccl"),
+        (&["--backend", "nccl", "--reduce", "mpi"], "--reduce ordered"),
+    ] {
+        let refused = wrn_dist(1, &[&["bench", "allreduce"], more].concat()).expect_code(2);
+        expect_parts(&refused.stderr, &[part]);
     }
 }
 

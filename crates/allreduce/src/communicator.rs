@@ -78,12 +78,49 @@ pub trait Communicator {
         self.all_reduce(values, Wire::Fp32)
     }
 
+    /// As [`Communicator::reduce_scatter`], for `len` values in the memory of `device`. Returns when the device is
+    /// through.
+    ///
+    /// # Errors
+    /// As there; or when this communicator knows host memory only.
+    ///
+    /// # Safety
+    /// As [`Communicator::all_reduce_on_device`].
+    #[allow(unsafe_code)]
+    unsafe fn reduce_scatter_on_device(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        start: *mut f32,
+        len: usize,
+    ) -> Result<(), CommError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.all_reduce_on_device(device, start, len, Wire::Fp32) }
+    }
+
     /// Replaces `values` by what each rank has in its own shard of them. The same length on every rank.
     ///
     /// # Errors
     /// When the exchange failed or was aborted.
     fn gather_shards(&mut self, values: &mut [f32]) -> Result<(), CommError> {
         sharding::gather_by_bytes(self, values)
+    }
+
+    /// As [`Communicator::gather_shards`], for `len` values in the memory of `device`. Returns when the device is
+    /// through.
+    ///
+    /// # Errors
+    /// As there; or when this communicator knows host memory only.
+    ///
+    /// # Safety
+    /// As [`Communicator::all_reduce_on_device`].
+    #[allow(unsafe_code)]
+    unsafe fn gather_shards_on_device(
+        &mut self,
+        _device: &mut dyn ExchangeDevice,
+        _start: *mut f32,
+        _len: usize,
+    ) -> Result<(), CommError> {
+        Err(CommError::HostMemoryOnly)
     }
 
     /// Replaces `values` by those of rank `root`. The same length on every rank.
@@ -206,6 +243,16 @@ impl Communicator for Solo {
         _start: *mut f32,
         _len: usize,
         _wire: Wire,
+    ) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    #[allow(unsafe_code)]
+    unsafe fn gather_shards_on_device(
+        &mut self,
+        _device: &mut dyn ExchangeDevice,
+        _start: *mut f32,
+        _len: usize,
     ) -> Result<(), CommError> {
         Ok(())
     }

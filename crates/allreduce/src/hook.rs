@@ -10,7 +10,8 @@ pub type Sum<'a> = dyn FnMut(&mut [f32]) -> Result<(), CommError> + 'a;
 
 /// Called for one bucket after the other, in the order of their indices, on the communication thread.
 pub trait BucketHook: Send {
-    /// Whether [`BucketHook::all_reduce`] takes the place of the plain sum.
+    /// Whether [`BucketHook::all_reduce`] takes the place of the plain sum. It works on gradients in host memory only; on a
+    /// device the exchange of such a bucket fails.
     fn exchanges(&self) -> bool {
         false
     }

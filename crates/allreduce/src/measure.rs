@@ -1,55 +1,67 @@
-//! Times all-reduces one after the other on the communication thread, and checks their sums. What is printed of
-//! them is the caller's business.
+//! Times all-reduces one after the other on the communication thread, and tells which of their sums are wrong. Where the
+//! values lie, and what is printed of the times, is the caller's business.
 
 use std::time::{Duration, Instant};
 
-use crate::{CommError, CommThread, Wire};
-
-/// All-reduces of one size.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Measurement {
-    /// Of each, on this rank.
-    pub durations: Vec<Duration>,
-    /// Elements of the last sum that are not what they must be.
-    pub wrong: usize,
-}
+use crate::nccl::RegionDevice;
+use crate::on_device;
+use crate::{CommError, CommThread, Region, Wire};
 
 /// Elements repeat after so many; they are small whole numbers, whose sums fp32 forms without rounding.
 const PATTERN: usize = 7;
 
-/// Collective: `warmup` all-reduces of `len` elements, then `iterations` that count, each begun together by all
-/// ranks. A sum is right when it is the exact one, rounded as it travels.
+/// `len` values that rank `rank` brings to a measurement.
+#[must_use]
+pub fn values_to_sum(rank: usize, len: usize) -> Vec<f32> {
+    (0..len).map(|index| ((rank + index) % PATTERN) as f32).collect()
+}
+
+/// How many of `sums`, of what `world_size` ranks brought, are not the exact sum, rounded as it travels.
+#[must_use]
+pub fn wrong_sums(sums: &[f32], world_size: usize, wire: Wire) -> usize {
+    let sum = |index: usize| (0..world_size).map(|rank| ((rank + index) % PATTERN) as f32).sum::<f32>();
+    let expected: Vec<f32> = (0..PATTERN).map(|index| wire.round(sum(index))).collect();
+    sums.iter().enumerate().filter(|&(index, &value)| value != expected[index % PATTERN]).count()
+}
+
+/// Collective: `warmup` all-reduces of copies of `source` in `values`, then `iterations` that count, each begun together
+/// by all ranks. Gives the time of each on this rank; the last sum stays in `values`.
 ///
 /// # Errors
 /// When the exchange failed or was aborted.
+///
+/// # Panics
+/// When the two differ in length, or only one of them is on a device.
 pub fn measure_all_reduce(
     comm: &CommThread,
-    len: usize,
+    [source, values]: [&Region; 2],
     wire: Wire,
     warmup: usize,
     iterations: usize,
-) -> Result<Measurement, CommError> {
+) -> Result<Vec<Duration>, CommError> {
+    assert_eq!(source.len(), values.len(), "both have the same length");
+    assert_eq!(source.device().is_some(), values.device().is_some(), "both are in the same memory");
+    let (source, values) = (source.clone(), values.clone());
+    let mut computed = values.device().map(RegionDevice::mark);
     comm.call(move |communicator| {
-        let world_size = communicator.topology().world_size;
-        let rank = communicator.topology().rank;
-        let mut values = vec![0.0; len];
         let mut durations = Vec::with_capacity(iterations);
         for iteration in 0..warmup + iterations {
-            for (index, value) in values.iter_mut().enumerate() {
-                *value = ((rank + index) % PATTERN) as f32;
-            }
-            communicator.barrier()?;
-            let begin = Instant::now();
-            communicator.all_reduce(&mut values, wire)?;
+            let duration = if let Some(device) = values.device() {
+                let computed = computed.take().unwrap_or_else(|| device.mark());
+                on_device::time_all_reduce(communicator, [&source, &values], computed, wire)?
+            } else {
+                let mut values = values.lock();
+                values.copy_from_slice(&source.lock());
+                communicator.barrier()?;
+                let begin = Instant::now();
+                communicator.all_reduce(&mut values, wire)?;
+                begin.elapsed()
+            };
             if iteration >= warmup {
-                durations.push(begin.elapsed());
+                durations.push(duration);
             }
         }
-        let sum = |index: usize| (0..world_size).map(|rank| ((rank + index) % PATTERN) as f32).sum::<f32>();
-        let expected: Vec<f32> = (0..PATTERN).map(|index| wire.round(sum(index))).collect();
-        let wrong =
-            values.iter().enumerate().filter(|&(index, &value)| value != expected[index % PATTERN]).count();
-        Ok(Measurement { durations, wrong })
+        Ok(durations)
     })
 }
 
@@ -62,11 +74,20 @@ mod tests {
     fn sums_are_checked_on_every_rank_in_every_format() {
         for wire in [Wire::Fp32, Wire::Bf16, Wire::Fp16] {
             for world_size in [1, 2, 3, 8, 100] {
-                let measured =
-                    on_each_comm_thread(world_size, |comm| measure_all_reduce(comm, 1000, wire, 1, 3));
-                for measurement in measured {
-                    let Measurement { durations, wrong } = measurement.unwrap();
-                    assert_eq!((durations.len(), wrong), (3, 0), "{wire:?}, {world_size} ranks");
+                let measured = on_each_comm_thread(world_size, |comm| {
+                    let source = Region::from_vec(values_to_sum(comm.topology().rank, 1000));
+                    let values = Region::from_vec(vec![0.0; 1000]);
+                    let durations = measure_all_reduce(comm, [&source, &values], wire, 1, 3).unwrap();
+                    (durations.len(), values.to_vec())
+                });
+                for (count, mut sums) in measured {
+                    assert_eq!(
+                        (count, wrong_sums(&sums, world_size, wire)),
+                        (3, 0),
+                        "{wire:?}, {world_size} ranks"
+                    );
+                    sums[17] += 1.0;
+                    assert_eq!(wrong_sums(&sums, world_size, wire), 1);
                 }
             }
         }

@@ -52,8 +52,9 @@ impl Region {
         Region { start: ptr, len, memory: Arc::new(memory) }
     }
 
-    /// As [`Region::new`], for memory that `device` works on and the host does not read. Only a
-    /// [`Reducer`](crate::Reducer) takes such a region.
+    /// As [`Region::new`], for memory that `device` works on and the host does not read. A
+    /// [`Reducer`](crate::Reducer), [`CommThread::gather_shards`](crate::CommThread::gather_shards) and
+    /// [`measure_all_reduce`](crate::measure_all_reduce) take such a region.
     ///
     /// # Safety
     /// As [`Region::new`], but that the memory is the device's, and that an operation on a bucket begins where the

@@ -1,7 +1,9 @@
 //! The thread that owns communication. Other threads hand it work over a channel and it does it in that
 //! order. What the work means is the business of those who send it.
 
-use std::any::Any;
+mod collectives;
+mod server;
+
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +12,13 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
+use self::server::{panicked, serve};
 use crate::agreement::EXIT_FAILURE;
 use crate::communicator::{AbortSignal, Communicator};
 use crate::flight::{Collective, CollectiveKind, FlightRecorder};
 use crate::pending::Pending;
 use crate::scheduling::{ask_for_exact_sleeps, ask_for_short_slices};
-use crate::{CommError, Region, Sharding, Topology, Wire};
+use crate::{CommError, Sharding, Topology};
 
 /// How long an abort may take before this process ends without the help of the communicator, which may be
 /// held up in a call that cannot be interrupted.
@@ -133,7 +136,8 @@ impl CommThread {
         self.handle.sums[0]
     }
 
-    /// Whether it sums values in the memory of a device, as [`Region::on_device`] describes it.
+    /// Whether it sums values in the memory of a device, as [`Region::on_device`](crate::Region::on_device)
+    /// describes it.
     #[must_use]
     pub fn sums_device_memory(&self) -> bool {
         self.handle.sums[1]
@@ -149,72 +153,6 @@ impl CommThread {
     #[must_use]
     pub fn flight(&self) -> &FlightRecorder {
         &self.handle.flight
-    }
-
-    /// Collective: returns when every rank has come here.
-    ///
-    /// # Errors
-    /// When the exchange failed or was aborted.
-    pub fn barrier(&self) -> Result<(), CommError> {
-        self.call_as(Collective::of_kind(CollectiveKind::Barrier), |communicator| communicator.barrier())
-    }
-
-    /// Collective: the sums of `values` over all ranks, element by element and formed in fp32. The same length and
-    /// the same result on every rank.
-    ///
-    /// # Errors
-    /// When the exchange failed or was aborted.
-    pub fn sum(&self, mut values: Vec<f32>) -> Result<Vec<f32>, CommError> {
-        let collective = Collective {
-            bytes: Some(size_of_val(&*values)),
-            dtype: Some(Wire::Fp32.name().into()),
-            ..Collective::of_kind(CollectiveKind::AllReduce)
-        };
-        self.call_as(collective, move |communicator| {
-            communicator.all_reduce(&mut values, Wire::Fp32)?;
-            Ok(values)
-        })
-    }
-
-    /// Collective: replaces the elements by those of rank `root`.
-    ///
-    /// # Errors
-    /// When there is no such rank, or the exchange failed or was aborted.
-    pub fn broadcast(&self, region: Region, root: usize) -> Result<(), CommError> {
-        let collective = Collective {
-            bytes: Some(region.len() * size_of::<f32>()),
-            dtype: Some("fp32".into()),
-            ..Collective::of_kind(CollectiveKind::Broadcast)
-        };
-        self.call_as(collective, move |communicator| communicator.broadcast(&mut region.lock(), root))
-    }
-
-    /// Collective: replaces the elements by what each rank has in its own shard of them, see
-    /// [`CommThread::sharding`].
-    ///
-    /// # Errors
-    /// When the exchange failed or was aborted.
-    pub fn gather_shards(&self, region: Region) -> Result<(), CommError> {
-        self.start_gather_shards(region).wait()
-    }
-
-    /// As [`CommThread::gather_shards`], but returns at once. The operation is under way until it has been waited for.
-    pub fn start_gather_shards(&self, region: Region) -> Pending<()> {
-        let collective = Collective {
-            bytes: Some(region.len() * size_of::<f32>()),
-            dtype: Some("fp32".into()),
-            ..Collective::of_kind(CollectiveKind::AllGather)
-        };
-        self.start_as(collective, move |communicator| communicator.gather_shards(&mut region.lock()))
-    }
-
-    /// Collective: the bytes of every rank, by rank. Lengths may differ.
-    ///
-    /// # Errors
-    /// When the exchange failed or was aborted.
-    pub fn all_gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CommError> {
-        let collective = Collective::of_kind(CollectiveKind::AllGather);
-        self.call_as(collective, move |communicator| communicator.all_gather(&bytes))
     }
 
     /// From the next operation on, ranks compare which one they are about to run, so that different ones are
@@ -336,117 +274,6 @@ impl Drop for Handle {
     }
 }
 
-/// Serves until the end of communication.
-fn serve(
-    communicator: &mut dyn Communicator,
-    jobs: &Receiver<Job>,
-    signal: &AbortSignal,
-    flight: &FlightRecorder,
-) {
-    let alone = communicator.topology().world_size == 1;
-    let mut server = Server { communicator, flight, failure: None, checks: false };
-    // Where two are to be swapped, the first of them is held back.
-    let (mut swap, mut held) = (false, None);
-    loop {
-        // An abort comes before any answer: what waits for one must not run on into the end of the process.
-        if let Some(exit_code) = signal.raised() {
-            return server.communicator.abort(exit_code);
-        }
-        match jobs.recv() {
-            Ok(Job::Wake) => {}
-            Ok(Job::Check) => server.checks = !alone,
-            Ok(Job::Spin(spin)) => server.communicator.spin_for(spin),
-            Ok(Job::SwapNextTwo) => swap = true,
-            Ok(Job::Work(work)) if swap => (swap, held) = (false, Some(work)),
-            Ok(Job::Work(work)) => {
-                for mut work in std::iter::once(work).chain(held.take()) {
-                    let result = server.collective(work.collective(), |communicator| work.run(communicator));
-                    if let (Err(_), Some(exit_code)) = (&result, signal.raised()) {
-                        return server.communicator.abort(exit_code);
-                    }
-                    work.done(result);
-                }
-            }
-            Ok(Job::Shutdown(reply)) => {
-                let barrier = Collective::of_kind(CollectiveKind::Barrier);
-                let result = server.collective(barrier, |communicator| {
-                    communicator.barrier().and_then(|()| communicator.finalize())
-                });
-                if result.is_err() && !alone {
-                    server.communicator.abort(signal.raised().unwrap_or(EXIT_FAILURE));
-                }
-                return drop(reply.send(result));
-            }
-            // All handles of a rank alone are gone; with others, the last handle raises the signal.
-            Err(_) => {
-                let _ = guarded(|| server.communicator.finalize());
-                return;
-            }
-        }
-    }
-}
-
-/// Runs one collective after the other, until one fails.
-struct Server<'a> {
-    communicator: &'a mut dyn Communicator,
-    flight: &'a FlightRecorder,
-    failure: Option<CommError>,
-    /// Whether ranks compare before each collective what it is.
-    checks: bool,
-}
-
-impl Server<'_> {
-    fn collective(
-        &mut self,
-        collective: Collective,
-        run: impl FnOnce(&mut dyn Communicator) -> Result<(), CommError>,
-    ) -> Result<(), CommError> {
-        if let Some(failure) = &self.failure {
-            return Err(failure.clone());
-        }
-        let number = self.flight.begin(collective.clone());
-        let result = guarded(|| {
-            if self.checks {
-                compare(self.communicator, number, &collective)?;
-            }
-            run(self.communicator)
-        });
-        self.flight.end(&result);
-        self.failure = result.clone().err();
-        result
-    }
-}
-
-/// Collective: an error, the same on all ranks, unless all are about to run the same thing.
-fn compare(
-    communicator: &mut dyn Communicator,
-    number: u64,
-    collective: &Collective,
-) -> Result<(), CommError> {
-    let host = communicator.topology().host.clone();
-    let all = communicator.all_gather(format!("{number} {collective}\n{host}").as_bytes())?;
-    let all: Vec<_> = all.iter().map(|text| String::from_utf8_lossy(text)).collect();
-    let parts: Vec<(&str, &str)> =
-        all.iter().map(|text| text.split_once('\n').unwrap_or((text, ""))).collect();
-    let Some(rank) = parts.iter().position(|(what, _)| *what != parts[0].0) else { return Ok(()) };
-    let ((ours, our_host), (theirs, their_host)) = (parts[0], parts[rank]);
-    Err(CommError::OtherCollective(format!(
-        "rank 0 on {our_host} runs collective {ours}, rank {rank} on {their_host} runs collective {theirs}"
-    )))
-}
-
-fn guarded(work: impl FnOnce() -> Result<(), CommError>) -> Result<(), CommError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> CommError {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    CommError::Panicked(text.unwrap_or_else(|| "without a message".into()))
-}
-
 /// An operation whose caller waits for its result.
 struct Call<T, F> {
     collective: Collective,
@@ -478,158 +305,4 @@ where
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Instant;
-
-    use super::*;
-    use crate::Solo;
-    use crate::in_process::{InProcessCommunicator, comm_threads, on_each_comm_thread};
-
-    #[test]
-    fn a_rank_alone_serves_until_it_is_shut_down() {
-        let comm = CommThread::start(|| Ok(Box::new(Solo::new()))).unwrap();
-        assert_eq!(comm.topology().world_size, 1);
-        comm.barrier().unwrap();
-        let clone = comm.clone();
-        comm.shutdown().unwrap();
-        assert_eq!(clone.barrier(), Err(CommError::Ended));
-        clone.abort(3);
-        assert_eq!(clone.shutdown(), Err(CommError::Aborted));
-    }
-
-    #[test]
-    fn operations_reach_all_ranks() {
-        for world_size in [2, 3] {
-            std::thread::scope(|scope| {
-                for comm in comm_threads(world_size) {
-                    scope.spawn(move || {
-                        let rank = comm.topology().rank;
-                        let region = Region::from_vec(vec![rank as f32; 10]);
-                        comm.broadcast(region.clone(), 1).unwrap();
-                        assert_eq!(region.to_vec(), [1.0; 10]);
-                        let sum = (world_size * (world_size - 1) / 2) as f32;
-                        assert_eq!(comm.sum(vec![rank as f32; 3]).unwrap(), [sum; 3]);
-                        let ranks: Vec<_> = (0..world_size).map(|rank| vec![rank as u8]).collect();
-                        assert_eq!(comm.all_gather(vec![rank as u8]).unwrap(), ranks);
-                        comm.barrier().unwrap();
-                        comm.shutdown().unwrap();
-                    });
-                }
-            });
-        }
-    }
-
-    #[test]
-    fn started_operations_end_in_order_and_dropping_one_waits() {
-        std::thread::scope(|scope| {
-            for comm in comm_threads(2) {
-                scope.spawn(move || {
-                    let rank = comm.topology().rank;
-                    let region = Region::from_vec(vec![rank as f32; 64]);
-                    let slice = |begin: usize| region.slice(begin..begin + 32);
-                    let started: Vec<_> = [0, 32].map(|begin| comm.start_gather_shards(slice(begin))).into();
-                    drop(started);
-                    let shards = [[0.0; 16], [1.0; 16]].concat();
-                    assert_eq!(region.to_vec(), [shards.clone(), shards].concat());
-                    comm.shutdown().unwrap();
-                });
-            }
-        });
-    }
-
-    #[test]
-    fn a_communicator_that_cannot_be_made_is_an_error_of_start() {
-        type Make = fn() -> Result<Box<dyn Communicator>, CommError>;
-        let cases: [(Make, CommError); 2] = [
-            (|| Err(CommError::AlreadyStarted), CommError::AlreadyStarted),
-            (|| panic!("no luck"), CommError::Panicked("no luck".into())),
-        ];
-        for (make, expected) in cases {
-            assert_eq!(CommThread::start(make).err(), Some(expected));
-        }
-    }
-
-    #[test]
-    fn an_abort_from_another_thread_ends_an_operation_that_waits_and_all_ranks() {
-        let begin = Instant::now();
-        let mut ranks = comm_threads(3);
-        let busy = ranks.remove(2);
-        std::thread::scope(|scope| {
-            let waiting: Vec<_> = ranks.iter().map(|comm| scope.spawn(|| comm.barrier())).collect();
-            std::thread::sleep(Duration::from_millis(20));
-            ranks[0].abort(9);
-            for rank in waiting {
-                assert_eq!(rank.join().unwrap(), Err(CommError::Aborted));
-            }
-        });
-        assert_eq!(busy.barrier(), Err(CommError::Aborted));
-        assert!(begin.elapsed() < ABORT_PATIENCE);
-    }
-
-    #[test]
-    fn a_handle_that_goes_without_shutdown_aborts_the_other_ranks() {
-        let mut ranks = comm_threads(2);
-        let survivor = ranks.remove(0);
-        let waiting = std::thread::spawn(move || survivor.barrier());
-        drop(ranks);
-        assert_eq!(waiting.join().unwrap(), Err(CommError::Aborted));
-    }
-
-    #[test]
-    fn after_a_failure_nothing_is_exchanged_any_more() {
-        let mut group = InProcessCommunicator::group(2);
-        let _other = group.remove(1);
-        let first = group.remove(0);
-        let comm = CommThread::start(move || Ok(Box::new(first))).unwrap();
-        let refused = CommError::NoSuchRank { root: 5, world_size: 2 };
-        assert_eq!(comm.broadcast(Region::from_vec(vec![0.0]), 5), Err(refused.clone()));
-        assert_eq!(comm.barrier(), Err(refused.clone()));
-        assert_eq!(comm.shutdown(), Err(refused));
-    }
-
-    #[test]
-    fn checked_ranks_find_out_that_they_run_different_collectives() {
-        let results = on_each_comm_thread(3, |comm| {
-            comm.check_every_collective();
-            let region = Region::from_vec(vec![0.0; 4]);
-            comm.broadcast(region.clone(), 0).unwrap();
-            comm.all_gather(vec![0; comm.topology().rank]).unwrap();
-            match comm.topology().rank {
-                2 => comm.barrier(),
-                _ => comm.broadcast(region, 0),
-            }
-        });
-        let sentence = "rank 0 on host0 runs collective 3 broadcast, 16 bytes of fp32, \
-                        rank 2 on host2 runs collective 3 barrier";
-        for result in results {
-            assert_eq!(result, Err(CommError::OtherCollective(sentence.into())));
-        }
-    }
-
-    #[test]
-    fn swapped_operations_run_in_the_other_order() {
-        let comm = CommThread::start(|| Ok(Box::new(Solo::new()))).unwrap();
-        let order = Arc::new(Mutex::new(Vec::new()));
-        comm.swap_next_two();
-        std::thread::scope(|scope| {
-            for index in 0..3 {
-                let (order, comm) = (Arc::clone(&order), &comm);
-                scope.spawn(move || {
-                    comm.call(move |_| {
-                        order.lock().unwrap().push(index);
-                        Ok(())
-                    })
-                });
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        });
-        assert_eq!(*order.lock().unwrap(), [1, 0, 2]);
-    }
-
-    #[test]
-    fn a_panic_in_the_work_is_an_error_of_the_work() {
-        let comm = CommThread::start(|| Ok(Box::new(Solo::new()))).unwrap();
-        let result = comm.call(|_| -> Result<(), CommError> { panic!("a bug") });
-        assert_eq!(result, Err(CommError::Panicked("a bug".into())));
-    }
-}
+mod tests;

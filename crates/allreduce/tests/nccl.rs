@@ -13,9 +13,11 @@ use allreduce::{
 use under_mpirun::{PATIENCE, all_ranks_pass, job_ends, run_scenario};
 
 /// What one rank does, by name.
-const SCENARIOS: [(&str, fn()); 7] = [
+const SCENARIOS: [(&str, fn()); 9] = [
     ("ordered", ordered_sums_equal_those_over_mpi),
     ("library", nccl_s_own_sums),
+    ("ordered shards", || shards(Reduction::Ordered)),
+    ("library's shards", || shards(Reduction::Library)),
     ("reducer", reducer),
     ("abort", abort_while_others_wait),
     ("absent", wait_for_a_rank_that_is_absent),
@@ -90,6 +92,46 @@ fn nccl_s_own_sums() {
         assert!((0..10_000).all(|index| values[index] == (index % 7 * factor) as f32), "{wire:?}");
     }
     comm.finalize().unwrap();
+}
+
+fn shards(reduction: Reduction) {
+    let comm = CommThread::start(move || nccl(reduction)).unwrap();
+    let (rank, world_size) = (comm.topology().rank, comm.topology().world_size);
+    for len in [1, 16, 17, 1000, 64, 175_066] {
+        let own = comm.sharding().of(len);
+        // Small whole numbers, whose sums no order changes.
+        let whole = |rank: usize, index: usize| ((index % 7) * (rank + 1)) as f32;
+        let factor = (world_size * (world_size + 1) / 2) as f32;
+        let found = reduce_scatter(&comm, (0..len).map(|index| whole(rank, index)).collect());
+        let right = own.clone().all(|index| found[index] == whole(0, index) * factor);
+        assert!(right, "{len} values, rank {rank}");
+        if reduction == Reduction::Ordered {
+            let found = reduce_scatter(&comm, wild_values(len, rank));
+            let expected = tree_sum(world_size, len, Wire::Fp32);
+            let same = own.clone().all(|index| found[index].to_bits() == expected[index]);
+            assert!(same, "{len} values, rank {rank}");
+        }
+    }
+    comm.shutdown().unwrap();
+}
+
+/// Through the reducer's door, with one segment that is averaged in shards.
+fn reduce_scatter(comm: &CommThread, values: Vec<f32>) -> Vec<f32> {
+    let len = values.len();
+    let segments = vec![Segment { name: "weight".into(), range: 0..len }];
+    let buckets = plan_buckets(&segments, len, 1 << 9, 1 << 9);
+    let options = ReducerOptions {
+        overlap: true,
+        scale: 1.0,
+        accumulation: Accumulation::InPlace,
+        wire: Wire::Fp32,
+        sharded: len,
+    };
+    let values = Region::from_vec(values);
+    let reducer = Reducer::new(comm.clone(), values.clone(), segments, buckets, options);
+    reducer.begin_step(1);
+    assert!(reducer.finish().unwrap().is_finite());
+    values.to_vec()
 }
 
 fn reducer() {
@@ -195,6 +237,13 @@ fn ordered_sums_have_the_bits_of_the_tree_for_any_rank_count() {
 #[test]
 fn nccl_s_own_reduction_sums_every_format() {
     all_ranks_pass("library", &[2, 3], &[("WRN_DIST_NCCL", &library())]);
+}
+
+#[test]
+fn sums_in_shards_are_those_of_the_whole() {
+    for scenario in ["ordered shards", "library's shards"] {
+        all_ranks_pass(scenario, &[1, 2, 3, 4], &[("WRN_DIST_NCCL", &library())]);
+    }
 }
 
 #[test]

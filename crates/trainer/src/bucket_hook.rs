@@ -11,7 +11,9 @@
 //!
 //! **On the communication thread**, not on the one that trains: that one is within backward, and would have to wait for
 //! averages that it is itself the condition of. Beside it, the update takes place while backward goes on or another
-//! bucket's messages are on their way. It uses one thread, so that it takes no core from libtorch's.
+//! bucket's messages are on their way. It uses one thread, so that it takes no core from libtorch's. On a GPU it is queued
+//! on the stream of the computation, like backward itself: behind every operation that still reads these weights, and
+//! ahead of the next step.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use allreduce::{Bucket, BucketHook, CommError, Sum};
 
-use crate::config::{Compression, Overlap};
+use crate::config::Compression;
 use crate::error::Error;
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
@@ -66,12 +68,14 @@ struct Updates {
 }
 
 impl StepHook {
-    /// As the configuration says, for gradients in host memory; `None` where nothing is to be done.
+    /// As the configuration says; `None` where nothing is to be done. With `updates_early` buckets are updated here rather
+    /// than all weights after the exchange.
     pub(crate) fn new(
         plan: &Plan,
         state: &State,
         buckets: &[Bucket],
         world_size: usize,
+        updates_early: bool,
         inputs: Arc<StepInputs>,
     ) -> Result<Option<StepHook>, Error> {
         let comm = &plan.config.comm;
@@ -79,19 +83,13 @@ impl StepHook {
         let power_sgd = rank.map(|rank| {
             PowerSgd::new(&plan.network, &state.layout, buckets, rank, plan.config.seed, world_size)
         });
-        let updates = updates_early(plan, state).then(|| Updates::new(plan, state, buckets)).transpose()?;
+        let updates = updates_early.then(|| Updates::new(plan, state, buckets)).transpose()?;
         if power_sgd.is_none() && updates.is_none() {
             return Ok(None);
         }
         let power_sgd_start_step = comm.power_sgd_start_step.unwrap_or_default();
         Ok(Some(StepHook { inputs, power_sgd, power_sgd_start_step, updates }))
     }
-}
-
-/// Whether buckets are updated here rather than all weights after the exchange. Gradients of a GPU come back to it when
-/// the whole exchange is over.
-pub(crate) fn updates_early(plan: &Plan, state: &State) -> bool {
-    plan.config.comm.overlap == Overlap::ExchangeAndStep && !state.exchange.device().is_cuda()
 }
 
 impl Updates {

@@ -1,9 +1,10 @@
 //! A communicator whose sums take longer, as over a slower network: shows how much of an exchange backward
 //! hides.
+#![allow(unsafe_code)]
 
 use std::time::Duration;
 
-use allreduce::{AbortSignal, CommError, Communicator, Sharding, Topology, Wire};
+use allreduce::{AbortSignal, CommError, Communicator, ExchangeDevice, Sharding, Topology, Wire};
 
 /// Sleeps before each sum, and half as long before each half of one; everything else is the inner communicator's.
 pub(crate) struct Delayed {
@@ -55,6 +56,44 @@ impl Communicator for Delayed {
     fn gather_shards(&mut self, values: &mut [f32]) -> Result<(), CommError> {
         std::thread::sleep(self.delay / 2);
         self.inner.gather_shards(values)
+    }
+
+    fn sums_device_memory(&self) -> bool {
+        self.inner.sums_device_memory()
+    }
+
+    unsafe fn all_reduce_on_device(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        start: *mut f32,
+        len: usize,
+        wire: Wire,
+    ) -> Result<(), CommError> {
+        std::thread::sleep(self.delay);
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.all_reduce_on_device(device, start, len, wire) }
+    }
+
+    unsafe fn reduce_scatter_on_device(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        start: *mut f32,
+        len: usize,
+    ) -> Result<(), CommError> {
+        std::thread::sleep(self.delay / 2);
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.reduce_scatter_on_device(device, start, len) }
+    }
+
+    unsafe fn gather_shards_on_device(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        start: *mut f32,
+        len: usize,
+    ) -> Result<(), CommError> {
+        std::thread::sleep(self.delay / 2);
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.gather_shards_on_device(device, start, len) }
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

@@ -31,15 +31,7 @@ impl Compute {
                 let message = "libtorch finds no GPU on this machine";
                 return Err(loaded.error("train.device", message).into());
             }
-            DeviceChoice::Auto | DeviceChoice::Cuda => {
-                if topology.local_size > devices {
-                    return Err(Error::Other(format!(
-                        "{} ranks run on {} but it has {devices} GPUs; start one rank a GPU",
-                        topology.local_size, topology.host
-                    )));
-                }
-                Device::Cuda(topology.local_rank)
-            }
+            DeviceChoice::Auto | DeviceChoice::Cuda => gpu_of(topology)?,
         };
         let threads = match config.train.threads {
             AutoOr::Exactly(threads) if threads.get() > usable_cores() => {
@@ -79,6 +71,21 @@ impl Compute {
 /// Whether `config` lets a process on this machine compute on a GPU.
 pub(crate) fn expects_gpu(config: &Config) -> bool {
     config.train.device != DeviceChoice::Cpu && torch_ext::runtime::device_count() > 0
+}
+
+/// The GPU of this rank.
+///
+/// # Errors
+/// When there are fewer GPUs than ranks on its host.
+pub(crate) fn gpu_of(topology: &Topology) -> Result<Device, Error> {
+    let devices = torch_ext::runtime::device_count();
+    if topology.local_size > devices {
+        return Err(Error::Other(format!(
+            "{} ranks run on {} but it has {devices} GPUs; start one rank a GPU",
+            topology.local_size, topology.host
+        )));
+    }
+    Ok(Device::Cuda(topology.local_rank))
 }
 
 /// Cores that this process may run on.

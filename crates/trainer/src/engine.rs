@@ -14,11 +14,11 @@ use torch_ext::sync_norm::Ranks;
 use torch_ext::{autocast, hooks};
 
 use crate::averaging::{Averaged, Rule};
-use crate::bucket_hook::{StepHook, StepInputs, updates_early};
-use crate::config::Determinism;
+use crate::bucket_hook::{StepHook, StepInputs};
+use crate::config::{Determinism, Overlap};
 use crate::device::Compute;
 use crate::error::Error;
-use crate::exchange_memory;
+use crate::exchange_memory::{self, ExchangeMemory};
 use crate::fault::{Fault, FaultKind};
 use crate::flat::Tail;
 use crate::health::evidence::NotFinite;
@@ -130,7 +130,8 @@ impl<'plan> Engine<'plan> {
             let (weights, statistics) = (&state.flat_parameters, &state.running_statistics);
             state.averaged = Some(Averaged::new(rule, &plan.network, &state.layout, weights, statistics)?);
         }
-        let (region, host_exchange) = exchange_memory::choose(plan, compute, &state, &comm)?;
+        let ExchangeMemory { gradients, host_copy: host_exchange, weights } =
+            exchange_memory::choose(plan, compute, &state, &comm)?;
         let segments = state.layout.exchange_segments();
         let comm_config = &plan.config.comm;
         let buckets = state.layout.buckets(comm_config);
@@ -148,18 +149,21 @@ impl<'plan> Engine<'plan> {
                 false => 0,
             },
         };
-        let reducer = Reducer::new(comm.clone(), region, segments, buckets.clone(), options);
+        let reducer = Reducer::new(comm.clone(), gradients, segments, buckets.clone(), options);
         let (sharded, scratch) = (reducer.shards(), state.gradients()?);
         let shards = (!sharded.is_empty()).then(|| Shards {
             comm: comm.clone(),
             buckets: sharded,
             scratch,
+            weights,
             gathering: Gathering::default(),
         });
         let optimizer = Optimizer::new(&plan.config.optimizer, &mut state, shards)?;
         let inputs = Arc::new(StepInputs::default());
         let world_size = comm.topology().world_size;
-        let hook = StepHook::new(plan, &state, &buckets, world_size, Arc::clone(&inputs))?;
+        // Gradients that are copied to the host come back when the whole exchange is over.
+        let updates_early = comm_config.overlap == Overlap::ExchangeAndStep && host_exchange.is_none();
+        let hook = StepHook::new(plan, &state, &buckets, world_size, updates_early, Arc::clone(&inputs))?;
         let reducer = Arc::new(match hook {
             Some(hook) => reducer.with_hook(Box::new(hook)),
             None => reducer,
@@ -188,7 +192,7 @@ impl<'plan> Engine<'plan> {
                 plan.data.train_augmentation.clone(),
                 compute.device,
             )?,
-            updates_early: updates_early(plan, &state),
+            updates_early,
             norm_ranks: plan.config.model.sync_norm.then(|| sync_norm::ranks(&comm)),
             plan,
             compute,
@@ -625,7 +629,7 @@ impl<'plan> Engine<'plan> {
     fn update_weights(&self, learning_rate: f64) -> Result<Option<f64>, Error> {
         let norm = self.optimizer.step(learning_rate)?;
         if let Some(shards) = self.state.optimizer.shards() {
-            shards.gather(&self.state.flat_parameters)?;
+            shards.gather_weights(&self.state.flat_parameters)?;
             if !self.plan.config.comm.overlap.exchanges_early() {
                 self.state.optimizer.await_weights()?;
             }

@@ -4,15 +4,26 @@
 use allreduce::{CommThread, Region};
 use tch::{Device, Tensor};
 
-use crate::config::{Backend, Determinism};
+use crate::backend::host_memory_needed;
+use crate::config::Backend;
 use crate::device::Compute;
 use crate::error::Error;
 use crate::memory::region_of;
 use crate::plan::Plan;
 use crate::state::State;
-use crate::tensor_device::region_on_device;
+use crate::tensor_device::{exchange_device, region_on_device};
 
-/// The memory of the exchange, and the host's copy where that is it.
+/// The memory of the exchange.
+pub(crate) struct ExchangeMemory {
+    pub(crate) gradients: Region,
+    /// Where gradients of a GPU are exchanged in host memory: their copy there.
+    pub(crate) host_copy: Option<Tensor>,
+    /// Where gradients are exchanged on their device: the flat parameters, of which ranks with shards give each other
+    /// their parts.
+    pub(crate) weights: Option<Region>,
+}
+
+/// The memory that fits what the communicator sums, and what the configuration does to gradients beside the sum.
 ///
 /// # Errors
 /// When the communicator cannot sum where this run computes.
@@ -21,31 +32,34 @@ pub(crate) fn choose(
     compute: Compute,
     state: &State,
     comm: &CommThread,
-) -> Result<(Region, Option<Tensor>), Error> {
+) -> Result<ExchangeMemory, Error> {
     let (on_gpu, alone) = (compute.device.is_cuda(), comm.topology().world_size == 1);
-    // The binary tree over a rank's micro batches adds them up in host memory.
-    let tree_on_host =
-        plan.config.train.determinism == Determinism::World && plan.batches.local_micro_batches().len() > 1;
+    let needs_host = host_memory_needed(&plan.config, Some(plan.batches.local_micro_batches().len()));
     // What sums both kinds of memory is no GPU's, unless nothing is sent at all.
     let fits = match on_gpu {
         true => alone || !comm.sums_host_memory(),
         false => !alone && comm.sums_host_memory(),
     };
-    if comm.sums_device_memory() && fits && !tree_on_host {
-        return Ok((region_on_device(&state.exchange)?, None));
+    if comm.sums_device_memory() && fits && needs_host.is_none() {
+        let device = exchange_device(compute.device)?;
+        return Ok(ExchangeMemory {
+            gradients: region_on_device(&state.exchange, &device)?,
+            host_copy: None,
+            weights: Some(region_on_device(&state.flat_parameters, &device)?),
+        });
     }
     if comm.sums_host_memory() {
         if !on_gpu {
-            return Ok((region_of(&state.exchange)?, None));
+            return Ok(ExchangeMemory {
+                gradients: region_of(&state.exchange)?,
+                host_copy: None,
+                weights: None,
+            });
         }
         let copy = Tensor::f_zeros_like(&state.exchange)?.f_to_device(Device::Cpu)?;
-        return Ok((region_of(&copy)?, Some(copy)));
+        return Ok(ExchangeMemory { gradients: region_of(&copy)?, host_copy: Some(copy), weights: None });
     }
-    let why = match (on_gpu, tree_on_host) {
-        (false, _) => "this run computes on the CPU",
-        (true, true) => "train.determinism: world adds up several micro batches a rank in host memory",
-        (true, false) => "sums are delayed in host memory",
-    };
+    let why = needs_host.filter(|_| on_gpu).unwrap_or("this run computes on the CPU");
     Err(Error::Other(format!(
         "{why}, but {} sums the memory of GPUs only; expected comm.backend: {}",
         comm.description(),

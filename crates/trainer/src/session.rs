@@ -30,6 +30,8 @@ pub(crate) struct Session {
     comm: CommThread,
     /// Absent when there are no others.
     control: Option<Control>,
+    /// What this rank would sum over.
+    backend: Backend,
 }
 
 impl Session {
@@ -58,7 +60,7 @@ impl Session {
             1 => None,
             _ => Some(Control::start(&comm, timeout).map_err(|failure| Error::Other(failure.sentence))?),
         };
-        Ok(Session { comm, control })
+        Ok(Session { comm, control, backend })
     }
 
     pub(crate) fn topology(&self) -> &Topology {
@@ -104,6 +106,12 @@ impl Session {
             agreed.failure.exit_code = EXIT_USAGE;
             Error::Agreed(agreed)
         })
+    }
+
+    /// Collective: an error unless all ranks sum over the same library. For ranks whose configuration is the same.
+    pub(crate) fn agree_on_backend(&self) -> Result<(), Error> {
+        let what = "the library for sums (NCCL where libtorch finds a GPU, unless comm.backend names one)";
+        self.agree_equal(what, self.backend.name())
     }
 
     /// Collective: whether any rank says so.
@@ -174,7 +182,7 @@ pub(crate) fn with_delayed_session<T>(
         }
     }
     session.flight().enter(None, "end");
-    let Session { comm, control } = session;
+    let Session { comm, control, .. } = session;
     let (topology, flight) = (comm.topology().clone(), comm.flight().clone());
     let ended = comm.shutdown().map_err(Error::from);
     match (control, &ended) {

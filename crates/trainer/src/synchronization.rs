@@ -46,7 +46,7 @@ pub(crate) fn write_defaults(comm: &mut CommConfig) {
     }
 }
 
-fn exchange(config: &Config) -> [Refusal; 14] {
+fn exchange(config: &Config) -> [Refusal; 12] {
     let Config { comm, train, precision, optimizer, .. } = config;
     let power_sgd = comm.compression == Compression::PowerSgd;
     let sixteen_bits = comm.compression.wire() != allreduce::Wire::Fp32;
@@ -82,16 +82,6 @@ fn exchange(config: &Config) -> [Refusal; 14] {
             applies: power_sgd && comm.backend == Backend::Nccl,
             key: "comm.compression",
             sentence: "power-sgd works on gradients in the host's memory; expected none, bf16 or fp16 with comm.backend: nccl",
-        },
-        Refusal {
-            applies: early_step && comm.backend == Backend::Nccl,
-            key: "comm.overlap",
-            sentence: "sync+step updates weights in the host's memory; expected true or false with comm.backend: nccl",
-        },
-        Refusal {
-            applies: optimizer.shard && comm.backend == Backend::Nccl,
-            key: "optimizer.shard",
-            sentence: "shares out gradients in the host's memory; expected false with comm.backend: nccl",
         },
         Refusal {
             applies: early_step && (optimizer.shard || optimizer.clip_norm.is_some()),
@@ -202,9 +192,7 @@ mod tests {
             (&["comm.compression=power-sgd", "train.loss_spike.action=roll-back"], "comm.compression"),
             (&["comm.compression=power-sgd", "precision.dtype=fp16"], "comm.compression"),
             (&["comm.compression=power-sgd", "comm.backend=nccl"], "comm.compression"),
-            (&["comm.overlap=sync+step", "comm.backend=nccl"], "comm.overlap"),
             (&["model.sync_norm=true", "comm.backend=nccl"], "model.sync_norm"),
-            (&["optimizer.shard=true", "comm.backend=nccl"], "optimizer.shard"),
             (&["comm.overlap=sync+step", "optimizer.shard=true"], "comm.overlap"),
             (&["comm.overlap=sync+step", "optimizer.clip_norm=1"], "comm.overlap"),
             (&["comm.overlap=sync+step", "optimizer.kind=adamw"], "comm.overlap"),
@@ -231,6 +219,8 @@ mod tests {
             &["comm.overlap=sync+step", "train.memory=checkpoint", "model.stochastic_depth=0.5"],
             &["model.sync_norm=true", "comm.overlap=sync+step", "comm.compression=bf16"],
             &["comm.overlap=sync+step", "train.on_nan=roll-back"],
+            &["comm.overlap=sync+step", "comm.backend=nccl"],
+            &["optimizer.shard=true", "comm.backend=nccl"],
             &["comm.compression=bf16", "train.on_nan=skip"],
         ] {
             assert_eq!(message(sets), "", "{sets:?}");

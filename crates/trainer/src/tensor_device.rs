@@ -12,11 +12,26 @@ use torch_ext::cuda::{Event, Stream, StreamGuard, set_device};
 
 use crate::error::Error;
 
-/// The memory of a flat fp32 tensor, exchanged where it lies. The tensor stays alive as long as the region does.
+/// What the exchange does on `device`, and how it learns what is computed there.
 ///
 /// # Errors
-/// When the tensor is not a contiguous fp32 vector, or its device has no streams.
-pub(crate) fn region_on_device(tensor: &Tensor) -> Result<Region, Error> {
+/// When the device has no streams.
+pub(crate) fn exchange_device(device: Device) -> Result<RegionDevice, Error> {
+    let device = TensorDevice::new(device)?;
+    let stream = device.stream;
+    let mark = move || match stream {
+        Some(exchange) => mark(exchange).map_err(|error| error.to_string()),
+        None => Ok(Box::new(|| Ok(())) as Ready),
+    };
+    Ok(RegionDevice::new(device, mark))
+}
+
+/// The memory of a flat fp32 tensor, exchanged where it lies, on `device`. The tensor stays alive as long as the region
+/// does.
+///
+/// # Errors
+/// When the tensor is not a contiguous fp32 vector.
+pub(crate) fn region_on_device(tensor: &Tensor, device: &RegionDevice) -> Result<Region, Error> {
     let fits = tensor.kind() == Kind::Float && tensor.dim() == 1 && tensor.is_contiguous();
     let start = NonNull::new(tensor.data_ptr().cast::<f32>());
     let (true, Some(start)) = (fits, start) else {
@@ -26,17 +41,12 @@ pub(crate) fn region_on_device(tensor: &Tensor) -> Result<Region, Error> {
             tensor.size()
         )));
     };
-    let device = TensorDevice::new(tensor.device())?;
-    let stream = device.stream;
-    let mark = move || match stream {
-        Some(exchange) => mark(exchange).map_err(|error| error.to_string()),
-        None => Ok(Box::new(|| Ok(())) as Ready),
-    };
     let owner = Arc::new(Mutex::new(tensor.shallow_clone()));
     // SAFETY: pointer and length are those of a live contiguous fp32 tensor of the device, whose storage `owner` keeps
     // alive. Backward queues what fills a bucket on the stream of the thread that marks it ready, and `mark` notes how
-    // far that is. Between that and the end of `Reducer::finish` nobody else touches it.
-    Ok(unsafe { Region::on_device(start, tensor.numel(), owner, RegionDevice::new(device, mark)) })
+    // far that is. Between that and the end of `Reducer::finish` nobody else touches it; nor anything else until an
+    // operation has been waited for.
+    Ok(unsafe { Region::on_device(start, tensor.numel(), owner, device.clone()) })
 }
 
 /// Notes how far this thread's stream is; the exchange will wait for that.

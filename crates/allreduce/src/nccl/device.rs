@@ -9,9 +9,14 @@ use std::ops::Range;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::Wire;
 use crate::finite;
 use crate::ordered::{BLOCK, add_rows_pairwise};
+use crate::{CommError, Wire};
+
+/// A failure of the device that the values lie on.
+pub(crate) fn device_failed(sentence: String) -> CommError {
+    CommError::Nccl(format!("the device of the exchange failed: {sentence}"))
+}
 
 /// A device's part in an exchange over NCCL. Operations are queued, in order, on one stream, and so are NCCL's; a
 /// failure is a sentence.

@@ -1,8 +1,8 @@
-//! The all-reduce over NCCL: in a fixed order, or NCCL's own.
+//! Sums over NCCL, in a fixed order or NCCL's own, whole or in shards; and the gathering of shards.
 //!
 //! In order, rank r owns slice r of the data: each rank sends each slice to its owner, all at the same time, the
-//! owner adds its rows in a fixed binary tree over the ranks, and the sums are gathered. That is as much traffic as a
-//! ring's. In fp32 the bits are those of the reduction over MPI; 16-bit formats round every rank's values, as MPI's
+//! owner adds its rows in a fixed binary tree over the ranks, and the sums are gathered, or stay where they are if
+//! each rank needs its own only. That is as much traffic as a ring's. In fp32 the bits are those of the reduction over MPI; 16-bit formats round every rank's values, as MPI's
 //! reduction regardless of hosts does.
 #![allow(unsafe_code)]
 
@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use nccl_rs::{Comm, DataType, DeviceMemory, Library, Operation, Progress, Registration};
 
-use super::device::ExchangeDevice;
+use super::device::{ExchangeDevice, device_failed};
 use crate::backoff::{Backoff, Patience};
 use crate::communicator::{AbortSignal, Reduction};
 use crate::ordered::Slices;
@@ -33,11 +33,29 @@ struct Areas {
     area_bytes: usize,
 }
 
+/// Which way a copy goes.
+#[derive(Clone, Copy, Debug)]
+enum Direction {
+    ToRows,
+    FromRows,
+}
+
 /// fp32 values in a device's memory.
 #[derive(Clone, Copy)]
 pub(super) struct Values {
     pub(super) start: *mut f32,
     pub(super) len: usize,
+}
+
+/// What is to become of values.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Task {
+    /// Their sum over all ranks.
+    AllReduce(Wire),
+    /// In this rank's slice, their sum over all ranks.
+    ReduceScatter,
+    /// What each rank has in its own slice.
+    Gather,
 }
 
 impl Wire {
@@ -56,48 +74,61 @@ impl From<nccl_rs::Error> for CommError {
     }
 }
 
-/// A failure of the device that the values lie on.
-fn device_failed(sentence: String) -> CommError {
-    CommError::Nccl(format!("the device of the exchange failed: {sentence}"))
-}
-
 impl Exchange {
     pub(super) fn new(comm: Comm, library: Library, rank: usize, world_size: usize) -> Self {
         Exchange { comm, library, rank, world_size, areas: None }
     }
 
-    /// Replaces the values by their sum over all ranks, and returns when the device is through.
+    /// Does the task, and returns when the device is through.
     ///
     /// # Safety
     /// The values are memory of the device that nobody else uses meanwhile, nor after an error before the communicator
     /// is gone.
-    pub(super) unsafe fn all_reduce(
+    pub(super) unsafe fn run(
         &mut self,
         device: &mut dyn ExchangeDevice,
         values: Values,
-        wire: Wire,
+        task: Task,
         reduction: Reduction,
         waiting: &Waiting,
     ) -> Result<(), CommError> {
         if values.len == 0 {
             return Ok(());
         }
+        let ordered = match reduction {
+            Reduction::Ordered | Reduction::FlatOrdered => true,
+            Reduction::Library => false,
+        };
         // SAFETY: the caller's promise.
         unsafe {
-            match reduction {
-                Reduction::Ordered | Reduction::FlatOrdered => {
-                    self.in_order(device, values, wire, waiting)?;
+            match task {
+                Task::AllReduce(wire) if ordered => {
+                    self.sum_slices(device, values, wire, waiting)?;
+                    self.gather(device, values, wire, waiting)?;
                 }
-                Reduction::Library => self.by_nccl(device, values, wire, waiting)?,
+                Task::AllReduce(wire) => self.by_nccl(device, values, wire, waiting)?,
+                Task::ReduceScatter => {
+                    match ordered {
+                        true => self.sum_slices(device, values, Wire::Fp32, waiting)?,
+                        false => self.slices_by_nccl(device, values, waiting)?,
+                    }
+                    self.copy_own_slice(device, values, Direction::FromRows)?;
+                }
+                Task::Gather => {
+                    self.copy_own_slice(device, values, Direction::ToRows)?;
+                    self.gather(device, values, Wire::Fp32, waiting)?;
+                }
             }
         }
         waiting
             .until(|| Ok(self.comm.poll()? == Progress::Complete && device.is_done().map_err(device_failed)?))
     }
 
+    /// The sum of this rank's slice, as it travels, in the first row.
+    ///
     /// # Safety
-    /// As [`Exchange::all_reduce`].
-    unsafe fn in_order(
+    /// As [`Exchange::run`].
+    unsafe fn sum_slices(
         &mut self,
         device: &mut dyn ExchangeDevice,
         values: Values,
@@ -105,11 +136,11 @@ impl Exchange {
         waiting: &Waiting,
     ) -> Result<(), CommError> {
         let stream = device.stream().map_err(device_failed)?;
-        let (rank, world_size, data_type) = (self.rank, self.world_size, wire.data_type());
+        let (world_size, data_type) = (self.world_size, wire.data_type());
         let slices = Slices::new(values.len, world_size);
         let slice_len = slices.slice_len();
-        let (rows, whole) = self.areas(world_size * slice_len * data_type.bytes())?;
-        let own_len = slices.of(rank).len();
+        let (rows, whole) = self.areas(slices, wire)?;
+        let own_len = slices.of(self.rank).len();
         let slice_bytes = slice_len * data_type.bytes();
         // SAFETY: the caller's promise; each area has room for a slice of every rank. Operations on one stream follow
         // each other, so that `whole` may hold what is sent and later what is gathered.
@@ -136,16 +167,86 @@ impl Exchange {
                 Ok(())
             })?;
             self.wait_until_queued(waiting)?;
-            device.sum_rows(rows, world_size, slice_len, own_len, wire).map_err(device_failed)?;
+            device.sum_rows(rows, world_size, slice_len, own_len, wire).map_err(device_failed)
+        }
+    }
+
+    /// Replaces the values by what every rank has in its first row: its own slice, as it travels.
+    ///
+    /// # Safety
+    /// As [`Exchange::run`].
+    unsafe fn gather(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        values: Values,
+        wire: Wire,
+        waiting: &Waiting,
+    ) -> Result<(), CommError> {
+        let stream = device.stream().map_err(device_failed)?;
+        let slices = Slices::new(values.len, self.world_size);
+        let (rows, whole) = self.areas(slices, wire)?;
+        // SAFETY: the caller's promise; each area has room for a slice of every rank.
+        unsafe {
             // Whole slices, of which the last ones may end in what nobody reads.
-            let _ = self.comm.all_gather(rows, whole, slice_len, data_type, stream)?;
+            let _ = self.comm.all_gather(rows, whole, slices.slice_len(), wire.data_type(), stream)?;
             self.wait_until_queued(waiting)?;
             device.widen(whole, values.start, values.len, wire).map_err(device_failed)
         }
     }
 
+    /// NCCL's own sum of this rank's slice in the first row.
+    ///
     /// # Safety
-    /// As [`Exchange::all_reduce`].
+    /// As [`Exchange::run`].
+    unsafe fn slices_by_nccl(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        values: Values,
+        waiting: &Waiting,
+    ) -> Result<(), CommError> {
+        let stream = device.stream().map_err(device_failed)?;
+        let slices = Slices::new(values.len, self.world_size);
+        let (rows, whole) = self.areas(slices, Wire::Fp32)?;
+        let (slice_len, data_type) = (slices.slice_len(), Wire::Fp32.data_type());
+        // SAFETY: the caller's promise; each area has room for a slice of every rank.
+        unsafe {
+            // NCCL reads whole slices, of which the last ones may lie beyond the values.
+            device.round(values.start, whole, values.len, Wire::Fp32).map_err(device_failed)?;
+            let sum = Operation::Sum;
+            let _ = self.comm.reduce_scatter(whole, rows, slice_len, data_type, sum, stream)?;
+        }
+        self.wait_until_queued(waiting)
+    }
+
+    /// Between this rank's slice of the values and the first row.
+    ///
+    /// # Safety
+    /// As [`Exchange::run`].
+    unsafe fn copy_own_slice(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        values: Values,
+        direction: Direction,
+    ) -> Result<(), CommError> {
+        let slices = Slices::new(values.len, self.world_size);
+        let (row, _) = self.areas(slices, Wire::Fp32)?;
+        let own = slices.of(self.rank);
+        if own.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise; within the values; the row has room for a slice.
+        unsafe {
+            let slice = values.start.add(own.start);
+            match direction {
+                Direction::ToRows => device.round(slice, row, own.len(), Wire::Fp32),
+                Direction::FromRows => device.widen(row, slice, own.len(), Wire::Fp32),
+            }
+        }
+        .map_err(device_failed)
+    }
+
+    /// # Safety
+    /// As [`Exchange::run`].
     unsafe fn by_nccl(
         &mut self,
         device: &mut dyn ExchangeDevice,
@@ -165,7 +266,7 @@ impl Exchange {
                     self.wait_until_queued(waiting)
                 }
                 Wire::Bf16 | Wire::Fp16 => {
-                    let (area, _) = self.areas(len * data_type.bytes())?;
+                    let (area, _) = self.areas(Slices::new(len, self.world_size), wire)?;
                     device.round(start, area, len, wire).map_err(device_failed)?;
                     let _ = self.comm.all_reduce(area, area, len, data_type, Operation::Sum, stream)?;
                     self.wait_until_queued(waiting)?;
@@ -180,8 +281,10 @@ impl Exchange {
         waiting.until(|| Ok(self.comm.poll()? == Progress::Complete))
     }
 
-    /// Two areas of at least `bytes`, known to NCCL. Nothing is under way when this is called.
-    fn areas(&mut self, bytes: usize) -> Result<(*mut c_void, *mut c_void), CommError> {
+    /// Two areas with room for a slice of every rank, known to NCCL. While something is under way it is called only
+    /// for what has room already.
+    fn areas(&mut self, slices: Slices, wire: Wire) -> Result<(*mut c_void, *mut c_void), CommError> {
+        let bytes = self.world_size * slices.slice_len() * wire.data_type().bytes();
         if self.areas.as_ref().is_some_and(|areas| areas.area_bytes < bytes) {
             self.deregister()?;
             self.areas = None;

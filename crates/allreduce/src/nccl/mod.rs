@@ -1,5 +1,6 @@
 //! The exchange over NCCL. Another communicator, over MPI or TCP, stays beside it: it brings NCCL's ranks together,
-//! and carries what lies in host memory, such as what ranks agree on. Only sums go over NCCL.
+//! and carries what lies in host memory, such as what ranks agree on. Only sums and shards of the device's values go
+//! over NCCL.
 
 mod device;
 mod exchange;
@@ -11,15 +12,16 @@ use nccl_rs::{Comm, Config, Library, Progress, UniqueId};
 use serde::{Deserialize, Serialize};
 
 pub use self::device::ExchangeDevice;
+pub(crate) use self::device::device_failed;
 pub use self::region_device::{Ready, RegionDevice};
 
-use self::device::HostMemory;
-use self::exchange::{Exchange, Values, Waiting};
+pub(crate) use self::device::HostMemory;
+use self::exchange::{Exchange, Task, Values, Waiting};
 use crate::backoff::Patience;
 use crate::communicator::{AbortSignal, Communicator, Reduction};
 use crate::{CommError, Topology, Wire};
 
-/// Sums over NCCL, everything else over the communicator that it is made of.
+/// Sums, and gathers shards on the device, over NCCL; does everything else over the communicator that it is made of.
 ///
 /// NCCL's ranks meet at the first sum, on the device that it is on, so that by then a watchdog can see to it. An
 /// abort, or an error of NCCL, ends NCCL's part without waiting for other ranks.
@@ -103,20 +105,34 @@ impl NcclCommunicator {
     /// # Safety
     /// As [`Communicator::all_reduce_on_device`].
     #[allow(unsafe_code)]
-    unsafe fn sum(
+    unsafe fn perform(
         &mut self,
         device: &mut dyn ExchangeDevice,
         values: Values,
-        wire: Wire,
+        task: Task,
     ) -> Result<(), CommError> {
         let (reduction, waiting) = (self.reduction, self.waiting.clone());
         let exchange = self.exchange(device)?;
         // SAFETY: the caller's promise.
-        let result = unsafe { exchange.all_reduce(device, values, wire, reduction, &waiting) };
+        let result = unsafe { exchange.run(device, values, task, reduction, &waiting) };
         if let Err(error) = &result {
             // Drops the communicator, which aborts it.
             self.state = State::Over(error.clone());
         }
+        result
+    }
+
+    #[allow(unsafe_code)]
+    fn perform_on_host(&mut self, values: &mut [f32], task: Task) -> Result<(), CommError> {
+        if !self.library.works_on_host_memory() {
+            return Err(CommError::Nccl("it sums the memory of GPUs, not of the host".into()));
+        }
+        let mut host = std::mem::take(&mut self.host);
+        let range = Values { start: values.as_mut_ptr(), len: values.len() };
+        // SAFETY: host memory, on which this library works, borrowed until all is done; after an error `perform` has
+        // dropped the communicator.
+        let result = unsafe { self.perform(&mut host, range, task) };
+        self.host = host;
         result
     }
 }
@@ -188,18 +204,12 @@ impl Communicator for NcclCommunicator {
         true
     }
 
-    #[allow(unsafe_code)]
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
-        if !self.library.works_on_host_memory() {
-            return Err(CommError::Nccl("it sums the memory of GPUs, not of the host".into()));
-        }
-        let mut host = std::mem::take(&mut self.host);
-        let range = Values { start: values.as_mut_ptr(), len: values.len() };
-        // SAFETY: host memory, on which this library works, borrowed until all is done; after an error `sum` has
-        // dropped the communicator.
-        let result = unsafe { self.sum(&mut host, range, wire) };
-        self.host = host;
-        result
+        self.perform_on_host(values, Task::AllReduce(wire))
+    }
+
+    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        self.perform_on_host(values, Task::ReduceScatter)
     }
 
     #[allow(unsafe_code)]
@@ -211,7 +221,29 @@ impl Communicator for NcclCommunicator {
         wire: Wire,
     ) -> Result<(), CommError> {
         // SAFETY: the caller's promise.
-        unsafe { self.sum(device, Values { start, len }, wire) }
+        unsafe { self.perform(device, Values { start, len }, Task::AllReduce(wire)) }
+    }
+
+    #[allow(unsafe_code)]
+    unsafe fn reduce_scatter_on_device(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        start: *mut f32,
+        len: usize,
+    ) -> Result<(), CommError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.perform(device, Values { start, len }, Task::ReduceScatter) }
+    }
+
+    #[allow(unsafe_code)]
+    unsafe fn gather_shards_on_device(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        start: *mut f32,
+        len: usize,
+    ) -> Result<(), CommError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.perform(device, Values { start, len }, Task::Gather) }
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::communicator::AbortSignal;
+use crate::communicator::{AbortSignal, Communicator};
 use crate::in_process::{on_each_comm_thread, wild_values};
 use crate::{Solo, Sum, Topology, plan_buckets};
 

@@ -13,7 +13,10 @@ use crate::control::addresses::{HostAddress, choose, of_this_host};
 
 /// Within this time every two ranks must be connected.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Within this time an address must answer, and somebody who connects say who he is.
+/// Within this time somebody who connects must say who he is: ranks do at once. Others may come before a rank, which
+/// waits for longer.
+const HELLO: Duration = Duration::from_secs(2);
+/// Within this time an address must answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Where a rank listens, and a key that strangers do not know.
@@ -102,7 +105,11 @@ fn connect(
         send_word(&stream, &hello, Instant::now() + ANSWER)?;
         // It answers by its own name, else this address belongs to somebody else.
         let answer: usize = receive_word(&stream, LONGEST_WORD, Instant::now() + ANSWER)?;
-        if answer == peer { Ok(stream) } else { Err(io::Error::other(format!("rank {answer} is there"))) }
+        if answer != peer {
+            return Err(io::Error::other(format!("rank {answer} is there")));
+        }
+        send_word(&stream, &rank, Instant::now() + ANSWER)?;
+        Ok(stream)
     };
     loop {
         let mut reasons = Vec::new();
@@ -157,13 +164,51 @@ fn accept(
     Ok(streams.into_iter().flatten().collect())
 }
 
+/// Lets a rank in that still waits: one that has given up meanwhile comes again.
 fn admit(stream: TcpStream, rank: usize, key: &str) -> io::Result<(usize, TcpStream)> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    let hello: Hello = receive_word(&stream, LONGEST_WORD, Instant::now() + ANSWER)?;
+    let hello: Hello = receive_word(&stream, LONGEST_WORD, Instant::now() + HELLO)?;
     if hello != (Hello { key: key.to_owned(), from: hello.from, to: rank }) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it does not know the key"));
     }
-    send_word(&stream, &rank, Instant::now() + ANSWER)?;
+    send_word(&stream, &rank, Instant::now() + HELLO)?;
+    let confirmed: usize = receive_word(&stream, LONGEST_WORD, Instant::now() + HELLO)?;
+    if confirmed != hello.from {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it changes its name"));
+    }
     Ok((hello.from, stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn a_stranger_and_a_connection_given_up_do_not_take_a_rank_s_place() {
+        let place = || Place { host: "here".into(), machine: String::new(), local_rank: 0, local_size: 2 };
+        let places = [place(), place()];
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let card = Card { addresses: vec![address], key: "key".into() };
+
+        let _silent = TcpStream::connect(address).unwrap();
+        let given_up = TcpStream::connect(address).unwrap();
+        let hello = Hello { key: card.key.clone(), from: 0, to: 1 };
+        send_word(&given_up, &hello, Instant::now() + ANSWER).unwrap();
+        drop(given_up);
+
+        let deadline = Instant::now() + ANSWER;
+        let (mut connected, mut accepted) = std::thread::scope(|scope| {
+            let accepted = scope.spawn(|| accept(&listener, 1, &card.key, &places, deadline));
+            (connect(0, 1, &card, &places, deadline).unwrap(), accepted.join().unwrap().unwrap())
+        });
+        connected.write_all(b"a word").unwrap();
+        let mut word = [0; 6];
+        accepted[0].read_exact(&mut word).unwrap();
+        assert_eq!((&word, accepted.len()), (b"a word", 1));
+    }
 }

@@ -8,12 +8,17 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use allreduce::{Measurement, measure_all_reduce};
+use allreduce::{Region, measure_all_reduce, values_to_sum, wrong_sums};
 use serde::Serialize;
+use tch::{Device, Tensor};
 
-use crate::config::{CommConfig, Compression, Reduce};
+use crate::backend;
+use crate::config::{Backend, CommConfig, Compression, Reduce};
+use crate::device::gpu_of;
 use crate::error::Error;
+use crate::memory::region_of;
 use crate::session::{Session, with_session};
+use crate::tensor_device::{exchange_device, region_on_device};
 
 /// What `wrn-dist bench allreduce` was asked to do.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +27,8 @@ pub struct AllReduceOptions {
     pub min_bytes: usize,
     /// Largest size; each is four times the one before.
     pub max_bytes: usize,
+    /// What carries the sums.
+    pub backend: Backend,
     /// Who decides the order of the sum.
     pub reduce: Reduce,
     /// How values travel.
@@ -39,6 +46,10 @@ pub struct AllReduceBench {
     pub world_size: usize,
     /// What carries the messages.
     pub transport: String,
+    /// What carries the sums, never `auto`.
+    pub backend: Backend,
+    /// Where rank 0's values lie, such as `Cpu` or `Cuda(0)`.
+    pub memory: String,
     /// Who decides the order of the sum.
     pub reduce: Reduce,
     /// How values travel.
@@ -71,18 +82,23 @@ const GROWTH: usize = 4;
 /// # Errors
 /// The failure, already printed.
 pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBench>, Error> {
-    let config = CommConfig { reduce: options.reduce, ..CommConfig::default() };
+    let backend = backend::for_sums(options.backend, options.reduce);
+    let config = CommConfig { backend, reduce: options.reduce, ..CommConfig::default() };
     with_session(&config, |session| {
         session.agree_equal("the options of bench allreduce", &format!("{options:?}"))?;
+        session.agree_on_backend()?;
+        let memory = session.agree(Memory::choose(session))?;
         session.spin_on_a_spare_core(0);
         let sizes = std::iter::successors(Some(options.min_bytes), |bytes| bytes.checked_mul(GROWTH));
         let rows = sizes
             .take_while(|&bytes| bytes <= options.max_bytes)
-            .map(|bytes| row(session, options, bytes))
+            .map(|bytes| row(session, memory, options, bytes))
             .collect::<Result<_, Error>>()?;
         Ok(session.is_leader().then(|| AllReduceBench {
             world_size: session.topology().world_size,
             transport: session.comm().description().to_owned(),
+            backend,
+            memory: format!("{:?}", memory.device),
             reduce: options.reduce,
             compression: options.compression,
             rows,
@@ -90,16 +106,61 @@ pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBen
     })
 }
 
-fn row(session: &Session, options: AllReduceOptions, bytes: usize) -> Result<AllReduceRow, Error> {
-    let len = bytes / size_of::<f32>();
-    let Measurement { mut durations, wrong } = measure_all_reduce(
-        session.comm(),
-        len,
-        options.compression.wire(),
-        options.warmup,
-        options.iterations,
-    )?;
-    let wrong_of_all = session.comm().all_gather((wrong as u64).to_le_bytes().to_vec())?;
+/// Where the values of a measurement lie.
+#[derive(Clone, Copy, Debug)]
+struct Memory {
+    device: Device,
+    /// Whether the communicator works there rather than on the host's memory.
+    on_device: bool,
+}
+
+impl Memory {
+    /// As gradients do in training.
+    fn choose(session: &Session) -> Result<Memory, Error> {
+        let (comm, topology) = (session.comm(), session.topology());
+        if comm.sums_host_memory() {
+            let on_device = topology.world_size > 1 && comm.sums_device_memory();
+            return Ok(Memory { device: Device::Cpu, on_device });
+        }
+        if torch_ext::runtime::device_count() == 0 {
+            return Err(Error::Usage(format!(
+                "NCCL sums the memory of GPUs, and libtorch finds none on {}; expected --backend {}",
+                topology.host,
+                Backend::Mpi.name()
+            )));
+        }
+        Ok(Memory { device: gpu_of(topology)?, on_device: true })
+    }
+
+    fn regions(self, tensors: [&Tensor; 2]) -> Result<[Region; 2], Error> {
+        if !self.on_device {
+            return Ok([region_of(tensors[0])?, region_of(tensors[1])?]);
+        }
+        let device = exchange_device(self.device)?;
+        Ok([region_on_device(tensors[0], &device)?, region_on_device(tensors[1], &device)?])
+    }
+}
+
+fn row(
+    session: &Session,
+    memory: Memory,
+    options: AllReduceOptions,
+    bytes: usize,
+) -> Result<AllReduceRow, Error> {
+    let (comm, wire) = (session.comm(), options.compression.wire());
+    let (rank, world_size) = (session.topology().rank, session.topology().world_size);
+    let prepared = || -> Result<_, Error> {
+        let values = values_to_sum(rank, bytes / size_of::<f32>());
+        let source = Tensor::f_from_slice(&values)?.f_to_device(memory.device)?;
+        let sums = source.f_zeros_like()?;
+        Ok((memory.regions([&source, &sums])?, sums))
+    };
+    let ([source, values], sums) = session.agree(prepared())?;
+    let mut durations =
+        measure_all_reduce(comm, [&source, &values], wire, options.warmup, options.iterations)?;
+    let sums = Vec::<f32>::try_from(&sums.f_to_device(Device::Cpu)?)?;
+    let wrong = wrong_sums(&sums, world_size, wire);
+    let wrong_of_all = comm.all_gather((wrong as u64).to_le_bytes().to_vec())?;
     let wrong = wrong_of_all
         .iter()
         .filter_map(|bytes| bytes.as_slice().try_into().ok())
@@ -108,7 +169,7 @@ fn row(session: &Session, options: AllReduceOptions, bytes: usize) -> Result<All
     durations.sort_unstable();
     let seconds = |duration: Option<&Duration>| duration.map_or(0.0, Duration::as_secs_f64);
     let median_seconds = seconds(durations.get(durations.len() / 2));
-    let world_size = session.topology().world_size as f64;
+    let world_size = world_size as f64;
     let algbw = bytes as f64 / median_seconds / 1e9;
     Ok(AllReduceRow {
         bytes,
@@ -125,9 +186,11 @@ impl AllReduceBench {
     #[must_use]
     pub fn table(&self) -> String {
         let mut text = format!(
-            "{} rank(s), {}, reduce {}, compression {}\n{:>12}{:>14}{:>14}{:>12}{:>12}{:>8}\n",
+            "{} rank(s), {}, backend {}, memory {}, reduce {}, compression {}\n{:>12}{:>14}{:>14}{:>12}{:>12}{:>8}\n",
             self.world_size,
             self.transport,
+            self.backend.name(),
+            self.memory,
             name(&self.reduce),
             name(&self.compression),
             "bytes",

@@ -12,7 +12,8 @@ pub enum Overlap {
     #[default]
     Exchange,
     /// `sync+step`: moreover, the communication thread updates a bucket's weights as soon as it has their averages. The
-    /// same bits. Gradients of a GPU then pass through host memory after backward, and the update comes after that.
+    /// same bits. Where gradients of a GPU pass through host memory after backward, as over MPI, the update comes after
+    /// that.
     ExchangeAndStep,
 }
 

@@ -436,10 +436,16 @@ impl Default for CommConfig {
 
 /// `comm.backend:` what ranks agree on, and the weights that a run begins with, travel over MPI, or TCP
 /// without it, in any case.
+///
+/// It may change when a run goes on. With `comm.reduce: ordered` and gradients in fp32 the bits stay the same. With
+/// `comm.compression: bf16` or `fp16` NCCL rounds every rank's values, and MPI with several ranks on each of several
+/// hosts each host's sums: as another arrangement of the ranks on hosts, that changes the rounding, not the meaning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
-    /// NCCL where the network runs on a GPU and nothing is configured that sums in host memory, else MPI.
+    /// NCCL where the network runs on a GPU and nothing is configured that is MPI's alone: `comm.reduce: mpi`,
+    /// `comm.compression: power-sgd`, `model.sync_norm`, or `train.determinism: world` with several micro batches a
+    /// rank. A run that exchanges a GPU's gradients in host memory says why as it starts.
     #[default]
     Auto,
     /// MPI, or TCP where ranks were started without it. Gradients of a GPU pass through host memory, after backward.

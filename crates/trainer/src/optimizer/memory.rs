@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::time::Duration;
 
-use allreduce::CommThread;
+use allreduce::{CommThread, Region};
 use tch::{Device, Kind, Tensor};
 
 use super::gathering::Gathering;
@@ -20,6 +20,8 @@ pub(crate) struct Shards {
     pub(crate) buckets: Vec<(Range<usize>, Range<usize>)>,
     /// As long as the flat parameters, and free between steps: the gradients.
     pub(crate) scratch: Tensor,
+    /// The flat parameters, where ranks exchange them on their device.
+    pub(crate) weights: Option<Region>,
     /// The new weights of other ranks.
     pub(crate) gathering: Gathering,
 }
@@ -37,11 +39,16 @@ impl Shards {
         }
     }
 
-    /// Collective: gives every rank the parts of `flat` that the others own, those in host memory while the caller goes on.
-    pub(crate) fn gather(&self, flat: &Tensor) -> Result<(), Error> {
+    /// Collective: begins to give every rank the parts of the flat parameters, `flat`, that the others own. Those of a GPU
+    /// that pass through host memory are there at once.
+    pub(crate) fn gather_weights(&self, flat: &Tensor) -> Result<(), Error> {
+        let buckets = self.buckets.iter().map(|(bucket, _)| bucket.clone());
+        if let Some(weights) = &self.weights {
+            self.gathering.start(&self.comm, weights, buckets);
+            return Ok(());
+        }
         // On the host it is the same memory.
         let host = flat.f_to_device(Device::Cpu)?;
-        let buckets = self.buckets.iter().map(|(bucket, _)| bucket.clone());
         self.gathering.start(&self.comm, &region_of(&host)?, buckets);
         if flat.device() != Device::Cpu {
             self.gathering.await_all()?;

@@ -158,7 +158,9 @@ pub fn evaluate_checkpoint(
 /// How this rank would like to communicate, before the ranks have agreed on a configuration.
 pub(crate) fn configured_comm(loaded: &Result<LoadedConfig, config::ConfigError>) -> CommConfig {
     let Ok(LoadedConfig { config, .. }) = loaded else { return CommConfig::default() };
-    CommConfig { backend: backend::choose(config), ..config.comm.clone() }
+    // What is wrong with the launcher's variables, the session says.
+    let world_size = allreduce::discover().ok().flatten().map_or(1, |launched| launched.world_size);
+    CommConfig { backend: backend::choose(config, world_size), ..config.comm.clone() }
 }
 
 /// Collective: the plan, the same on every rank.
@@ -168,6 +170,7 @@ pub(crate) fn open_plan(session: &Session, loaded: &LoadedConfig) -> Result<Plan
     let keys = plan.config.common_to_ranks();
     let text: String = keys.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
     session.agree_equal("the configuration", &text)?;
+    session.agree_on_backend()?;
     if plan.config.comm.check == CollectiveCheck::Every {
         session.comm().check_every_collective();
     }

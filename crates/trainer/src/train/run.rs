@@ -13,6 +13,7 @@ use super::resume::{Start, fresh_position, resume, share};
 use super::saving::{Report, Saving};
 use super::stop::StopRequests;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
+use crate::backend;
 use crate::checkpoint::{CheckpointError, Job, LazyTensors, Part, RunState};
 use crate::config::Compression;
 use crate::device::Compute;
@@ -157,6 +158,13 @@ impl<'a> Run<'a> {
             if self.workers == 1 { "" } else { "s" },
             self.session.comm().description(),
         ));
+        if self.engine.exchanges_afterwards() {
+            let why = backend::why_not_nccl(&plan.config, topology.world_size);
+            self.progress.say(&format!(
+                "gradients are exchanged in host memory, after backward: {}",
+                why.unwrap_or("this NCCL sums host memory")
+            ));
+        }
         self.progress.say(&format!("run directory: {}", self.dir.root().display()));
         if self.position.step > 0 && !self.is_finished() {
             self.progress.say(&format!(

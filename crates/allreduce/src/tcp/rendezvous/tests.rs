@@ -1,6 +1,11 @@
+use std::io::Write;
+use std::net::TcpListener;
 use std::thread::{scope, sleep};
 
+use super::invite::place;
 use super::*;
+use crate::tcp::environment::MeetingPoint;
+use crate::tcp::frames::{LONGEST_WORD, receive_word, send_word};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

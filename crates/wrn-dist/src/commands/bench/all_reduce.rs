@@ -13,6 +13,9 @@ pub(crate) struct Arguments {
     /// Largest size; each is four times the one before
     #[arg(long, value_name = "KIB", default_value = "65536", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     max_kib: u32,
+    /// What carries the sums; auto: NCCL between GPUs, else MPI
+    #[arg(long, value_enum, default_value = "auto")]
+    backend: Backend,
     /// Who decides the order of the sum
     #[arg(long, value_enum, default_value = "ordered")]
     reduce: Reduce,
@@ -35,6 +38,14 @@ enum Reduce {
     Ordered,
     FlatOrdered,
     Mpi,
+    Nccl,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Backend {
+    Auto,
+    Mpi,
+    Nccl,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -48,10 +59,16 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
     let options = AllReduceOptions {
         min_bytes: 1024 * arguments.min_kib as usize,
         max_bytes: 1024 * arguments.max_kib as usize,
+        backend: match arguments.backend {
+            Backend::Auto => config::Backend::Auto,
+            Backend::Mpi => config::Backend::Mpi,
+            Backend::Nccl => config::Backend::Nccl,
+        },
         reduce: match arguments.reduce {
             Reduce::Ordered => config::Reduce::Ordered,
             Reduce::FlatOrdered => config::Reduce::FlatOrdered,
             Reduce::Mpi => config::Reduce::Mpi,
+            Reduce::Nccl => config::Reduce::Nccl,
         },
         compression: match arguments.compression {
             Compression::None => config::Compression::None,
@@ -68,6 +85,17 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
     if options.reduce == config::Reduce::Mpi && options.compression != config::Compression::None {
         complain("--compression needs --reduce ordered: MPI sums no 16-bit floats");
         return EXIT_USAGE;
+    }
+    match (options.reduce, options.backend) {
+        (config::Reduce::Nccl, config::Backend::Auto | config::Backend::Mpi) => {
+            complain("--reduce nccl needs --backend nccl");
+            return EXIT_USAGE;
+        }
+        (config::Reduce::Mpi, config::Backend::Nccl) => {
+            complain("--backend nccl knows --reduce ordered and nccl, not mpi");
+            return EXIT_USAGE;
+        }
+        _ => {}
     }
     match trainer::bench_all_reduce(options) {
         Ok(None) => 0,
