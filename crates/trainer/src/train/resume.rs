@@ -54,15 +54,15 @@ pub(super) fn resume(
 ) -> Result<Start, Error> {
     let holds_a_run = dir.metrics().exists() || dir.checkpoints().exists();
     let found = match &options.resume {
-        Resume::Path(path) if holds_a_run && !is_inside(path, dir.root()) => {
-            return Err(Error::Other(format!(
-                "{} already holds a run, and {} is not part of it; name another --out to go on from there",
-                dir.root().display(),
-                path.display()
-            )));
-        }
         Resume::Path(path) => {
             let (path, _) = checkpoint::load_state(path)?;
+            if holds_a_run && !lies_in(&path, &dir.checkpoints()) {
+                return Err(Error::Other(format!(
+                    "{} already holds a run, and {} is not part of it; name another --out to go on from there",
+                    dir.root().display(),
+                    path.display()
+                )));
+            }
             let saved = checkpoint::load_all(&path)?;
             Some((path, saved, Vec::new()))
         }
@@ -145,9 +145,10 @@ pub(super) fn recorded_weights(dir: &RunDir, options: &TrainOptions) -> Option<S
     serde_yaml::from_str(state.meaning.get("model.weights_sha256")?).ok()
 }
 
-fn is_inside(path: &Path, folder: &Path) -> bool {
-    match (path.canonicalize(), folder.canonicalize()) {
-        (Ok(path), Ok(folder)) => path.starts_with(folder),
+/// Whether a checkpoint is one of those of the run whose checkpoints are in `folder`.
+pub(super) fn lies_in(checkpoint: &Path, folder: &Path) -> bool {
+    match (checkpoint.canonicalize(), folder.canonicalize()) {
+        (Ok(checkpoint), Ok(folder)) => checkpoint.parent() == Some(&folder),
         _ => false,
     }
 }

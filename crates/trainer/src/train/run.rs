@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use data_sharding::Pool;
 
 use self::trouble::Judgement;
-use super::resume::{Start, fresh_position, resume, share};
+use super::resume::{Start, fresh_position, lies_in, resume, share};
 use super::saving::{Report, Saving};
 use super::stop::StopRequests;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
-use crate::checkpoint::{CheckpointError, Job, LazyTensors, Part, RunState};
+use crate::checkpoint::{self, CheckpointError, Job, Later, LazyTensors, Part, RunState};
 use crate::config::Compression;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, WeightSet, Wishes};
@@ -79,7 +79,7 @@ impl<'a> Run<'a> {
         let fresh = Start { position: fresh_position(plan), from: None, passed_over: Vec::new() };
         let start = if session.is_leader() { resume(plan, &engine, &dir, options, fresh) } else { Ok(fresh) };
         let Start { position, from, passed_over } = session.agree(start)?;
-        let from = from.filter(|path| path.starts_with(dir.checkpoints()));
+        let from = from.filter(|path| lies_in(path, &dir.checkpoints()));
         let (position, is_saved): (RunState, bool) = share(session, &(position, from.is_some()))?;
         broadcast_state(session, &engine)?;
 
@@ -93,19 +93,34 @@ impl<'a> Run<'a> {
 
         session.flight().keep_in(dir.flight());
         let lock = session.agree(if session.is_leader() { dir.lock().map(Some) } else { Ok(None) })?;
-        let metrics = if session.is_leader() {
+        let mut saving = Saving::new(&plan.config.checkpoint);
+        let opened = if session.is_leader() {
             dir.describe(plan, compute, session.comm(), &engine.state.layout)
-                .and_then(|()| MetricsFile::open(&dir.metrics(), position.epoch, position.step))
-                .map(Some)
+                // Before the lines of their steps go.
+                .and_then(|()| {
+                    let (folder, step) = (dir.checkpoints(), position.step);
+                    Ok(checkpoint::drop_later(&folder, step, Later::SetAside, saving.keep())?)
+                })
+                .and_then(|set_aside| {
+                    let metrics = MetricsFile::open(&dir.metrics(), position.epoch, position.step)?;
+                    Ok((Some(metrics), set_aside))
+                })
         } else {
-            Ok(None)
+            Ok((None, Vec::new()))
         };
-        let metrics = session.agree(metrics)?;
+        let (metrics, set_aside) = session.agree(opened)?;
         let progress = Progress::new(session.is_leader(), plan.config.train.epochs, plan.steps_per_epoch);
         for error in &passed_over {
             progress.warn(&format!("{error}; it is passed over for the one before it"));
         }
-        let mut saving = Saving::new(&plan.config.checkpoint);
+        if !set_aside.is_empty() {
+            let steps: Vec<String> = set_aside.iter().map(u64::to_string).collect();
+            progress.say(&format!(
+                "moved to {}, since the run goes on from an earlier one: checkpoint of step {}",
+                dir.checkpoints().join(checkpoint::ABANDONED).display(),
+                steps.join(", ")
+            ));
+        }
         if let Some(path) = from {
             saving.began_at(position.step, path);
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Run;
-use crate::checkpoint::{self, RunState};
+use crate::checkpoint::{self, Later, RunState};
 use crate::config::{OnNan, OnSpike};
 use crate::engine::StepOutcome;
 use crate::error::Error;
@@ -167,9 +167,10 @@ impl Run<'_> {
     /// On rank 0: an earlier checkpoint's tensors in place of the present ones.
     fn restore(&self) -> Result<(PathBuf, RunState), Error> {
         let folder = self.dir.checkpoints();
-        let (path, saved) = roll_back::find(&folder, &self.plan.config.train.roll_back)?;
+        let (path, saved) =
+            roll_back::find(&folder, self.position.step, &self.plan.config.train.roll_back)?;
         let position = take_over(self.plan, &self.engine, saved, &path, self.position.versions.clone())?;
-        checkpoint::remove_newer(&folder, position.step)?;
+        checkpoint::drop_later(&folder, position.step, Later::Removed, self.saving.keep())?;
         Ok((path, position))
     }
 }
