@@ -35,7 +35,9 @@ use crate::health::HealthState;
 
 pub(crate) use background::{Job, LazyTensors, Outcome, Writer};
 pub(crate) use content::checksum;
-pub(crate) use read::{candidates, candidates_up_to, load, load_all, load_state, newest_whole, weights_checksum};
+pub(crate) use read::{
+    candidates, candidates_up_to, load, load_all, load_state, newest_whole, weights_checksum,
+};
 pub(crate) use retention::{ABANDONED, Keep, Later, drop_later};
 #[cfg(test)]
 pub(crate) use write::Written;
@@ -113,19 +115,21 @@ pub enum CheckpointError {
         reason: String,
     },
     /// Numbers that training cannot go on from.
-    #[error(
-        "{tensor} is no longer finite after step {step}: nothing is saved; lower schedule.rate and resume from the last \
-         checkpoint"
-    )]
-    NotFinite {
-        /// Name of the tensor.
-        tensor: String,
-        /// Completed steps.
-        step: u64,
-    },
+    #[error(transparent)]
+    NotFinite(#[from] NotFiniteTensor),
     /// Tensors could not be turned into a file.
     #[error("cannot encode a checkpoint: {0}")]
     Tensors(String),
+}
+
+/// Numbers that training cannot go on from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[error("{tensor} is no longer finite after step {step}")]
+pub struct NotFiniteTensor {
+    /// Name of the tensor.
+    pub tensor: String,
+    /// Completed steps.
+    pub step: u64,
 }
 
 /// Where a run stands, beside its tensors.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::read::load_state;
 use super::write::{remove_folder, replace_file};
@@ -89,13 +89,13 @@ pub(crate) fn drop_later(
     if later == Later::SetAside {
         fs::create_dir_all(&place).map_err(file_error("create", &place))?;
     }
-    for name in gone.iter().rev().map(|&step| checkpoint_name(step)) {
-        let path = folder.join(&name);
+    for &step in gone.iter().rev() {
         match later {
-            Later::Removed => remove_folder(&path)?,
+            Later::Removed => remove_checkpoint(folder, step)?,
             Later::SetAside => {
-                remove_folder(&place.join(&name))?;
-                fs::rename(&path, place.join(&name)).map_err(file_error("set aside", &path))?;
+                let (path, aside) = (folder.join(checkpoint_name(step)), place.join(checkpoint_name(step)));
+                remove_folder(&aside)?;
+                fs::rename(&path, aside).map_err(file_error("set aside", &path))?;
             }
         }
     }
@@ -132,17 +132,42 @@ fn point_at_best(folder: &Path, steps: &[u64], keep: Keep) -> Result<Vec<u64>, C
 }
 
 /// After the save of `step`: points `best` at the best checkpoint, and removes what interrupted saves left and
-/// the checkpoints that are not kept. Those of later steps are left alone: [`drop_later`] is for them.
+/// the checkpoints that are not kept. Those of later steps are left alone: [`drop_later`] is for them. What cannot be
+/// removed keeps nothing else from it; the first such failure.
 pub(super) fn tidy(folder: &Path, step: u64, keep: Keep) -> Result<(), CheckpointError> {
     let (mut steps, partial) = list(folder)?;
+    let mut result = Ok(());
+    let mut note = |removed: Result<(), CheckpointError>| {
+        if result.is_ok() {
+            result = removed;
+        }
+    };
     for name in partial {
-        remove_folder(&folder.join(name))?;
+        note(remove_folder(&folder.join(name)));
     }
     steps.retain(|&found| found <= step);
-    let best = point_at_best(folder, &steps, keep)?;
-    let older = steps.len().saturating_sub(keep.last);
-    for &step in steps[..older].iter().filter(|step| !best.contains(step)) {
-        remove_folder(&folder.join(checkpoint_name(step)))?;
+    match point_at_best(folder, &steps, keep) {
+        Ok(best) => {
+            let older = steps.len().saturating_sub(keep.last);
+            for &step in steps[..older].iter().filter(|step| !best.contains(step)) {
+                note(remove_checkpoint(folder, step));
+            }
+        }
+        Err(error) => note(Err(error)),
     }
-    Ok(())
+    result
+}
+
+/// Under another name first, so that what is left of an interrupted removal is no damaged checkpoint.
+fn remove_checkpoint(folder: &Path, step: u64) -> Result<(), CheckpointError> {
+    let path = folder.join(checkpoint_name(step));
+    let former = former(folder, step);
+    remove_folder(&former)?;
+    fs::rename(&path, &former).map_err(file_error("remove", &path))?;
+    remove_folder(&former)
+}
+
+/// Where the checkpoint of `step` waits for its end.
+pub(super) fn former(folder: &Path, step: u64) -> PathBuf {
+    folder.join(format!(".former-{}.partial", checkpoint_name(step)))
 }

@@ -115,7 +115,7 @@ fn a_run_that_goes_on_from_an_earlier_step_has_none_of_later_ones() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("checkpoints");
         let keep = Keep { last: 9, best: 1 };
-        assert_eq!(drop_later(&folder, 1, later, keep).unwrap(), [], "there is no folder yet");
+        assert!(drop_later(&folder, 1, later, keep).unwrap().is_empty(), "there is no folder yet");
         // The second time, those that were set aside before are replaced.
         for _ in 0..2 {
             for (step, error) in [(1, Some(0.5)), (2, None), (7, Some(0.25)), (9, None)] {
@@ -131,8 +131,30 @@ fn a_run_that_goes_on_from_an_earlier_step_has_none_of_later_ones() {
             assert_eq!(names(&folder.join(place)), ["step-000000007", "step-000000009"]);
             assert_eq!(load_all(&folder.join(place).join("step-000000009")).unwrap().state.step, 9);
         }
-        assert_eq!(drop_later(&folder, 2, later, keep).unwrap(), []);
+        assert!(drop_later(&folder, 2, later, keep).unwrap().is_empty());
     }
+}
+
+#[test]
+fn an_old_checkpoint_that_cannot_be_removed_is_no_failed_save() {
+    let dir = tempfile::tempdir().unwrap();
+    let keep = Keep { last: 1, best: 0 };
+    // Not a folder, so it cannot go as one.
+    fs::write(dir.path().join("step-000000001"), "").unwrap();
+    let written = |step| {
+        let parts = parts().into_iter().map(|(part, tensors)| (part, Ok(tensors)));
+        save(dir.path(), &state(step, None), parts, keep).unwrap()
+    };
+    for step in [2, 3, 4] {
+        let written = written(step);
+        assert!(written.untidy.as_ref().is_some_and(|why| why.contains("cannot remove")), "{written:?}");
+        assert_eq!(latest(dir.path()).unwrap(), Some(written.path));
+    }
+    let stays = ".former-step-000000001.partial";
+    assert_eq!(names(dir.path()), [stays, "latest", "step-000000004"], "all others go");
+    fs::remove_file(dir.path().join(stays)).unwrap();
+    assert_eq!(written(5).untidy, None);
+    assert_eq!(names(dir.path()), ["latest", "step-000000005"]);
 }
 
 #[test]

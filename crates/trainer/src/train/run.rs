@@ -1,19 +1,20 @@
 //! One run on one rank: set up, loop over its steps, evaluate, save and end. The step itself is
 //! [`crate::engine`]'s; here stands what comes before and after each one.
 
+mod save;
 mod trouble;
 
 use std::fs::File;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use data_sharding::Pool;
 
 use self::trouble::Judgement;
 use super::resume::{Start, fresh_position, lies_in, resume, share};
-use super::saving::{Report, Saving};
+use super::saving::Saving;
 use super::stop::StopRequests;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
-use crate::checkpoint::{self, CheckpointError, Job, Later, LazyTensors, Part, RunState};
+use crate::checkpoint::{self, Later, NotFiniteTensor, RunState};
 use crate::config::Compression;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, WeightSet, Wishes};
@@ -25,10 +26,18 @@ use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::Session;
 use crate::telemetry::{
-    EpochRecord, Exporter, MetricsFile, Progress, Record, StepRecord, draw_curves, export_checkpoint,
-    export_epoch, export_step, read_epochs,
+    EpochRecord, Exporter, MetricsFile, Progress, Record, StepRecord, draw_curves, export_epoch, export_step,
+    read_epochs,
 };
-use crate::transfer;
+
+/// Where a run stands after something that may lead it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    /// Where it stood before.
+    Same,
+    /// At an earlier checkpoint.
+    Earlier,
+}
 
 /// One run on one rank.
 pub(super) struct Run<'a> {
@@ -42,8 +51,8 @@ pub(super) struct Run<'a> {
     saving: Saving,
     /// Step and epoch of the checkpoint that was begun or found last.
     saved: Option<(u64, u32)>,
-    /// On rank 0: what a save in the background found that ends the run, until all ranks hear of it.
-    fatal: Option<CheckpointError>,
+    /// On rank 0: what a save in the background found in the numbers, until all ranks hear of it.
+    not_finite: Option<NotFiniteTensor>,
     progress: Progress,
     stragglers: StragglerWatch,
     /// On rank 0.
@@ -54,13 +63,9 @@ pub(super) struct Run<'a> {
     first_step: u64,
     epoch_images: u64,
     epoch_duration: Duration,
-    skipped_in_a_row: u64,
     /// The picture of the curves could not be drawn, and the user knows.
     drawing_failed: bool,
 }
-
-/// While all ranks wait for rank 0 to write, none waits longer than that for another one.
-const WAIT_FOR_SAVE: Duration = Duration::from_millis(200);
 
 impl<'a> Run<'a> {
     /// Collective: everything up to the first step.
@@ -136,7 +141,7 @@ impl<'a> Run<'a> {
             workers,
             stop_requests,
             saving,
-            fatal: None,
+            not_finite: None,
             progress,
             stragglers: StragglerWatch::new(
                 plan.config.telemetry.straggler_factor,
@@ -147,7 +152,6 @@ impl<'a> Run<'a> {
             first_step,
             epoch_images: 0,
             epoch_duration: Duration::ZERO,
-            skipped_in_a_row: 0,
             drawing_failed: false,
         };
         run.introduce(compute, served_at);
@@ -192,7 +196,14 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn run(mut self, stop_after: Option<StopAfter>) -> Result<Finish, Error> {
-        if !self.is_finished() && self.position.step > 0 && self.reached(stop_after) {
+        if self.is_finished() {
+            self.progress.finish();
+            self.conclude();
+            return Ok(Finish::Completed);
+        }
+        // The evaluation at the end of the run is outstanding where only that was interrupted.
+        let evaluation_left = self.awaits_evaluation() && self.position.step == self.plan.total_steps();
+        if self.position.step > 0 && self.reached(stop_after) && !evaluation_left {
             self.progress.say(
                 "nothing to do: the run already stands at --stop-after or beyond; without it, or with a later one, the \
                  same command goes on",
@@ -200,12 +211,11 @@ impl<'a> Run<'a> {
             return Ok(Finish::Reached);
         }
         let mut pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
-        while !self.is_finished() {
+        loop {
             let mut wishes = Wishes::default();
             if !self.awaits_evaluation() {
                 let Some(StepOutcome { stop, save, .. }) = self.step(&mut pool)? else {
-                    drop(pool);
-                    pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
+                    pool = self.pool_again(pool)?;
                     continue;
                 };
                 wishes = Wishes { stop: stop || self.reached_within_epoch(stop_after), save };
@@ -218,15 +228,23 @@ impl<'a> Run<'a> {
             }
             let finished = self.is_finished();
             let stop = !finished && (wishes.stop || self.reached(stop_after));
+            let mut course = Course::Same;
             if wishes.save || epoch_due || stop || finished {
-                self.save()?;
+                course = self.save()?;
             }
             if let Some(report) = self.saving.poll() {
                 self.tell(report);
             }
+            if course == Course::Same && (stop || finished) {
+                course = self.end_saving()?;
+            }
+            if course == Course::Earlier {
+                // What asked it to stop still does.
+                pool = self.pool_again(pool)?;
+                continue;
+            }
             if stop {
                 self.progress.finish();
-                self.end_saving()?;
                 let reason = match self.reached(stop_after) {
                     true => "by --stop-after".into(),
                     false => self.stop_requests.reason(),
@@ -239,11 +257,19 @@ impl<'a> Run<'a> {
                 ));
                 return Ok(Finish::Stopped);
             }
+            if finished {
+                break;
+            }
         }
         self.progress.finish();
-        self.end_saving()?;
         self.conclude();
         Ok(Finish::Completed)
+    }
+
+    /// Collective: the micro batches from where the run stands, in place of those of the course that it has left.
+    fn pool_again(&self, former: Pool) -> Result<Pool, Error> {
+        drop(former);
+        self.session.agree(training_pool(self.plan, self.position.step, self.workers))
     }
 
     fn is_finished(&self) -> bool {
@@ -281,7 +307,9 @@ impl<'a> Run<'a> {
         {
             self.engine.state.optimizer.reset()?;
         }
-        let save = self.session.is_leader() && self.saving.wants_after(step + 1);
+        // A save is also where the ranks hear of what the one before it found.
+        let save =
+            self.session.is_leader() && (self.saving.wants_after(step + 1) || self.not_finite.is_some());
         let stop_requests = &self.stop_requests;
         let wishes = || Wishes { stop: stop_requests.requested(), save };
         let outcome = match self.engine.step(step, learning_rate, &wishes, &mut || next_batch(pool)) {
@@ -381,15 +409,16 @@ impl<'a> Run<'a> {
         }
         self.position.epoch = epoch;
         let skipped_steps = std::mem::take(&mut self.position.epoch_skipped);
-        let steps = (self.plan.steps_per_epoch - skipped_steps) as f64;
+        let (steps, counted) = (self.plan.steps_per_epoch - skipped_steps, self.position.epoch_counted);
         let train_seconds = self.epoch_duration.as_secs_f64();
         let record = EpochRecord {
             epoch: self.position.epoch,
             step: self.position.step,
             skipped_steps,
             skipped_samples: self.position.epoch_skipped_samples,
-            train_loss: self.position.epoch_loss_sum / steps,
-            train_top1_error: 1.0 - self.position.epoch_correct as f64 / self.position.epoch_counted as f64,
+            train_loss: (steps > 0).then(|| self.position.epoch_loss_sum / steps as f64),
+            train_top1_error: (counted > 0)
+                .then(|| 1.0 - self.position.epoch_correct as f64 / counted as f64),
             test_loss: evaluation.map(|evaluation| evaluation.loss()),
             test_top1_error: evaluation.map(|evaluation| evaluation.top1_error()),
             test_top5_error: evaluation.and_then(|evaluation| evaluation.top5_error()),
@@ -441,82 +470,6 @@ impl<'a> Run<'a> {
         if let (Err(error), false) = (drawn, failed_before) {
             self.progress.warn(&format!("the curves cannot be drawn: {error}; the run goes on without them"));
         }
-    }
-
-    /// Collective: rank 0 copies what belongs to a checkpoint, once the one before is written, and begins to write.
-    fn save(&mut self) -> Result<(), Error> {
-        let here = Some((self.position.step, self.position.epoch));
-        if self.saved == here {
-            return Ok(());
-        }
-        self.session.flight().enter(None, "checkpoint");
-        let began = Instant::now();
-        self.await_save()?;
-        self.saved = here;
-        self.engine.state.optimizer.gather()?;
-        if self.session.is_leader()
-            && let Err(error) = self.job().and_then(|job| self.saving.start(job, began))
-        {
-            let report = self.saving.failed_to_start(self.position.step, error);
-            self.tell(report);
-        }
-        self.engine.state.optimizer.release();
-        Ok(())
-    }
-
-    /// A copy of all that belongs to a checkpoint.
-    fn job(&self) -> Result<Job, CheckpointError> {
-        let part = |part| -> Result<(Part, LazyTensors), CheckpointError> {
-            let tensors = transfer::snapshot(&self.plan.network, &self.engine.state, part);
-            Ok((part, tensors.map_err(|error| CheckpointError::Tensors(error.to_string()))?))
-        };
-        let mut parts = vec![part(Part::Weights)?, part(Part::Optimizer)?];
-        if self.engine.state.averaged.is_some() {
-            parts.push(part(Part::Averaged)?);
-        }
-        Ok(Job {
-            folder: self.dir.checkpoints(),
-            state: self.position.clone(),
-            parts,
-            keep: self.saving.keep(),
-            earlier: self.metrics.iter().filter_map(MetricsFile::handle).collect(),
-        })
-    }
-
-    /// Collective: waits until nothing is being written any more; fails if that ends the run.
-    fn await_save(&mut self) -> Result<(), Error> {
-        loop {
-            if let Some(report) = self.saving.wait(WAIT_FOR_SAVE) {
-                self.tell(report);
-            }
-            if !self.session.any(!self.saving.is_idle())? {
-                let fatal = self.fatal.take().map_or(Ok(()), |error| Err(error.into()));
-                return self.session.agree(fatal);
-            }
-        }
-    }
-
-    /// Collective: the run ends here; fails if that loses anything.
-    fn end_saving(&mut self) -> Result<(), Error> {
-        self.session.flight().enter(None, "checkpoint");
-        self.await_save()?;
-        let loss = self.saving.loss(self.position.step);
-        self.session.agree(loss.map_or(Ok(()), |sentence| Err(Error::Other(sentence))))
-    }
-
-    /// What a save that has ended has to say.
-    fn tell(&mut self, report: Report) {
-        let Report { record, warning, path, fatal } = report;
-        if let Some(path) = path {
-            let seconds = record.write_seconds;
-            tracing::info!(path = %path.display(), seconds, stall = record.stall_seconds, "saved a checkpoint");
-        }
-        if let Some(warning) = warning {
-            self.progress.warn(&warning);
-        }
-        export_checkpoint(&record);
-        self.record(Record::Checkpoint(record));
-        self.fatal = self.fatal.take().or(fatal);
     }
 
     /// Says how the run ended.
