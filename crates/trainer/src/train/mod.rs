@@ -65,7 +65,7 @@ pub enum StopAfter {
     /// When this many epochs are complete.
     Epoch(u32),
     /// When this many steps of the whole run are complete. An evaluation that is then due comes first when the run
-    /// goes on.
+    /// goes on; that of the last step is part of it.
     Step(u64),
 }
 
