@@ -44,13 +44,14 @@ flags_of_many_hosts() {
 
 # start COMMAND…: ends with mpirun's exit code. mpirun itself would answer Ctrl-C and SIGTERM by killing the ranks a second
 # later (with odls_base_sigkill_timeout raised to T seconds it lets them wait T before they hear of it). SIGUSR1 it passes on at
-# once, and the ranks save and stop. A second Ctrl-C or SIGTERM goes to it as SIGTERM: then they end at once.
+# once, and the ranks save and stop; so they do when the terminal is closed. A second of these signals goes to it as SIGTERM: then
+# they end at once.
 start() {
     local job code signal=USR1
     set -m                     # a process group of its own, which Ctrl-C does not reach
     mpirun "${flags[@]}" "$BINARY" "$@" </dev/null &
     job=$!
-    trap 'kill -"$signal" "$job" 2>/dev/null || true; signal=TERM' INT TERM
+    trap 'kill -"$signal" "$job" 2>/dev/null || true; signal=TERM' INT TERM HUP
     trap 'kill -USR1 "$job" 2>/dev/null || true' USR1 USR2
     while true; do
         code=0

@@ -43,8 +43,9 @@ impl Region {
     ///   and may be read and written from any thread.
     /// - While an operation of this crate on the region, or on a slice of it, is under way, nobody else
     ///   touches the elements that it covers, nor uses a region made by another call of `new` over them. An
-    ///   operation is under way from the call to its return; for a [`Reducer`](crate::Reducer)'s bucket, from
-    ///   its last segment's `mark_ready` (or `finish`) to the return of `finish`.
+    ///   operation is under way from the call to its return, or until its [`Pending`](crate::Pending) is gone; for a
+    ///   [`Reducer`](crate::Reducer)'s bucket, from its last segment's `mark_ready` (or `finish`) to the return of
+    ///   `finish`.
     #[must_use]
     pub unsafe fn new(ptr: NonNull<f32>, len: usize, owner: Arc<dyn Any + Send + Sync>) -> Region {
         let memory = Memory { _owner: owner, access: Mutex::new(()), device: None };

@@ -13,6 +13,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use crate::agreement::EXIT_FAILURE;
 use crate::communicator::{AbortSignal, Communicator};
 use crate::flight::{Collective, CollectiveKind, FlightRecorder};
+use crate::pending::Pending;
 use crate::scheduling::{ask_for_exact_sleeps, ask_for_short_slices};
 use crate::{CommError, Region, Sharding, Topology, Wire};
 
@@ -194,12 +195,17 @@ impl CommThread {
     /// # Errors
     /// When the exchange failed or was aborted.
     pub fn gather_shards(&self, region: Region) -> Result<(), CommError> {
+        self.start_gather_shards(region).wait()
+    }
+
+    /// As [`CommThread::gather_shards`], but returns at once. The operation is under way until it has been waited for.
+    pub fn start_gather_shards(&self, region: Region) -> Pending<()> {
         let collective = Collective {
             bytes: Some(region.len() * size_of::<f32>()),
             dtype: Some("fp32".into()),
             ..Collective::of_kind(CollectiveKind::AllGather)
         };
-        self.call_as(collective, move |communicator| communicator.gather_shards(&mut region.lock()))
+        self.start_as(collective, move |communicator| communicator.gather_shards(&mut region.lock()))
     }
 
     /// Collective: the bytes of every rank, by rank. Lengths may differ.
@@ -269,12 +275,22 @@ impl CommThread {
         collective: Collective,
         operation: impl FnOnce(&mut dyn Communicator) -> Result<T, CommError> + Send + 'static,
     ) -> Result<T, CommError> {
-        let (reply, result) = bounded(1);
-        self.submit(Box::new(Call { collective, operation: Some(operation), value: None, reply }));
-        result.recv().unwrap_or_else(|_| Err(self.gone()))
+        self.start_as(collective, operation).wait()
     }
 
-    fn gone(&self) -> CommError {
+    /// Hands over `operation`, which is `collective`.
+    fn start_as<T: Send + 'static>(
+        &self,
+        collective: Collective,
+        operation: impl FnOnce(&mut dyn Communicator) -> Result<T, CommError> + Send + 'static,
+    ) -> Pending<T> {
+        let (reply, result) = bounded(1);
+        self.submit(Box::new(Call { collective, operation: Some(operation), value: None, reply }));
+        Pending::new(self.clone(), result)
+    }
+
+    /// Why there is no answer.
+    pub(crate) fn gone(&self) -> CommError {
         match self.handle.signal.raised() {
             Some(_) => CommError::Aborted,
             None => CommError::Ended,
@@ -501,6 +517,24 @@ mod tests {
                 }
             });
         }
+    }
+
+    #[test]
+    fn started_operations_end_in_order_and_dropping_one_waits() {
+        std::thread::scope(|scope| {
+            for comm in comm_threads(2) {
+                scope.spawn(move || {
+                    let rank = comm.topology().rank;
+                    let region = Region::from_vec(vec![rank as f32; 64]);
+                    let slice = |begin: usize| region.slice(begin..begin + 32);
+                    let started: Vec<_> = [0, 32].map(|begin| comm.start_gather_shards(slice(begin))).into();
+                    drop(started);
+                    let shards = [[0.0; 16], [1.0; 16]].concat();
+                    assert_eq!(region.to_vec(), [shards.clone(), shards].concat());
+                    comm.shutdown().unwrap();
+                });
+            }
+        });
     }
 
     #[test]

@@ -75,12 +75,16 @@ const MPI_LAUNCHERS: [Launcher; 3] = [
     },
 ];
 
+/// What `torchrun` alone sets for its workers.
+const TORCHRUN: &str = "TORCHELASTIC_RUN_ID";
+
 /// The rank that a launcher gave to this process, from environment variables alone; `None` when it was
 /// started by hand.
 ///
-/// MPI launchers come first: an `mpirun` inside a Slurm job starts its helpers through `srun`, so its ranks see
-/// Slurm's variables as well. `RANK` and `WORLD_SIZE` come before Slurm's variables, since a script under `srun`
-/// or a `torchrun` sets them. An MPI launcher's variables that hold no number, or a rank outside of the world, count
+/// `torchrun` comes first: its workers inherit the variables of whatever started it, one rank a host, be it `mpirun`
+/// or `srun --mpi=pmix`. Then MPI launchers: an `mpirun` inside a Slurm job starts its helpers through `srun`, so its
+/// ranks see Slurm's variables as well. `RANK` and `WORLD_SIZE` come before Slurm's variables, since a script under
+/// `srun` sets them. An MPI launcher's variables that hold no number, or a rank outside of the world, count
 /// as absent.
 ///
 /// # Errors
@@ -90,7 +94,8 @@ pub fn discover() -> Result<Option<LaunchedRank>, CommError> {
 }
 
 fn discover_in(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<LaunchedRank>, CommError> {
-    if let Some(launched) = rank_under_mpi(variable) {
+    let worker_of_torchrun = variable(TORCHRUN).is_some();
+    if let Some(launched) = rank_under_mpi(variable).filter(|_| !worker_of_torchrun) {
         return Ok(Some(launched));
     }
     match rank_from_variables(variable)? {
@@ -155,6 +160,16 @@ mod tests {
                 None,
             ),
             ("variables", by_hand.into(), Some((2, 8, None, "RANK and WORLD_SIZE"))),
+            (
+                "torchrun under srun --mpi=pmix",
+                with_step(&format!("PMIX_RANK=1 TORCHELASTIC_RUN_ID=none {by_hand}")),
+                Some((2, 8, None, "RANK and WORLD_SIZE")),
+            ),
+            (
+                "torchrun under mpirun",
+                format!("OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 TORCHELASTIC_RUN_ID=none {by_hand}"),
+                Some((2, 8, None, "RANK and WORLD_SIZE")),
+            ),
             ("variables under srun", with_step(by_hand), Some((2, 8, None, "RANK and WORLD_SIZE"))),
             ("not a number", "OMPI_COMM_WORLD_RANK=one OMPI_COMM_WORLD_SIZE=4".into(), None),
             ("rank outside of the world", "PMI_RANK=2 PMI_SIZE=2 MPI_LOCALRANKID=0".into(), None),

@@ -44,6 +44,8 @@ impl Lasting {
         let tensors = self.tensors.lock().unwrap_or_else(PoisonError::into_inner);
         let context = Context {
             parameters: &tensors.parameters,
+            // The first run has waited for them.
+            before_use: None,
             statistics: match &tensors.running {
                 None => UsedStatistics::Batch(None),
                 Some(statistics) => UsedStatistics::Running(statistics),
@@ -65,6 +67,7 @@ pub(crate) fn run_block(
 ) -> Result<Tensor, ModelError> {
     let inner = Context {
         parameters: context.parameters,
+        before_use: context.before_use,
         statistics: context.statistics,
         draws: context.draws,
         recompute: false,

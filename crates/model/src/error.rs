@@ -21,6 +21,9 @@ pub enum ModelError {
     /// An option that the architecture does not allow.
     #[error("{0}")]
     Option(String),
+    /// A parameter cannot be had, as [`Pass::before_use`](crate::Pass::before_use) says.
+    #[error("{0}")]
+    Parameter(String),
     /// libtorch refused an operation.
     #[error("libtorch: {}", torch_ext::first_line(.0))]
     Tch(#[from] tch::TchError),

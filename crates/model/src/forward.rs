@@ -65,11 +65,16 @@ pub struct DrawKey {
     pub micro_batch: u64,
 }
 
+/// Told the index of a parameter before an operation reads it; returns when it may be read.
+pub type BeforeUse<'a> = &'a dyn Fn(usize) -> Result<(), ModelError>;
+
 /// Everything that a forward pass needs beside its input.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// In the order of [`Network::parameters`].
     pub parameters: &'a [Tensor],
+    /// For parameters that are still being written while the pass begins. Backward reads what the pass has read.
+    pub before_use: Option<BeforeUse<'a>>,
     /// Statistics of batch norm.
     pub norm: Norm<'a>,
     /// For training. Without it dropout does nothing, and with stochastic depth every block is there, scaled.
@@ -94,6 +99,7 @@ impl Network {
         }
         let context = Context {
             parameters: pass.parameters,
+            before_use: pass.before_use,
             statistics: match pass.norm {
                 Norm::Batch { batch, running } => UsedStatistics::Batch(Some(Written { batch, running })),
                 Norm::Synchronized { batch, ranks } => UsedStatistics::Synchronized { batch, ranks },
@@ -165,12 +171,22 @@ pub(crate) struct Written<'a> {
 /// Everything that nodes need beside their input.
 pub(crate) struct Context<'a> {
     pub(crate) parameters: &'a [Tensor],
+    pub(crate) before_use: Option<BeforeUse<'a>>,
     pub(crate) statistics: UsedStatistics<'a>,
     pub(crate) draws: Option<DrawKey>,
     /// Whether batch norm with ReLU gives its output up ([`torch_ext::recompute`]).
     pub(crate) recompute: bool,
     /// Set when blocks are checkpointed: what they need in backward.
     pub(crate) lasting: Option<Arc<Lasting>>,
+}
+
+impl<'a> Context<'a> {
+    fn parameter(&self, index: usize) -> Result<&'a Tensor, ModelError> {
+        if let Some(before_use) = self.before_use {
+            before_use(index)?;
+        }
+        Ok(&self.parameters[index])
+    }
 }
 
 /// A node's output; used as the tensor it is.
@@ -203,8 +219,8 @@ pub(crate) fn run(node: &Node, input: &Value, context: &Context) -> Result<Value
         },
         Node::Conv { weight, bias, stride, padding, groups } => {
             let output = input.f_conv2d(
-                &context.parameters[*weight],
-                bias.map(|bias| &context.parameters[bias]),
+                context.parameter(*weight)?,
+                bias.map(|bias| context.parameter(bias)).transpose()?,
                 [*stride, *stride],
                 [*padding, *padding],
                 [1, 1],
@@ -227,7 +243,7 @@ pub(crate) fn run(node: &Node, input: &Value, context: &Context) -> Result<Value
         },
         Node::GlobalAveragePool => input.f_mean_dim([2, 3].as_slice(), false, None::<Kind>)?,
         Node::Linear { weight, bias } => {
-            input.f_linear(&context.parameters[*weight], Some(&context.parameters[*bias]))?
+            input.f_linear(context.parameter(*weight)?, Some(context.parameter(*bias)?))?
         }
         Node::SqueezeExcite { excite } => {
             let means = input.f_mean_dim([2, 3].as_slice(), true, None::<Kind>)?;
@@ -251,7 +267,7 @@ fn norm(
 ) -> Result<Tensor, ModelError> {
     if let UsedStatistics::Synchronized { batch, ranks } = context.statistics {
         let Statistics { mean, variance } = &batch[layer];
-        let [gain, bias] = [gain, bias].map(|index| &context.parameters[index]);
+        let (gain, bias) = (context.parameter(gain)?, context.parameter(bias)?);
         return Ok(sync_norm::batch_norm(input, gain, bias, (mean, variance), epsilon, ranks)?);
     }
     let norm = norm_arguments(gain, bias, layer, epsilon, context)?;
@@ -307,8 +323,8 @@ fn norm_arguments<'a>(
         UsedStatistics::Running(statistics) => (Some(&statistics[layer]), false, 0.0),
     };
     Ok(NormArguments {
-        gain: &context.parameters[gain],
-        bias: &context.parameters[bias],
+        gain: context.parameter(gain)?,
+        bias: context.parameter(bias)?,
         statistics: statistics.map(|statistics| (&statistics.mean, &statistics.variance)),
         by_batch,
         momentum,

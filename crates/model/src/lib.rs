@@ -45,7 +45,7 @@ mod tree;
 
 pub use architecture::Architecture;
 pub use error::ModelError;
-pub use forward::{DrawKey, Norm, Pass, Statistics};
+pub use forward::{BeforeUse, DrawKey, Norm, Pass, Statistics};
 pub use init::normal_values;
 pub use memory::Memory;
 pub use names::{Content, NamedTensor, Naming, current_name};

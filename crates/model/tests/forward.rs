@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Weights, images, network, relative_error, values, variants, waves};
-use model::{DrawKey, Network, Norm, Options, Pass};
+use model::{DrawKey, Memory, ModelError, Network, Norm, Options, Pass};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::{autocast, flat, layout};
 
@@ -308,4 +308,33 @@ fn dropout_on_shortcuts_leaves_the_branches_alone() {
     assert_eq!(run(&plain, None), run(&dropped, None), "evaluation has no masks");
     assert_ne!(run(&plain, Some(key)), run(&dropped, Some(key)));
     assert_eq!(run(&dropped, Some(key)), run(&dropped, Some(key)));
+}
+
+#[test]
+fn parameters_may_come_as_late_as_their_use() {
+    for (architecture, memory) in [
+        ("wrn-10-1", Memory::Plain),
+        ("wrn-10-1", Memory::Recompute),
+        ("wrn-10-1", Memory::Checkpoint),
+        ("se-resnet-18", Memory::Plain),
+        ("dpn-68", Memory::Plain),
+        ("densenet-bc-100-12", Memory::Recompute),
+    ] {
+        let network = network(architecture, &Options { image_size: 32, ..Options::default() });
+        let weights = Weights::new(&network, 1);
+        let input = images(2);
+        let expected = values(&network.forward(&input, &weights.training()).unwrap());
+        let complete: Vec<Tensor> = weights.leaves.iter().map(Tensor::copy).collect();
+        no_grad(|| weights.leaves.iter().for_each(|leaf| drop(leaf.shallow_clone().fill_(f64::NAN))));
+        let arrive = |index: usize| {
+            no_grad(|| weights.leaves[index].shallow_clone().copy_(&complete[index]));
+            Ok(())
+        };
+        let pass = Pass { before_use: Some(&arrive), memory, ..weights.training() };
+        assert_eq!(values(&network.forward(&input, &pass).unwrap()), expected, "{architecture}, {memory}");
+
+        let lost = |_| Err(ModelError::Parameter("rank 1 is gone".into()));
+        let pass = Pass { before_use: Some(&lost), memory, ..weights.training() };
+        assert_eq!(network.forward(&input, &pass).unwrap_err().to_string(), "rank 1 is gone");
+    }
 }

@@ -72,6 +72,16 @@ pub fn set_tf32(on: bool) -> Result<(), Error> {
     check(unsafe { sys::torch_ext_set_tf32(on) })
 }
 
+/// Gives memory of GPUs that no tensor holds, but libtorch keeps for the next ones, back to the system. Without a GPU
+/// there is none.
+///
+/// # Errors
+/// When libtorch was built without CUDA, or refuses.
+pub fn free_cached_device_memory() -> Result<(), Error> {
+    // SAFETY: no arguments.
+    check(unsafe { sys::torch_ext_free_cached_device_memory() })
+}
+
 /// What this build is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versions {

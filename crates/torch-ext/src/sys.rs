@@ -125,6 +125,7 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_set_deterministic(on: bool) -> Text;
     pub(crate) fn torch_ext_set_cudnn_benchmark(on: bool) -> Text;
     pub(crate) fn torch_ext_set_tf32(on: bool) -> Text;
+    pub(crate) fn torch_ext_free_cached_device_memory() -> Text;
     pub(crate) fn torch_ext_torch_version() -> *const c_char;
     pub(crate) fn torch_ext_cuda_version() -> c_int;
     pub(crate) fn torch_ext_cuda_linked() -> bool;

@@ -73,3 +73,9 @@ fn versions_say_what_was_linked() {
 fn glibc_knows_how_to_keep_freed_memory() {
     assert_eq!(runtime::keep_freed_memory(), cfg!(target_env = "gnu"));
 }
+
+#[test]
+fn memory_of_gpus_may_be_given_back_without_one() {
+    let freed = runtime::free_cached_device_memory();
+    assert_eq!(freed.is_ok(), runtime::versions().cuda_linked, "{freed:?}");
+}

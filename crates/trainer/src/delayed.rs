@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use allreduce::{AbortSignal, CommError, Communicator, Sharding, Topology, Wire};
 
-/// Sleeps before each sum; everything else is the inner communicator's.
+/// Sleeps before each sum, and half as long before each half of one; everything else is the inner communicator's.
 pub(crate) struct Delayed {
     inner: Box<dyn Communicator>,
     delay: Duration,
@@ -48,11 +48,12 @@ impl Communicator for Delayed {
     }
 
     fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<(), CommError> {
-        std::thread::sleep(self.delay);
+        std::thread::sleep(self.delay / 2);
         self.inner.reduce_scatter(values)
     }
 
     fn gather_shards(&mut self, values: &mut [f32]) -> Result<(), CommError> {
+        std::thread::sleep(self.delay / 2);
         self.inner.gather_shards(values)
     }
 

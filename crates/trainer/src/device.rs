@@ -3,7 +3,7 @@
 use allreduce::Topology;
 use tch::{Device, Kind};
 
-use crate::config::{AutoOr, Determinism, DeviceChoice, Dtype, LoadedConfig};
+use crate::config::{AutoOr, Config, Determinism, DeviceChoice, Dtype, LoadedConfig};
 use crate::error::Error;
 
 /// Where and how this rank computes.
@@ -74,6 +74,11 @@ impl Compute {
         };
         Ok(Compute { device, autocast, threads })
     }
+}
+
+/// Whether `config` lets a process on this machine compute on a GPU.
+pub(crate) fn expects_gpu(config: &Config) -> bool {
+    config.train.device != DeviceChoice::Cpu && torch_ext::runtime::device_count() > 0
 }
 
 /// Cores that this process may run on.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange};
 use data_sharding::Batch;
-use model::{DrawKey, Memory, Norm, Pass};
+use model::{DrawKey, Memory, ModelError, Norm, Pass};
 use tch::{Kind, Tensor};
 use torch_ext::sync_norm::Ranks;
 use torch_ext::{autocast, hooks};
@@ -24,6 +24,7 @@ use crate::flat::Tail;
 use crate::health::evidence::NotFinite;
 use crate::input::{Input, Targets};
 use crate::optimizer::Optimizer;
+use crate::optimizer::gathering::Gathering;
 use crate::optimizer::memory::Shards;
 use crate::plan::Plan;
 use crate::state::State;
@@ -95,7 +96,7 @@ pub(crate) enum WeightSet {
 pub(crate) struct Engine<'plan> {
     plan: &'plan Plan,
     compute: Compute,
-    pub(crate) state: State,
+    state: State,
     optimizer: Optimizer,
     input: Input,
     reducer: Arc<Reducer>,
@@ -115,6 +116,8 @@ pub(crate) struct Engine<'plan> {
     /// With whom batch norm is synchronized.
     norm_ranks: Option<Ranks>,
     hooks_count: Arc<AtomicBool>,
+    /// Where each parameter begins among the flat ones.
+    offsets: Vec<usize>,
 }
 
 impl<'plan> Engine<'plan> {
@@ -147,7 +150,12 @@ impl<'plan> Engine<'plan> {
         };
         let reducer = Reducer::new(comm.clone(), region, segments, buckets.clone(), options);
         let (sharded, scratch) = (reducer.shards(), state.gradients()?);
-        let shards = (!sharded.is_empty()).then(|| Shards { comm: comm.clone(), buckets: sharded, scratch });
+        let shards = (!sharded.is_empty()).then(|| Shards {
+            comm: comm.clone(),
+            buckets: sharded,
+            scratch,
+            gathering: Gathering::default(),
+        });
         let optimizer = Optimizer::new(&plan.config.optimizer, &mut state, shards)?;
         let inputs = Arc::new(StepInputs::default());
         let world_size = comm.topology().world_size;
@@ -167,7 +175,12 @@ impl<'plan> Engine<'plan> {
                 })?;
             }
         }
+        let mut offsets = vec![0; state.parameters.len()];
+        for placed in &state.layout.segments {
+            offsets[placed.parameter] = placed.offset;
+        }
         Ok(Engine {
+            offsets,
             optimizer,
             input: Input::new(
                 plan.config.data.normalize.as_ref(),
@@ -219,6 +232,12 @@ impl<'plan> Engine<'plan> {
         self.fault = None;
     }
 
+    /// The tensors between steps, complete.
+    pub(crate) fn state(&self) -> Result<&State, Error> {
+        self.state.optimizer.await_weights()?;
+        Ok(&self.state)
+    }
+
     pub(crate) fn comm(&self) -> &CommThread {
         &self.comm
     }
@@ -237,6 +256,7 @@ impl<'plan> Engine<'plan> {
 
     /// Another bit in one weight.
     fn flip_bit(&mut self) -> Result<(), Error> {
+        self.state.optimizer.await_weights()?;
         let _no_grad = tch::no_grad_guard();
         let _ = self
             .state
@@ -291,15 +311,15 @@ impl<'plan> Engine<'plan> {
         }
         self.enter(step, "communication");
         let exchange = self.exchange().map_err(StepError::Exchange)?;
-        phases.exposed_communication = exchange.exposed;
+        phases.exposed_communication += exchange.exposed;
         local.map_err(StepError::Here)?;
         let tail = self.state.read_tail().map_err(StepError::Exchange)?;
         if tail[Tail::Failed as usize] > 0.0 {
             return Err(StepError::Elsewhere);
         }
         self.enter(step, "optimizer");
-        let update_begin = Instant::now();
         let updated = self.state.optimizer.all_ranks(exchange.is_finite()).map_err(StepError::Exchange)?;
+        let update_begin = Instant::now();
         let gradient_norm = match updated {
             true => self.update(step, learning_rate).map_err(StepError::Exchange)?,
             false => {
@@ -308,7 +328,9 @@ impl<'plan> Engine<'plan> {
                 None
             }
         };
-        phases.optimizer = update_begin.elapsed();
+        let waited = self.state.optimizer.take_waited();
+        phases.exposed_communication += waited;
+        phases.optimizer = update_begin.elapsed().saturating_sub(waited);
         if self.fault_of(step) == Some(FaultKind::FlipBit) {
             self.flip_bit().map_err(StepError::Exchange)?;
         }
@@ -362,7 +384,9 @@ impl<'plan> Engine<'plan> {
             self.enter(step, "forward");
             let clock = Instant::now();
             let loss = self.forward(&images, &targets, step, micro_batch)?;
-            phases.forward += clock.elapsed();
+            let waited = self.state.optimizer.take_waited();
+            phases.exposed_communication += waited;
+            phases.forward += clock.elapsed().saturating_sub(waited);
 
             self.enter(step, "backward");
             let clock = Instant::now();
@@ -498,8 +522,17 @@ impl<'plan> Engine<'plan> {
             None => Norm::Batch { batch, running },
         };
         let draws = Some(self.draw_key(step, micro_batch));
-        let pass = Pass { parameters: &self.state.parameters, norm, draws, memory: config.train.memory };
+        let before_use = |parameter: usize| self.await_parameter(parameter);
+        let pass = Pass {
+            parameters: &self.state.parameters,
+            before_use: self.state.optimizer.shards().is_some().then_some(&before_use),
+            norm,
+            draws,
+            memory: config.train.memory,
+        };
         let logits = self.logits(images, &pass)?;
+        // Those of blocks that were left out.
+        self.state.optimizer.await_weights()?;
         let loss = targets.loss(&logits, config.train.label_smoothing)?;
         let _no_grad = tch::no_grad_guard();
         if !config.model.frozen_norm {
@@ -511,6 +544,15 @@ impl<'plan> Engine<'plan> {
             let _ = self.state.tail(Tail::Skipped)?.f_add_scalar_(targets.skipped as f64)?;
         }
         Ok(loss)
+    }
+
+    /// Returns when `parameter` may be read: others than its owner may still be getting it.
+    fn await_parameter(&self, parameter: usize) -> Result<(), ModelError> {
+        let Some(shards) = self.state.optimizer.shards() else { return Ok(()) };
+        shards
+            .gathering
+            .await_element(self.offsets[parameter])
+            .map_err(|error| ModelError::Parameter(error.to_string()))
     }
 
     fn draw_key(&self, step: u64, micro_batch: usize) -> DrawKey {
@@ -541,12 +583,14 @@ impl<'plan> Engine<'plan> {
     /// Logits `[N, classes]` of `weights` and labels `[N]` with running statistics and without dropout or gradients.
     pub(crate) fn evaluate(&self, batch: &Batch, weights: WeightSet) -> Result<(Tensor, Tensor), Error> {
         let _no_grad = tch::no_grad_guard();
+        self.state.optimizer.await_weights()?;
         let (images, labels) = self.input.load_test(batch)?;
         let (parameters, running) = match (weights, &self.state.averaged) {
             (WeightSet::Averaged, Some(averaged)) => (&averaged.views, &averaged.running_views),
             (WeightSet::Current, _) | (_, None) => (&self.state.parameters, &self.state.running_views),
         };
-        let pass = Pass { parameters, norm: Norm::Running(running), draws: None, memory: Memory::Plain };
+        let norm = Norm::Running(running);
+        let pass = Pass { parameters, before_use: None, norm, draws: None, memory: Memory::Plain };
         Ok((self.logits(&images, &pass)?, labels))
     }
 
@@ -598,6 +642,7 @@ impl<'plan> Engine<'plan> {
         let norm = if self.updates_early { None } else { self.update_weights(learning_rate)? };
         let state = &self.state;
         if let Some(averaged) = &state.averaged {
+            state.optimizer.await_weights()?;
             averaged.update(step + 1, &state.flat_parameters, &state.running_statistics)?;
         }
         Ok(norm)
@@ -607,6 +652,9 @@ impl<'plan> Engine<'plan> {
         let norm = self.optimizer.step(learning_rate)?;
         if let Some(shards) = self.state.optimizer.shards() {
             shards.gather(&self.state.flat_parameters)?;
+            if !self.plan.config.comm.overlap.exchanges_early() {
+                self.state.optimizer.await_weights()?;
+            }
         }
         Ok(norm)
     }

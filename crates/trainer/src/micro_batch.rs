@@ -1,10 +1,14 @@
 //! `train.micro_batch: auto`: the largest micro batch whose memory stays within `train.memory_limit_gib`, from the same
-//! estimate that `plan` prints, on a GPU too. Nothing is tried out, so every rank comes to the same answer; a run that
-//! goes on from a checkpoint keeps its answer, since the micro batch is part of what a run means.
+//! estimate that `plan` prints, so that every rank comes to the same answer; without a limit, on a GPU, the largest one
+//! with which a step runs ([`trial`]). A run that goes on from a checkpoint keeps its answer, since the micro batch
+//! is part of what a run means.
+
+pub(crate) mod trial;
 
 use std::num::NonZeroUsize;
 
 use crate::config::{AutoOr, Compression, Config, ConfigError, Determinism, LoadedConfig};
+use crate::device;
 use crate::error::Error;
 use crate::flat::FlatLayout;
 use crate::optimizer::rule::Rule;
@@ -25,7 +29,8 @@ pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
         );
     }
     if train.micro_batch == Some(AutoOr::Auto) && limit.is_none() {
-        return Err(loaded.error("train.micro_batch", "auto needs train.memory_limit_gib"));
+        let message = "auto needs train.memory_limit_gib, but for training on GPUs, where it is found out";
+        return Err(loaded.error("train.micro_batch", message));
     }
     Ok(())
 }
@@ -64,7 +69,12 @@ pub(crate) fn bytes(plan: &Plan, micro_batch: usize) -> f64 {
     };
     let averaged = usize::from(config.train.averaging.is_some());
     let left_out = usize::from(config.comm.compression == Compression::PowerSgd);
-    let remembered = remembered(config, ranks) * layout.parameters_len as f64;
+    // Rank 0 writes a copy of all that a checkpoint holds, which is in host memory.
+    let saved = match device::expects_gpu(config) {
+        true => 0.0,
+        false => (1 + averaged) as f64 + remembered(config, 1),
+    };
+    let remembered = (remembered(config, ranks) + saved) * layout.parameters_len as f64;
     let copies_of_weights = (1 + averaged + left_out) * layout.parameters_len;
     let fixed = 4.0 * (remembered + (copies_of_weights + (1 + partial_sums) * layout.exchange_len()) as f64);
     let image = plan.data.image;
@@ -73,23 +83,25 @@ pub(crate) fn bytes(plan: &Plan, micro_batch: usize) -> f64 {
     fixed + micro_batch as f64 * (input as f64 + (1.0 + WORKSPACE) * activations as f64)
 }
 
+/// The micro batches that `plan` allows, the largest first.
+fn candidates(plan: &Plan) -> Vec<NonZeroUsize> {
+    let share = plan.config.train.global_batch / plan.batches.world_size();
+    let allowed = |micro_batch: &usize| {
+        share.is_multiple_of(*micro_batch)
+            && (plan.config.train.determinism != Determinism::World
+                || (share / micro_batch).is_power_of_two())
+    };
+    (1..=share).rev().filter(allowed).filter_map(NonZeroUsize::new).collect()
+}
+
 /// The largest micro batch of `plan` that fits.
 pub(crate) fn choose(loaded: &LoadedConfig, plan: &Plan) -> Result<NonZeroUsize, ConfigError> {
     let limit = loaded.config.train.memory_limit_gib.unwrap_or(f64::INFINITY);
-    let share = plan.config.train.global_batch / plan.batches.world_size();
-    let fits = |micro_batch: usize| bytes(plan, micro_batch) <= limit * GIB;
-    let allowed = |micro_batch: usize| {
-        let local = share / micro_batch;
-        plan.config.train.determinism != Determinism::World || local.is_power_of_two()
-    };
-    let divisors = (1..=share).rev().filter(|micro_batch| share.is_multiple_of(*micro_batch));
-    divisors
-        .filter(|&micro_batch| allowed(micro_batch) && fits(micro_batch))
-        .find_map(NonZeroUsize::new)
-        .ok_or_else(|| {
-            let least = bytes(plan, 1) / GIB;
-            let message =
-                format!("{limit} is too little: even micro batches of one image need {least:.2} GiB a rank");
-            loaded.error("train.memory_limit_gib", message)
-        })
+    let fits = |micro_batch: &NonZeroUsize| bytes(plan, micro_batch.get()) <= limit * GIB;
+    candidates(plan).into_iter().find(fits).ok_or_else(|| {
+        let least = bytes(plan, 1) / GIB;
+        let message =
+            format!("{limit} is too little: even micro batches of one image need {least:.2} GiB a rank");
+        loaded.error("train.memory_limit_gib", message)
+    })
 }

@@ -117,8 +117,8 @@ pub fn describe_plan(
     line(
         "memory in all",
         format!(
-            "about {:.2} GiB a rank with micro batches of {}: weights, gradients, the optimizer's memory, activations and what operations \
-             need while they run, beside the program itself",
+            "about {:.2} GiB a rank with micro batches of {}: weights, gradients, the optimizer's memory, activations, what operations \
+             need while they run, and on a CPU what is being saved, beside the program itself",
             micro_batch::bytes(&plan, plan.micro_batch()) / f64::from(1 << 30),
             plan.micro_batch()
         ),
@@ -166,7 +166,7 @@ pub fn describe_plan(
         let micro_batches = plan.batches.local_micro_batches().len();
         let comm = &plan.config.comm;
         let algorithm = algorithm.unwrap_or_else(|| Algorithm::configured(comm, cluster.ranks_a_host));
-        let load = Load::new(&plan.network, &layout, comm, micro_batches, algorithm);
+        let load = Load::new(&plan.network, &layout, &plan.config, micro_batches, algorithm);
         let images = plan.config.train.global_batch / ranks;
         let link = |link: Link| {
             format!("{} Gbit/s and {} us", 8e-9 * link.bytes_per_second, 1e6 * link.latency_seconds)

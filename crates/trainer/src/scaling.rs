@@ -16,12 +16,16 @@
 //! Backward completes gradients in proportion to the multiply-adds behind them. With overlap a bucket's exchange
 //! begins when its last gradient is complete in the last micro batch and the bucket before has been exchanged;
 //! without, when backward has ended. What has not ended when backward ends makes the step longer.
+//!
+//! `optimizer.shard` cuts each exchange in two halves. The first is hidden as above; the second gathers new weights
+//! while the next forward pass runs, the last bucket first, and forward waits where it comes to a bucket that is not
+//! there. `model.sync_norm` sums three times a layer (C, C and 2C values of C channels), which nothing hides.
 
 use std::fmt::Write;
 
 use model::Network;
 
-use crate::config::{CommConfig, Compression, Reduce};
+use crate::config::{CommConfig, Compression, Config, Reduce};
 use crate::flat::{FlatLayout, Placed};
 use crate::power_sgd;
 
@@ -94,6 +98,10 @@ pub(crate) struct Load {
     /// Micro batches of a rank, in the last of which buckets leave.
     micro_batches: f64,
     overlap: bool,
+    /// Whether new weights are gathered after the update.
+    sharded: bool,
+    /// Values of each sum within a micro batch's forward and backward pass.
+    norm_sums: Vec<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,10 +115,11 @@ impl Load {
     pub(crate) fn new(
         network: &Network,
         layout: &FlatLayout,
-        comm: &CommConfig,
+        config: &Config,
         micro_batches: usize,
         algorithm: Algorithm,
     ) -> Self {
+        let comm = &config.comm;
         let total = network.macs().max(1) as f64;
         let macs = |placed: &Placed| network.parameters()[placed.parameter].macs;
         let mut passed = 0;
@@ -128,12 +137,17 @@ impl Load {
                 BucketLoad { values: values as f64, ready: passed as f64 / total }
             })
             .collect();
+        let norms = network.norms().iter().filter(|_| config.model.sync_norm);
+        let norm_sums =
+            norms.flat_map(|norm| [1, 1, 2].map(|times| (times * norm.channels) as f64)).collect();
         Load {
             buckets,
             algorithm,
             wire_bytes: comm.compression.wire().bytes() as f64,
             micro_batches: micro_batches as f64,
             overlap: comm.overlap.exchanges_early(),
+            sharded: config.optimizer.shard,
+            norm_sums,
         }
     }
 }
@@ -168,15 +182,51 @@ impl Cluster {
         }
     }
 
+    /// Time that a bucket travels beside backward, and with shards again beside forward.
+    fn part_seconds(&self, load: &Load, ranks: usize, bucket: &BucketLoad) -> f64 {
+        self.exchange_seconds(load, ranks, bucket.values) / if load.sharded { 2.0 } else { 1.0 }
+    }
+
+    /// All that is exchanged in a step.
+    fn exchanged_seconds(&self, load: &Load, ranks: usize) -> f64 {
+        let values = load.buckets.iter().map(|bucket| bucket.values);
+        values.map(|values| self.exchange_seconds(load, ranks, values)).sum::<f64>()
+            + self.norm_seconds(load, ranks)
+    }
+
+    fn norm_seconds(&self, load: &Load, ranks: usize) -> f64 {
+        load.norm_sums.iter().map(|&values| self.exchange_seconds(load, ranks, values)).sum()
+    }
+
     /// Length of a step on `ranks`.
     pub(crate) fn step_seconds(&self, load: &Load, ranks: usize) -> f64 {
         // Backward of the last micro batch.
         let window = self.step_seconds * self.backward_share / load.micro_batches;
         let exchanged = load.buckets.iter().fold(0.0_f64, |free, bucket| {
             let ready = if load.overlap { bucket.ready } else { 1.0 };
-            free.max(ready * window) + self.exchange_seconds(load, ranks, bucket.values)
+            free.max(ready * window) + self.part_seconds(load, ranks, bucket)
         });
-        self.step_seconds + (exchanged - window).max(0.0)
+        let exposed = (exchanged - window).max(0.0);
+        self.step_seconds + exposed + self.gather_seconds(load, ranks) + self.norm_seconds(load, ranks)
+    }
+
+    /// How much longer the next forward pass takes for the weights it waits for.
+    fn gather_seconds(&self, load: &Load, ranks: usize) -> f64 {
+        if !load.sharded {
+            return 0.0;
+        }
+        // Forward of the first micro batch, which takes as large a share for each bucket as backward does.
+        let window = match load.overlap {
+            true => self.step_seconds * (1.0 - self.backward_share) / load.micro_batches,
+            false => 0.0,
+        };
+        let before = |index: usize| index.checked_sub(1).map_or(0.0, |index| load.buckets[index].ready);
+        let (mut gathered, mut computed) = (0.0_f64, 0.0_f64);
+        for (index, bucket) in load.buckets.iter().enumerate().rev() {
+            gathered += self.part_seconds(load, ranks, bucket);
+            computed = computed.max(gathered) + (bucket.ready - before(index)) * window;
+        }
+        computed - window
     }
 
     /// A table from one rank to `most`, doubling.
@@ -188,8 +238,7 @@ impl Cluster {
         let counts = std::iter::successors(Some(1_usize), |ranks| ranks.checked_mul(2));
         for ranks in counts.take_while(|&ranks| ranks <= most) {
             let step = self.step_seconds(load, ranks);
-            let seconds = |bucket: &BucketLoad| self.exchange_seconds(load, ranks, bucket.values);
-            let exchange: f64 = load.buckets.iter().map(seconds).sum();
+            let exchange = self.exchanged_seconds(load, ranks);
             let _ = writeln!(
                 text,
                 "{ranks:>8}{:>16.2}{:>14.2}{:>14.0}{:>11.1}%",
@@ -221,7 +270,15 @@ mod tests {
     fn load(algorithm: Algorithm, buckets: &[(f64, f64)]) -> Load {
         let buckets =
             buckets.iter().map(|&(bytes, ready)| BucketLoad { values: bytes / 4.0, ready }).collect();
-        Load { buckets, algorithm, wire_bytes: 4.0, micro_batches: 1.0, overlap: true }
+        Load {
+            buckets,
+            algorithm,
+            wire_bytes: 4.0,
+            micro_batches: 1.0,
+            overlap: true,
+            sharded: false,
+            norm_sums: Vec::new(),
+        }
     }
 
     #[test]
@@ -269,6 +326,31 @@ mod tests {
     }
 
     #[test]
+    fn forward_waits_for_the_first_weights_and_covers_others() {
+        // Forward takes 150 ms. The last bucket comes first, and forward cannot begin without it.
+        let cluster = cluster();
+        let load = |buckets: &[(f64, f64)]| Load { sharded: true, ..load(Algorithm::Tree, buckets) };
+        let half = |bytes: f64| cluster.exchange_seconds(&load(&[]), 8, bytes / 4.0) / 2.0;
+        let close =
+            |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-12, "{found}, not {wanted}");
+        close(cluster.gather_seconds(&load(&[(1e8, 0.5), (1e7, 1.0)]), 8), half(1e7));
+        // Forward of the last bucket's layers takes 75 ms, which is too little for 1 GB.
+        close(cluster.gather_seconds(&load(&[(1e9, 0.5), (1e7, 1.0)]), 8), half(1e7) + half(1e9) - 0.075);
+        let step = cluster.step_seconds(&load(&[(1e7, 1.0)]), 8);
+        close(step, 0.3 + 2.0 * half(1e7));
+        let at_once = Load { overlap: false, ..load(&[(1e8, 0.5), (1e7, 1.0)]) };
+        close(cluster.gather_seconds(&at_once, 8), half(1e8) + half(1e7));
+    }
+
+    #[test]
+    fn nothing_hides_the_sums_of_batch_norms() {
+        let cluster = cluster();
+        let load = Load { norm_sums: vec![16.0, 16.0, 32.0], ..load(Algorithm::Tree, &[]) };
+        let sums: f64 = load.norm_sums.iter().map(|&values| cluster.exchange_seconds(&load, 8, values)).sum();
+        assert!((cluster.step_seconds(&load, 8) - 0.3 - sums).abs() < 1e-12);
+    }
+
+    #[test]
     fn the_algorithm_is_what_the_reducer_does_with_so_many_ranks_a_host() {
         for (reduce, ranks_a_host, algorithm) in [
             (Reduce::Ordered, 8, Algorithm::Hierarchical),
@@ -283,9 +365,11 @@ mod tests {
 
     #[test]
     fn buckets_are_ready_in_order_and_the_last_at_the_end_of_backward() {
-        let network = Network::new(&"wrn-28-10".parse().unwrap(), &model::Options::default()).unwrap();
-        let load =
-            Load::new(&network, &FlatLayout::new(&network), &CommConfig::default(), 1, Algorithm::Ring);
+        let text = "{model: {arch: wrn-28-10}, data: {kind: cifar10, path: d}, train: {epochs: 1, global_batch: 8}, \
+                    schedule: {kind: constant, rate: 1}}";
+        let config: Config = serde_yaml::from_str(text).unwrap();
+        let network = Network::new(&config.model.arch.parse().unwrap(), &model::Options::default()).unwrap();
+        let load = Load::new(&network, &FlatLayout::new(&network), &config, 1, Algorithm::Ring);
         assert!(load.buckets.len() > 1);
         assert!(load.buckets.windows(2).all(|pair| pair[0].ready < pair[1].ready));
         assert_eq!(load.buckets.last().map(|bucket| bucket.ready), Some(1.0));

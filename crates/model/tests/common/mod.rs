@@ -70,6 +70,7 @@ impl Weights {
             norm: Norm::Batch { batch: &self.batch, running: &self.running },
             draws: None,
             memory: Memory::Plain,
+            before_use: None,
         }
     }
 

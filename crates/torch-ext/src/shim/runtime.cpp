@@ -6,6 +6,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <torch/version.h>
 
 #ifdef TORCH_EXT_CUDA
@@ -32,6 +33,10 @@ bool torch_ext_keep_freed_memory() {
 #else
   return false;
 #endif
+}
+
+Error torch_ext_free_cached_device_memory() {
+  return guarded([] { c10::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache(); });
 }
 
 int torch_ext_threads() { return at::get_num_threads(); }

@@ -83,6 +83,7 @@ Error torch_ext_use_one_thread_here();
 Error torch_ext_set_deterministic(bool on);
 Error torch_ext_set_cudnn_benchmark(bool on);
 Error torch_ext_set_tf32(bool on);
+Error torch_ext_free_cached_device_memory();
 const char *torch_ext_torch_version();
 int torch_ext_cuda_version(); // 13000 for 13.0; 0 when compiled without headers
 bool torch_ext_cuda_linked();

@@ -180,6 +180,7 @@ impl<'a> Step<'a> {
             norm: Norm::Batch { batch: &self.state.batch_views, running: &self.state.running_views },
             draws: Some(DrawKey { seed: SEED, step: number, micro_batch: 0 }),
             memory: self.options.memory,
+            before_use: None,
         };
         let logits = {
             let _autocast = autocast::Guard::new(Device::Cpu, self.options.dtype.kind())?;

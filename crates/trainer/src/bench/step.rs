@@ -10,7 +10,7 @@ use allreduce::{CommThread, Solo};
 use serde::Serialize;
 
 use super::median;
-use crate::config;
+use crate::config::{self, Compression, LoadedConfig};
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
@@ -30,7 +30,7 @@ pub struct BenchOptions {
     pub steps: usize,
     /// Steps of each kind before that.
     pub warmup: usize,
-    /// Added to the all-reduce of each bucket, as a slower network would.
+    /// Added to the all-reduce of each bucket, as a slower network would; with `optimizer.shard` half of it to each half.
     pub delay: Duration,
 }
 
@@ -77,11 +77,14 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         // The pool ends with the run: make it long enough.
         loaded.config.train.epochs = MOST_EPOCHS;
         let plan = open_plan(session, &loaded)?;
+        let uncompressed =
+            without_power_sgd(&loaded).map(|loaded| open_plan(session, &loaded)).transpose()?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
         session.spin_on_a_spare_core(compute.threads);
         let exchanging = Engine::new(&plan, compute, session.comm().clone());
         let alone = CommThread::start(|| Ok(Box::new(Solo::new()))).map_err(Error::from);
-        let keeping = alone.and_then(|comm| Engine::new(&plan, compute, comm));
+        let keeping =
+            alone.and_then(|comm| Engine::new(uncompressed.as_ref().unwrap_or(&plan), compute, comm));
         let mut engines = [session.agree(exchanging)?, session.agree(keeping)?];
         let mut pool = session.agree(training_pool(&plan, 0, decoder_threads(&plan, session, compute)))?;
         let mut outcomes: [Vec<StepOutcome>; 2] = [Vec::new(), Vec::new()];
@@ -105,6 +108,15 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         let [with, without] = outcomes;
         Ok(session.is_leader().then(|| summarise(session, plan.config.train.global_batch, &with, &without)))
     })
+}
+
+/// PowerSGD costs time on one rank, too, and is part of the exchange: the configuration without it.
+fn without_power_sgd(loaded: &LoadedConfig) -> Option<LoadedConfig> {
+    let mut loaded = loaded.clone();
+    let comm = &mut loaded.config.comm;
+    let used = comm.compression == Compression::PowerSgd;
+    (comm.power_sgd_rank, comm.power_sgd_start_step, comm.compression) = (None, None, Compression::None);
+    used.then_some(loaded)
 }
 
 fn summarise(

@@ -132,7 +132,8 @@ pub struct TrainConfig {
     pub global_batch: usize,
     /// Samples that go through the network at once; batch norm normalises over these.
     /// The global batch divided by the number of ranks when absent; `auto`: the largest divisor of that which
-    /// `memory_limit_gib` allows, kept when a run goes on from a checkpoint.
+    /// `memory_limit_gib` allows, or where that is absent, on GPUs only, with which a step runs on every rank; kept when
+    /// a run goes on from a checkpoint.
     #[serde(default)]
     pub micro_batch: Option<AutoOr>,
     /// Memory of a rank for weights, gradients, the optimizer's memory, activations and what operations need while they run, as

@@ -44,9 +44,9 @@ pub struct OptimizerConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
     /// Each rank updates one share of the weights, keeps what the optimizer remembers of this share only (ZeRO, stage
-    /// 1), and gets the new weights of the others before its next step. The same bits and as many bytes sent with
-    /// `comm.reduce: ordered`, but the half that brings new weights is not hidden behind backward. Checkpoints do not
-    /// depend on it.
+    /// 1), and gets the new weights of the others while its next forward pass runs, which waits for a bucket where it
+    /// comes to it; with `train.averaging`, which needs them all, or without `comm.overlap`, before that. The same bits and
+    /// as many bytes sent with `comm.reduce: ordered`. Checkpoints do not depend on it.
     pub shard: bool,
 }
 

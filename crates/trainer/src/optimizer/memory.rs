@@ -3,10 +3,12 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::time::Duration;
 
 use allreduce::CommThread;
 use tch::{Device, Kind, Tensor};
 
+use super::gathering::Gathering;
 use super::share::Share;
 use crate::error::Error;
 use crate::memory::region_of;
@@ -18,6 +20,8 @@ pub(crate) struct Shards {
     pub(crate) buckets: Vec<(Range<usize>, Range<usize>)>,
     /// As long as the flat parameters, and free between steps: the gradients.
     pub(crate) scratch: Tensor,
+    /// The new weights of other ranks.
+    pub(crate) gathering: Gathering,
 }
 
 impl Shards {
@@ -33,15 +37,14 @@ impl Shards {
         }
     }
 
-    /// Collective: gives every rank the parts of `flat` that the others own.
+    /// Collective: gives every rank the parts of `flat` that the others own, those in host memory while the caller goes on.
     pub(crate) fn gather(&self, flat: &Tensor) -> Result<(), Error> {
         // On the host it is the same memory.
         let host = flat.f_to_device(Device::Cpu)?;
-        let region = region_of(&host)?;
-        for (bucket, _) in &self.buckets {
-            self.comm.gather_shards(region.slice(bucket.clone()))?;
-        }
+        let buckets = self.buckets.iter().map(|(bucket, _)| bucket.clone());
+        self.gathering.start(&self.comm, &region_of(&host)?, buckets);
         if flat.device() != Device::Cpu {
+            self.gathering.await_all()?;
             flat.shallow_clone().f_copy_(&host)?;
         }
         Ok(())
@@ -102,6 +105,16 @@ impl OptimizerState {
     /// The count of updates, `[1]`, where the rule counts them.
     pub(crate) fn updates(&self) -> Option<&Tensor> {
         self.updates.as_ref()
+    }
+
+    /// Returns when the weights are those of all ranks' updates.
+    pub(crate) fn await_weights(&self) -> Result<(), Error> {
+        self.shards.as_ref().map_or(Ok(()), |shards| Ok(shards.gathering.await_all()?))
+    }
+
+    /// How long this rank has waited for weights since this was last asked.
+    pub(crate) fn take_waited(&self) -> Duration {
+        self.shards.as_ref().map_or(Duration::ZERO, |shards| shards.gathering.take_waited())
     }
 
     /// Collective with shards, where each rank knows of its share alone: whether `ok` holds on all ranks.

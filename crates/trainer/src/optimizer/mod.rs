@@ -5,12 +5,14 @@
 //! |---|---|
 //! | [`rule`] | the configured rule with its numbers, checked |
 //! | [`memory`] | what a rule remembers of past gradients, in shares and whole |
+//! | [`gathering`] | other ranks' new weights, while the next forward pass begins |
 //! | [`share`] | which parameters are this rank's to update |
 //! | [`layerwise`] | LARS and LAMB |
 //! | [`norms`], [`square_sum`] | norms that are equal on all ranks, bit for bit |
 //!
 //! A gradient that an update has used may be overwritten.
 
+pub(crate) mod gathering;
 mod layerwise;
 pub(crate) mod memory;
 mod norms;

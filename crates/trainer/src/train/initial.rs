@@ -81,7 +81,7 @@ pub(super) fn load(plan: &Plan, engine: &Engine) -> Result<(), Error> {
     }
     transfer::import(
         &plan.network,
-        &engine.state,
+        engine.state()?,
         Part::Weights,
         classifier,
         saved.tensors(Part::Weights),

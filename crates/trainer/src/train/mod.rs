@@ -96,6 +96,7 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
         let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
         let dir = RunDir::new(&root);
         micro_batch::keep(session, &mut loaded, || recorded(&dir, options, DERIVED))?;
+        micro_batch::trial::resolve(session, &mut loaded)?;
         let mut plan = open_plan(session, &loaded)?;
         initial::identify(session, &loaded, &mut plan, &dir, options)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
@@ -152,7 +153,8 @@ pub fn evaluate_checkpoint(
                 refuse_other_keys(&plan, &saved.state, path, |key| {
                     KEYS_OF_EVALUATION.iter().any(|of| key.starts_with(of))
                 })?;
-                let (network, state, weights) = (&plan.network, &engine.state, saved.tensors(Part::Weights));
+                let (network, state, weights) =
+                    (&plan.network, engine.state()?, saved.tensors(Part::Weights));
                 transfer::import(network, state, Part::Weights, Classifier::Saved, weights, path)
             })
         } else {
@@ -227,7 +229,7 @@ pub(crate) fn next_batch(pool: &mut Pool) -> Result<Batch, Error> {
 
 /// Collective: rank 0's weights, running statistics, averages of both, and optimizer state on every rank.
 fn broadcast_state(session: &Session, engine: &Engine) -> Result<(), Error> {
-    let state = &engine.state;
+    let state = engine.state()?;
     let mut tensors = vec![&state.flat_parameters, &state.running_statistics];
     if let Some(averaged) = &state.averaged {
         tensors.extend([&averaged.parameters, &averaged.running_statistics]);

@@ -77,7 +77,7 @@ pub(super) fn resume(
     };
     let Some((path, saved, passed_over)) = found else {
         initial::load(plan, engine)?;
-        let state = &engine.state;
+        let state = engine.state()?;
         if let Some(averaged) = &state.averaged {
             averaged.begin(&state.flat_parameters, &state.running_statistics)?;
         }
@@ -129,7 +129,7 @@ pub(super) fn take_over(
     versions: BTreeMap<String, String>,
 ) -> Result<RunState, Error> {
     for part in [Part::Weights, Part::Optimizer, Part::Averaged] {
-        transfer::import(&plan.network, &engine.state, part, Classifier::Saved, saved.tensors(part), path)?;
+        transfer::import(&plan.network, engine.state()?, part, Classifier::Saved, saved.tensors(part), path)?;
     }
     Ok(RunState { versions, ..saved.state })
 }

@@ -77,7 +77,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Error> {
         let mut engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
         session.agree(engine.rehearse(options.inject_fault))?;
-        session.agree_equal("the layout of parameters", &engine.state.layout.description())?;
+        session.agree_equal("the layout of parameters", &engine.state()?.layout.description())?;
         session.agree_equal("the table of buckets", &engine.describe_buckets())?;
         let fresh = Start { position: fresh_position(plan), from: None, passed_over: Vec::new() };
         let start = if session.is_leader() { resume(plan, &engine, &dir, options, fresh) } else { Ok(fresh) };
@@ -98,7 +98,7 @@ impl<'a> Run<'a> {
         let lock = session.agree(if session.is_leader() { dir.lock().map(Some) } else { Ok(None) })?;
         let mut saving = Saving::new(&plan.config.checkpoint);
         let opened = if session.is_leader() {
-            dir.describe(plan, compute, session.comm(), &engine.state.layout)
+            dir.describe(plan, compute, session.comm(), &engine.state()?.layout)
                 // Before the lines of their steps go.
                 .and_then(|()| {
                     let (folder, step) = (dir.checkpoints(), position.step);
@@ -303,7 +303,7 @@ impl<'a> Run<'a> {
         if self.plan.config.optimizer.reset_momentum_at_milestones == Some(true)
             && self.plan.schedule.milestone_begins(step)
         {
-            self.engine.state.optimizer.reset()?;
+            self.engine.state()?.optimizer.reset()?;
         }
         // A save is also where the ranks hear of what the one before it found.
         let save =
@@ -374,7 +374,7 @@ impl<'a> Run<'a> {
             && check_every > 0
             && self.position.step.is_multiple_of(check_every)
         {
-            desync::check(self.session, &self.plan.network, &self.engine.state, self.position.step)?;
+            desync::check(self.session, &self.plan.network, self.engine.state()?, self.position.step)?;
         }
         Ok(Some(outcome))
     }

@@ -29,25 +29,26 @@ impl Run<'_> {
             return Ok(Course::Earlier);
         }
         self.saved = here;
-        self.engine.state.optimizer.gather()?;
+        self.engine.state()?.optimizer.gather()?;
         if self.session.is_leader()
             && let Err(error) = self.job().and_then(|job| self.saving.start(job, began))
         {
             let report = self.saving.failed_to_start(self.position.step, error, began);
             self.tell(report);
         }
-        self.engine.state.optimizer.release();
+        self.engine.state()?.optimizer.release();
         Ok(Course::Same)
     }
 
     /// A copy of all that belongs to a checkpoint.
     fn job(&self) -> Result<Job, CheckpointError> {
+        let unreadable = |error: Error| CheckpointError::Tensors(error.to_string());
+        let state = self.engine.state().map_err(unreadable)?;
         let part = |part| -> Result<(Part, LazyTensors), CheckpointError> {
-            let tensors = transfer::snapshot(&self.plan.network, &self.engine.state, part);
-            Ok((part, tensors.map_err(|error| CheckpointError::Tensors(error.to_string()))?))
+            Ok((part, transfer::snapshot(&self.plan.network, state, part).map_err(unreadable)?))
         };
         let mut parts = vec![part(Part::Weights)?, part(Part::Optimizer)?];
-        if self.engine.state.averaged.is_some() {
+        if state.averaged.is_some() {
             parts.push(part(Part::Averaged)?);
         }
         Ok(Job {
