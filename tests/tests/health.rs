@@ -257,6 +257,102 @@ fn without_a_checkpoint_or_too_often_a_way_back_is_the_end() {
     assert!(outcome.stderr.contains("2 times, which is train.roll_back.most"), "{}", outcome.stderr);
 }
 
+/// Three epochs of one step. The rate of the last one takes every weight out of what fp32 can hold.
+fn experiment_that_explodes_at_its_end() -> Experiment {
+    Experiment::new(
+        FashionMnist { train: 32, test: 32 },
+        "model: {arch: wrn-10-1}
+train: {epochs: 3, global_batch: 32, micro_batch: 8, threads: 1}
+schedule: {kind: step, rate: 0.05, milestones: [3], factor: 1.0e+60}
+",
+    )
+}
+
+#[test]
+fn weights_that_a_save_finds_not_finite_lead_back_where_that_is_the_policy() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment_that_explodes_at_its_end();
+    let back = ["--set", "train.on_nan=roll-back", "--set", "train.roll_back.rate_factor=1e-60"];
+    for (run, policy, ends_with) in [
+        ("stop", &["--set", "train.on_nan=stop"][..], 1),
+        ("skip", &["--set", "train.on_nan=skip"], 1),
+        ("back", &back, 0),
+    ] {
+        for ranks in [1, 2] {
+            let run = format!("{run} {ranks}");
+            let outcome = experiment.train(&run, ranks, policy).expect_code(ends_with);
+            if ends_with == 1 {
+                let error = " is no longer finite after step 3: nothing is saved; lower schedule.rate";
+                assert_eq!(outcome.stderr.matches(error).count(), 1, "{}", outcome.stderr);
+                assert!(experiment.checkpoint_folder(&run).ends_with("step-000000002"));
+                continue;
+            }
+            let metrics = experiment.metrics(&run);
+            let back = of_kind(&metrics, "roll-back");
+            assert_eq!(back.len(), 1, "{metrics:?}");
+            assert_eq!((&back[0]["from_step"], &back[0]["to_step"]), (&3.into(), &2.into()));
+            assert!(back[0]["reason"].as_str().unwrap().ends_with(" is no longer finite after step 3"));
+            assert_eq!(of_kind(&metrics, "step").len(), 3, "one line a step");
+            assert!(experiment.checkpoint_folder(&run).ends_with("step-000000003"));
+        }
+    }
+    // The next step meets these weights while they are being saved: one way back is enough for both.
+    let earlier = [&back[..], &["--set", "schedule.milestones=[2]"]].concat();
+    let _ = experiment.train("earlier", 2, &earlier).expect_code(0);
+    let metrics = experiment.metrics("earlier");
+    let back = of_kind(&metrics, "roll-back");
+    assert_eq!(back.iter().map(|line| &line["to_step"]).collect::<Vec<_>>(), [1]);
+    assert_eq!(of_kind(&metrics, "step").len(), 3, "one line a step");
+}
+
+#[test]
+fn a_run_that_was_stopped_counts_the_steps_that_it_left_out_as_an_undisturbed_one() {
+    // The first step takes the weights so far that from then on all steps are left out.
+    let experiment = experiment(3);
+    let wild = ["--set", "schedule.rate=1e30", "--set", "train.on_nan=skip"];
+    let end = |run: &str| {
+        let outcome = experiment.train(run, 1, &wild).expect_code(1);
+        let error = outcome.stderr.lines().find(|line| line.starts_with("error")).unwrap();
+        error[error.find("at step ").unwrap()..].to_owned()
+    };
+    let whole = end("whole");
+    assert!(
+        whole.starts_with("at step 17 ") && whole.contains("so many steps have been left out"),
+        "{whole}"
+    );
+    for stop in ["step:6", "step:13"] {
+        let stop = [&wild[..], &["--stop-after", stop]].concat();
+        let _ = experiment.train("parts", 1, &stop).expect_code(STOPPED);
+    }
+    assert_eq!(end("parts"), whole);
+}
+
+#[test]
+fn the_search_for_a_loss_scale_may_take_more_steps_than_an_epoch_has() {
+    let experiment = Experiment::new(
+        FashionMnist { train: 32, test: 32 },
+        "model: {arch: wrn-10-1}
+train: {epochs: 12, global_batch: 32, micro_batch: 8, threads: 1}
+schedule: {kind: constant, rate: 0.05}
+precision: {dtype: fp16, loss_scale: {initial: 1.0e+12, backoff_factor: 0.01}}
+",
+    );
+    let _ = experiment.train("run", 1, &[]).expect_code(0);
+    let metrics = experiment.metrics("run");
+    let steps = of_kind(&metrics, "step");
+    let skipped = steps.iter().filter(|step| step["skipped"] == true).count();
+    assert!((1..8).contains(&skipped), "{skipped} of {steps:?}");
+    let epochs = of_kind(&metrics, "epoch");
+    assert_eq!(epochs.len(), 12);
+    for (epoch, step) in epochs.iter().zip(&steps) {
+        let skipped = step["skipped"] == true;
+        assert_eq!((epoch["train_loss"].is_null(), epoch["train_top1_error"].is_null()), (skipped, skipped));
+    }
+    assert!(experiment.path("run/report/curves.svg").exists());
+}
+
 #[test]
 fn a_loss_that_jumps_on_one_rank_is_seen_by_all() {
     if !mpirun_or_skip() {
@@ -353,6 +449,11 @@ fn an_automatic_micro_batch_fits_the_memory_is_written_down_and_kept() {
 
     // With more memory the run that has begun keeps what it had.
     let _ = experiment.train("little", 1, &limited("train.memory_limit_gib=4")).expect_code(0);
+    // Without a checkpoint nothing has begun, whatever else is in the folder.
+    fs::remove_dir_all(experiment.path("little/checkpoints")).unwrap();
+    let _ = experiment.train("little", 1, &limited("train.memory_limit_gib=4")).expect_code(0);
+    let config = fs::read_to_string(experiment.path("little/config.yaml")).unwrap();
+    assert!(config.contains("micro_batch: 32\n"), "{config}");
     let outcome = experiment.train("none", 1, &limited("train.memory_limit_gib=0.001")).expect_code(2);
     assert!(outcome.stderr.contains("even micro batches of one image need "), "{}", outcome.stderr);
     let outcome = experiment.train("none", 1, &["--set", "train.micro_batch=auto"]).expect_code(2);

@@ -206,6 +206,37 @@ fn a_run_goes_on_in_a_folder_of_its_own_or_from_an_earlier_checkpoint() {
 }
 
 #[test]
+fn a_run_that_the_user_takes_back_never_meets_its_later_checkpoints_again() {
+    let experiment = experiment();
+    let policy = ["--set", "train.on_nan=roll-back", "--set", "checkpoint.keep_last=9"];
+    let train = |more: &[&str]| experiment.train("run", 1, &[&policy[..], more].concat());
+    let _ = train(&[]).expect_code(0);
+    let folder = experiment.path("run/checkpoints");
+    let at = |step: u64| folder.join(format!("step-{step:09}"));
+    let steps = || [6, 12, 18, 24].into_iter().filter(|&step| at(step).exists()).collect::<Vec<_>>();
+    assert_eq!(steps(), [6, 12, 18, 24]);
+
+    // As if it were killed before its first save: what goes on then is the same course.
+    let back = train(&["--resume", at(12).to_str().unwrap(), "--stop-after", "step:12"]).expect_code(0);
+    assert!(back.stdout.contains("checkpoint of step 18, 24\n"), "{}", back.stdout);
+    assert_eq!(steps(), [6, 12]);
+    assert!(folder.join("abandoned").join("step-000000024").join("state.json").exists());
+    assert_eq!(experiment.steps_so_far("run"), 12);
+
+    let resumed = train(&["--inject-fault", "14:0:nan"]).expect_code(0);
+    assert!(resumed.stdout.contains("resumed after step 12 "), "{}", resumed.stdout);
+    assert!(resumed.stdout.contains("; back to the checkpoint of step 12 "), "{}", resumed.stdout);
+    assert_eq!(steps(), [6, 12, 18, 24]);
+
+    // What was set aside belongs to another course, which can go on in a folder of its own.
+    let abandoned = folder.join("abandoned").join("step-000000018");
+    let from = ["--resume", abandoned.to_str().unwrap()];
+    let refused = train(&from).expect_code(1);
+    assert!(refused.stderr.contains("is not part of it; name another --out"), "{}", refused.stderr);
+    let _ = experiment.train("other", 1, &[&policy[..], &from].concat()).expect_code(0);
+}
+
+#[test]
 fn a_key_that_was_removed_since_the_checkpoint_is_noticed() {
     let experiment = experiment();
     let with = ["--set", "schedule.final_rate=0.01", "--stop-after", "step:1"];

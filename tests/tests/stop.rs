@@ -53,6 +53,22 @@ fn a_signal_to_any_rank_stops_all_at_the_same_step_and_the_run_goes_on_from_ther
 }
 
 #[test]
+fn a_run_that_lacks_only_its_last_evaluation_is_evaluated_also_with_stop_after_its_last_step() {
+    let experiment = Experiment::new(
+        FashionMnist { train: 3 * 32, test: 2400 },
+        "model: {arch: wrn-10-1}
+train: {epochs: 1, global_batch: 32, micro_batch: 8, threads: 1}
+schedule: {kind: constant, rate: 0.05}
+",
+    );
+    let last = ["--stop-after", "step:3"];
+    let _ = experiment.stop_in_evaluation("run", 1, 3, &last).expect_code(STOPPED);
+    assert!(experiment.metrics("run").iter().all(|line| line["kind"] != "epoch"));
+    let outcome = experiment.train("run", 1, &last).expect_code(0);
+    assert!(outcome.stdout.contains("test accuracy"), "{}", outcome.stdout);
+}
+
+#[test]
 fn under_the_launch_script_every_signal_is_a_request() {
     if !mpirun_or_skip() {
         return;

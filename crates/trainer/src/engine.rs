@@ -326,7 +326,11 @@ impl<'plan> Engine<'plan> {
         let update_begin = Instant::now();
         let gradient_norm = match updated {
             true => self.update(step, learning_rate).map_err(StepError::Exchange)?,
-            false => None,
+            false => {
+                // Batch norm adds zero times what was there before, and zero times NaN is NaN.
+                let _ = self.state.batch_statistics.f_zero_().map_err(|it| StepError::Exchange(it.into()))?;
+                None
+            }
         };
         let waited = self.state.optimizer.take_waited();
         phases.exposed_communication += waited;
@@ -437,6 +441,33 @@ impl<'plan> Engine<'plan> {
         self.fault.filter(|fault| fault.step == step + 1).map(|fault| fault.kind)
     }
 
+    /// Whether a step cannot be computed once more as it was. With weights that are updated early what was not finite is
+    /// in them already, and ranks that normalise together would have to search together and find at the same place.
+    fn hides_origins(&self) -> bool {
+        self.updates_early || self.norm_ranks.is_some()
+    }
+
+    /// The first parameter whose gradient is not finite in the average of the last step, where the step
+    /// [hides](Engine::hides_origins) what that comes from.
+    pub(crate) fn not_finite_in_average(&self) -> Result<Option<String>, Error> {
+        if !self.hides_origins() || self.state.optimizer.shards().is_some() {
+            return Ok(None);
+        }
+        Ok(self.first_not_finite()?.map(|segment| self.segment_names(&[segment])))
+    }
+
+    /// The first segment whose gradient is not finite.
+    fn first_not_finite(&self) -> Result<Option<usize>, Error> {
+        let gradients = self.state.gradients()?;
+        for (index, segment) in self.state.layout.segments.iter().enumerate() {
+            let gradient = gradients.f_narrow(0, segment.offset as i64, segment.len as i64)?;
+            if gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
+    }
+
     /// Computes this rank's part of `step` once more, without the others, to find out what is not finite in it.
     /// `next_batch` yields the same micro batches again.
     pub(crate) fn find_not_finite(
@@ -444,8 +475,7 @@ impl<'plan> Engine<'plan> {
         step: u64,
         next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
     ) -> Result<Option<NotFinite>, Error> {
-        if self.norm_ranks.is_some() {
-            // The ranks would have to search together, and find at the same place.
+        if self.hides_origins() {
             return Ok(None);
         }
         self.enter(step, "search for what is not finite");
@@ -462,14 +492,10 @@ impl<'plan> Engine<'plan> {
                 self.spoil_gradient()?;
             }
             self.backward(&loss)?;
-            let gradients = self.state.gradients()?;
-            for (index, segment) in self.state.layout.segments.iter().enumerate() {
-                let gradient = gradients.f_narrow(0, segment.offset as i64, segment.len as i64)?;
-                if gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                    let name = self.segment_names(&[index]);
-                    let what = format!("the gradient of {name} became infinite or NaN");
-                    return Ok(Some(NotFinite { micro_batch, what, tensor: Some(name) }));
-                }
+            if let Some(segment) = self.first_not_finite()? {
+                let name = self.segment_names(&[segment]);
+                let what = format!("the gradient of {name} became infinite or NaN");
+                return Ok(Some(NotFinite { micro_batch, what, tensor: Some(name) }));
             }
         }
         Ok(None)

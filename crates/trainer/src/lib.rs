@@ -53,7 +53,7 @@ pub use bench::{
     DecodeTimes, DecoderTimes, ModelBench, ModelBenchOptions, StepBench, bench_all_reduce, bench_data,
     bench_model, bench_step,
 };
-pub use checkpoint::CheckpointError;
+pub use checkpoint::{CheckpointError, NotFiniteTensor};
 pub use doctor::doctor;
 pub use error::{EXIT_FAILURE, EXIT_STOPPED, EXIT_USAGE, Error};
 pub use evaluate::{Evaluation, Views};

@@ -1,11 +1,10 @@
 //! `train.micro_batch: auto`: the largest micro batch whose memory stays within `train.memory_limit_gib`, from the same
 //! estimate that `plan` prints, so that every rank comes to the same answer; without a limit, on a GPU, the largest one
-//! with which a step runs ([`trial`]). A run that has begun keeps its answer, since the micro batch is part of what a run
-//! means.
+//! with which a step runs ([`trial`]). A run that goes on from a checkpoint keeps its answer, since the micro batch
+//! is part of what a run means.
 
 pub(crate) mod trial;
 
-use std::fs;
 use std::num::NonZeroUsize;
 
 use crate::config::{AutoOr, Compression, Config, ConfigError, Determinism, LoadedConfig};
@@ -14,7 +13,6 @@ use crate::error::Error;
 use crate::flat::FlatLayout;
 use crate::optimizer::rule::Rule;
 use crate::plan::Plan;
-use crate::run_dir::RunDir;
 use crate::session::Session;
 
 /// What operations need while they run, as a share of the activations (measured on WRN-28-10 and WRN-40-4: 0.27 to 0.5).
@@ -37,9 +35,14 @@ pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Collective: where `auto` was resolved by an earlier start of the run in `dir`, the same number again.
-pub(crate) fn keep(session: &Session, loaded: &mut LoadedConfig, dir: &RunDir) -> Result<(), Error> {
-    let kept = if session.is_leader() { resolved_before(dir) } else { None };
+/// Collective: where `auto` was resolved by the run that this one goes on with, whose micro batch rank 0 knows as
+/// `before`, the same number again.
+pub(crate) fn keep(
+    session: &Session,
+    loaded: &mut LoadedConfig,
+    before: impl FnOnce() -> Option<NonZeroUsize>,
+) -> Result<(), Error> {
+    let kept = if session.is_leader() { before() } else { None };
     let kept = session.leaders(kept.map_or(Vec::new(), |kept| kept.to_string().into_bytes()))?;
     if loaded.config.train.micro_batch == Some(AutoOr::Auto)
         && let Ok(kept) = String::from_utf8_lossy(&kept).parse()
@@ -47,14 +50,6 @@ pub(crate) fn keep(session: &Session, loaded: &mut LoadedConfig, dir: &RunDir) -
         loaded.config.train.micro_batch = Some(AutoOr::Exactly(kept));
     }
     Ok(())
-}
-
-fn resolved_before(dir: &RunDir) -> Option<NonZeroUsize> {
-    let text = fs::read_to_string(dir.root().join("config.yaml")).ok()?;
-    match serde_yaml::from_str::<Config>(&text).ok()?.train.micro_batch? {
-        AutoOr::Exactly(micro_batch) => Some(micro_batch),
-        AutoOr::Auto => None,
-    }
 }
 
 /// Numbers that the optimizer of one of `ranks` ranks remembers, a weight.

@@ -8,8 +8,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use allreduce::{
-    CommError, CommThread, Communicator, Control, FlightRecorder, LaunchedRank, MpiCommunicator, Reduction,
-    Solo, TcpCommunicator, Topology, Way,
+    Agreed, CommError, CommThread, Communicator, Control, FlightRecorder, LaunchedRank, MpiCommunicator,
+    Reduction, Solo, TcpCommunicator, Topology, Way,
 };
 
 use crate::backend;
@@ -58,7 +58,10 @@ impl Session {
         })?;
         let control = match comm.topology().world_size {
             1 => None,
-            _ => Some(Control::start(&comm, timeout).map_err(|failure| Error::Other(failure.sentence))?),
+            _ => match Control::start(&comm, timeout) {
+                Ok(control) => Some(control),
+                Err(agreed) => return Err(end_without_control(comm, agreed)),
+            },
         };
         Ok(Session { comm, control, backend })
     }
@@ -155,6 +158,8 @@ pub(crate) fn with_delayed_session<T>(
     let session = Session::start(launched, config, delay).inspect_err(|error| {
         let mine = match error {
             Error::Comm(error) => error.is_for(rank),
+            // Printed, before the communication ended.
+            Error::Agreed(_) => false,
             _ => rank == 0,
         };
         if mine {
@@ -193,6 +198,19 @@ pub(crate) fn with_delayed_session<T>(
     }
     ended?;
     result
+}
+
+/// The ranks have met, but not on a control plane: the one that it belongs to says why, and if all know of it they end
+/// together.
+fn end_without_control(comm: CommThread, agreed: Agreed) -> Error {
+    let (mine, error) = (agreed.mine, Error::Agreed(agreed));
+    if mine {
+        print_error(Some(comm.topology()), &error);
+    }
+    if comm.flight().failure().is_none() {
+        let _ = comm.shutdown();
+    }
+    error
 }
 
 impl Session {

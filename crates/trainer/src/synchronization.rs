@@ -155,8 +155,8 @@ fn batch_norm(config: &Config, batches: &BatchLayout) -> [Refusal; 6] {
         ),
         refusal(
             batches.local_micro_batches().len() != 1,
-            "normalises over the global batch, so each rank computes its part in one piece; expected train.micro_batch to \
-             be the global batch divided by the number of ranks",
+            "normalises over the global batch, so each rank computes its part in one piece; expected no \
+             train.micro_batch, or the global batch divided by the number of ranks (--set train.micro_batch=null)",
         ),
     ]
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::addresses::{HostAddress, choose, of_this_host};
 use super::wire::{Message, PROTOCOL, receive, send};
-use crate::{CommThread, Failure};
+use crate::{Agreed, CommThread, Failure};
 
 /// Within this time all ranks must have met.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,14 +45,14 @@ struct Invitation {
 }
 
 /// Collective: makes the connections.
-pub(super) fn meet(comm: &CommThread, timeout: Duration) -> Result<Connections, Failure> {
+pub(super) fn meet(comm: &CommThread, timeout: Duration) -> Result<Connections, Agreed> {
     let topology = comm.topology();
     let me = Introduction { protocol: PROTOCOL, host: topology.host.clone(), addresses: of_this_host() };
     let all: Vec<Introduction> = gather(comm, Some(&me))?
         .into_iter()
         .map(|introduction| introduction.filter(|rank: &Introduction| rank.protocol == PROTOCOL))
         .collect::<Option<_>>()
-        .ok_or_else(|| failure("the ranks run different versions of this program".into()))?;
+        .ok_or_else(|| found_by_all(comm, "the ranks run different versions of this program"))?;
     let hosts: Vec<String> = all.iter().map(|rank| rank.host.clone()).collect();
 
     let listening = match topology.rank {
@@ -67,7 +67,7 @@ pub(super) fn meet(comm: &CommThread, timeout: Duration) -> Result<Connections, 
         .into_iter()
         .next()
         .flatten()
-        .ok_or_else(|| failure("rank 0 does not say where it listens".into()))?;
+        .ok_or_else(|| found_by_all(comm, "rank 0 does not say where it listens"))?;
     let streams = match &listening {
         Some((listener, _)) => admit(listener, &invitation.token, &hosts, timeout),
         None => {
@@ -82,18 +82,24 @@ fn failure(sentence: String) -> Failure {
     Failure { exit_code: super::EXIT_FAILURE, sentence }
 }
 
+/// What every rank sees by itself, and rank 0 says.
+fn found_by_all(comm: &CommThread, sentence: &str) -> Agreed {
+    Agreed { rank: 0, failure: failure(sentence.to_owned()), mine: comm.topology().rank == 0 }
+}
+
 /// Collective: the value if every rank succeeded, else the failure of the lowest that did not.
-fn comm_result<T>(comm: &CommThread, local: Result<T, String>) -> Result<T, Failure> {
-    comm.agree(local.map_err(failure)).map_err(|agreed| agreed.failure)
+fn comm_result<T>(comm: &CommThread, local: Result<T, String>) -> Result<T, Agreed> {
+    comm.agree(local.map_err(failure))
 }
 
 /// Collective: what every rank says, by rank.
 fn gather<T: Serialize + for<'de> Deserialize<'de>>(
     comm: &CommThread,
     mine: Option<&T>,
-) -> Result<Vec<Option<T>>, Failure> {
-    let mine = mine.map_or(Ok(Vec::new()), serde_json::to_vec).map_err(|error| failure(error.to_string()))?;
-    let all = comm.all_gather(mine).map_err(|error| failure(error.to_string()))?;
+) -> Result<Vec<Option<T>>, Agreed> {
+    let alone = |sentence| Agreed { rank: comm.topology().rank, failure: failure(sentence), mine: true };
+    let mine = mine.map_or(Ok(Vec::new()), serde_json::to_vec).map_err(|error| alone(error.to_string()))?;
+    let all = comm.all_gather(mine).map_err(|error| alone(error.to_string()))?;
     Ok(all.iter().map(|bytes| serde_json::from_slice(bytes).ok()).collect())
 }
 

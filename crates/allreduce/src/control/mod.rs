@@ -34,7 +34,7 @@ pub use self::pace::{Pace, RankPace};
 use self::plane::{Command, Plane};
 use crate::agreement::EXIT_FAILURE;
 use crate::scheduling::ask_for_short_slices;
-use crate::{CommThread, Failure};
+use crate::{Agreed, CommThread, Failure};
 
 /// How long a failing rank waits for its control plane to end the process.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -63,18 +63,17 @@ pub struct Control {
 }
 
 impl Control {
-    /// Collective: connects the ranks and starts this rank's thread. From now on a job in which a collective
-    /// of
+    /// Collective: connects the ranks and starts this rank's thread. From now on a job in which a collective of
     /// `comm` takes longer than rank 0's `timeout`, or of which a rank disappears, is ended on all ranks with
     /// exit code 1.
     ///
     /// # Errors
-    /// When the ranks do not meet.
-    pub fn start(comm: &CommThread, timeout: Duration) -> Result<Control, Failure> {
+    /// When the ranks do not meet: that on all of them, or that this rank could not talk to the others.
+    pub fn start(comm: &CommThread, timeout: Duration) -> Result<Control, Agreed> {
         Self::start_with(comm, timeout, Arc::new(|ending: Ending| end_process(ending.exit_code)))
     }
 
-    fn start_with(comm: &CommThread, timeout: Duration, end: End) -> Result<Control, Failure> {
+    fn start_with(comm: &CommThread, timeout: Duration, end: End) -> Result<Control, Agreed> {
         let connections = meet(comm, timeout)?;
         let (commands, receiver) = unbounded();
         let (ending, running) = bounded(0);
@@ -88,12 +87,10 @@ impl Control {
                         .spawn(move || serve(plane, &end))?;
                     Ok(waker)
                 });
-        let waker = comm
-            .agree(started.map_err(|error| Failure {
-                exit_code: EXIT_FAILURE,
-                sentence: format!("cannot start the control plane: {error}"),
-            }))
-            .map_err(|agreed| agreed.failure)?;
+        let waker = comm.agree(started.map_err(|error| Failure {
+            exit_code: EXIT_FAILURE,
+            sentence: format!("cannot start the control plane: {error}"),
+        }))?;
         Ok(Control { commands, waker: Arc::new(waker), running, paces })
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::retention::Keep;
 use super::write::{Written, save};
-use super::{CheckpointError, NamedTensor, Part, RunState, file_error};
+use super::{CheckpointError, NamedTensor, NotFiniteTensor, Part, RunState, file_error};
 
 /// Makes the tensors of a part, on the thread that writes them, from a copy that training cannot change.
 pub(crate) type LazyTensors = Box<dyn FnOnce() -> Result<Vec<NamedTensor>, CheckpointError> + Send>;
@@ -107,7 +107,7 @@ fn work(job: Job) -> Outcome {
 
 fn finite(tensors: Vec<NamedTensor>, step: u64) -> Result<Vec<NamedTensor>, CheckpointError> {
     match tensors.iter().find(|tensor| tensor.values.iter().any(|value| !value.is_finite())) {
-        Some(tensor) => Err(CheckpointError::NotFinite { tensor: tensor.name.clone(), step }),
+        Some(tensor) => Err(NotFiniteTensor { tensor: tensor.name.clone(), step }.into()),
         None => Ok(tensors),
     }
 }

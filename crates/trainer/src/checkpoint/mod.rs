@@ -4,7 +4,11 @@
 //! checkpoints/step-000000390/{weights.safetensors, optimizer.safetensors, averaged.safetensors, state.json, SHA256SUMS}
 //! checkpoints/latest           name of the newest complete one
 //! checkpoints/best             name of the kept one of the lowest test error
+//! checkpoints/abandoned/       those of later steps than the one that the user made the run go on from
 //! ```
+//! The checkpoints of a folder are of one course of its run: where it goes on from an earlier one, those of later steps
+//! leave the folder before its first step.
+//!
 //! What `wrn-dist model import` makes of another program's weights has no optimizer, and a run without `train.averaging`
 //! no averaged weights. Averaged weights have the names of the weights, and their file can be named in place of a
 //! checkpoint wherever weights are read.
@@ -31,8 +35,10 @@ use crate::health::HealthState;
 
 pub(crate) use background::{Job, LazyTensors, Outcome, Writer};
 pub(crate) use content::checksum;
-pub(crate) use read::{candidates, load, load_all, load_state, newest_whole, weights_checksum};
-pub(crate) use retention::{Keep, remove_newer};
+pub(crate) use read::{
+    candidates, candidates_up_to, load, load_all, load_state, newest_whole, weights_checksum,
+};
+pub(crate) use retention::{ABANDONED, Keep, Later, drop_later};
 #[cfg(test)]
 pub(crate) use write::Written;
 pub(crate) use write::{refuse_existing, replace_file, save_weights};
@@ -109,19 +115,21 @@ pub enum CheckpointError {
         reason: String,
     },
     /// Numbers that training cannot go on from.
-    #[error(
-        "{tensor} is no longer finite after step {step}: nothing is saved; lower schedule.rate and resume from the last \
-         checkpoint"
-    )]
-    NotFinite {
-        /// Name of the tensor.
-        tensor: String,
-        /// Completed steps.
-        step: u64,
-    },
+    #[error(transparent)]
+    NotFinite(#[from] NotFiniteTensor),
     /// Tensors could not be turned into a file.
     #[error("cannot encode a checkpoint: {0}")]
     Tensors(String),
+}
+
+/// Numbers that training cannot go on from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[error("{tensor} is no longer finite after step {step}")]
+pub struct NotFiniteTensor {
+    /// Name of the tensor.
+    pub tensor: String,
+    /// Completed steps.
+    pub step: u64,
 }
 
 /// Where a run stands, beside its tensors.

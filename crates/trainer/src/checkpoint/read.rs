@@ -139,7 +139,12 @@ fn pointed_at(pointer: &Path) -> Result<Option<u64>, CheckpointError> {
 /// The checkpoints of a folder that a run can go on from, the one to try first in front: the one that `latest`
 /// names and those of earlier steps, or, should the pointer be lost, all, from the highest step down.
 pub(crate) fn candidates(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let newest = pointed_at(&folder.join(LATEST))?.unwrap_or(u64::MAX);
+    candidates_up_to(folder, u64::MAX)
+}
+
+/// Those of [`candidates`] after at most `most` steps.
+pub(crate) fn candidates_up_to(folder: &Path, most: u64) -> Result<Vec<PathBuf>, CheckpointError> {
+    let newest = pointed_at(&folder.join(LATEST))?.unwrap_or(u64::MAX).min(most);
     let (steps, _) = list(folder)?;
     let steps = steps.into_iter().rev().filter(|&step| step <= newest);
     Ok(steps.map(|step| folder.join(checkpoint_name(step))).collect())

@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::read::load_state;
 use super::write::{remove_folder, replace_file};
-use super::{BEST, CheckpointError, file_error};
+use super::{BEST, CheckpointError, LATEST, file_error};
+
+/// Folder within that of the checkpoints for those that a run has turned away from.
+pub(crate) const ABANDONED: &str = "abandoned";
 
 /// How many checkpoints stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,24 +58,53 @@ pub(super) fn list(folder: &Path) -> Result<(Vec<u64>, Vec<String>), CheckpointE
     Ok((steps, partial))
 }
 
-/// Removes the checkpoints of steps after `step`, for a run that goes on from there by another way.
-pub(crate) fn remove_newer(folder: &Path, step: u64) -> Result<(), CheckpointError> {
-    let (steps, _) = list(folder)?;
-    steps
-        .into_iter()
-        .rev()
-        .take_while(|&found| found > step)
-        .try_for_each(|found| remove_folder(&folder.join(checkpoint_name(found))))
+/// What becomes of checkpoints of steps after the one that a run goes on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Later {
+    /// Their numbers are no good.
+    Removed,
+    /// Moved to the folder `abandoned`, out of which nothing is taken again by itself. One of the same step that lies
+    /// there already is replaced.
+    SetAside,
 }
 
-/// After the save of `step`: points `best` at the best checkpoint, and removes what interrupted saves left and
-/// the checkpoints that are not kept. Those of later steps are left alone: the run went back, and will pass them.
-pub(super) fn tidy(folder: &Path, step: u64, keep: Keep) -> Result<(), CheckpointError> {
-    let (mut steps, partial) = list(folder)?;
-    for name in partial {
-        remove_folder(&folder.join(name))?;
+/// For a run that goes on from `step`: checkpoints of later steps are of another course of it, and must not be taken
+/// for its own. `latest` turns to one that stays first, so that none of them is gone on from, whatever interrupts this.
+/// The steps of those that went.
+pub(crate) fn drop_later(
+    folder: &Path,
+    step: u64,
+    later: Later,
+    keep: Keep,
+) -> Result<Vec<u64>, CheckpointError> {
+    let (mut steps, _) = list(folder)?;
+    let gone = steps.split_off(steps.partition_point(|&found| found <= step));
+    if gone.is_empty() {
+        return Ok(gone);
     }
-    steps.retain(|&found| found <= step);
+    if let Some(&newest) = steps.last() {
+        replace_file(&folder.join(LATEST), checkpoint_name(newest).as_bytes())?;
+    }
+    let place = folder.join(ABANDONED);
+    if later == Later::SetAside {
+        fs::create_dir_all(&place).map_err(file_error("create", &place))?;
+    }
+    for &step in gone.iter().rev() {
+        match later {
+            Later::Removed => remove_checkpoint(folder, step)?,
+            Later::SetAside => {
+                let (path, aside) = (folder.join(checkpoint_name(step)), place.join(checkpoint_name(step)));
+                remove_folder(&aside)?;
+                fs::rename(&path, aside).map_err(file_error("set aside", &path))?;
+            }
+        }
+    }
+    point_at_best(folder, &steps, keep)?;
+    Ok(gone)
+}
+
+/// Points `best` at the best of the checkpoints of `steps`; the steps of all those that are kept for their test error.
+fn point_at_best(folder: &Path, steps: &[u64], keep: Keep) -> Result<Vec<u64>, CheckpointError> {
     let mut by_error: Vec<(f64, u64)> = (steps.iter())
         .filter_map(|&step| {
             let (_, state) = load_state(&folder.join(checkpoint_name(step))).ok()?;
@@ -96,9 +128,46 @@ pub(super) fn tidy(folder: &Path, step: u64, keep: Keep) -> Result<(), Checkpoin
             _ => {}
         },
     }
-    let older = steps.len().saturating_sub(keep.last);
-    for &step in steps[..older].iter().filter(|&step| by_error.iter().all(|(_, best)| best != step)) {
-        remove_folder(&folder.join(checkpoint_name(step)))?;
+    Ok(by_error.into_iter().map(|(_, step)| step).collect())
+}
+
+/// After the save of `step`: points `best` at the best checkpoint, and removes what interrupted saves left and
+/// the checkpoints that are not kept. Those of later steps are left alone: [`drop_later`] is for them. What cannot be
+/// removed keeps nothing else from it; the first such failure.
+pub(super) fn tidy(folder: &Path, step: u64, keep: Keep) -> Result<(), CheckpointError> {
+    let (mut steps, partial) = list(folder)?;
+    let mut result = Ok(());
+    let mut note = |removed: Result<(), CheckpointError>| {
+        if result.is_ok() {
+            result = removed;
+        }
+    };
+    for name in partial {
+        note(remove_folder(&folder.join(name)));
     }
-    Ok(())
+    steps.retain(|&found| found <= step);
+    match point_at_best(folder, &steps, keep) {
+        Ok(best) => {
+            let older = steps.len().saturating_sub(keep.last);
+            for &step in steps[..older].iter().filter(|step| !best.contains(step)) {
+                note(remove_checkpoint(folder, step));
+            }
+        }
+        Err(error) => note(Err(error)),
+    }
+    result
+}
+
+/// Under another name first, so that what is left of an interrupted removal is no damaged checkpoint.
+fn remove_checkpoint(folder: &Path, step: u64) -> Result<(), CheckpointError> {
+    let path = folder.join(checkpoint_name(step));
+    let former = former(folder, step);
+    remove_folder(&former)?;
+    fs::rename(&path, &former).map_err(file_error("remove", &path))?;
+    remove_folder(&former)
+}
+
+/// Where the checkpoint of `step` waits for its end.
+pub(super) fn former(folder: &Path, step: u64) -> PathBuf {
+    folder.join(format!(".former-{}.partial", checkpoint_name(step)))
 }

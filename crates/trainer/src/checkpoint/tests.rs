@@ -96,7 +96,7 @@ fn the_best_are_kept_beside_the_newest_and_the_pointer_names_the_first_of_them()
 }
 
 #[test]
-fn checkpoints_of_later_steps_stay_until_the_run_passes_them() {
+fn checkpoints_of_later_steps_than_the_latest_are_not_gone_on_from() {
     let dir = tempfile::tempdir().unwrap();
     for step in [1, 2, 9] {
         save_with(dir.path(), &state(step, None), Keep { last: 3, best: 0 });
@@ -110,14 +110,51 @@ fn checkpoints_of_later_steps_stay_until_the_run_passes_them() {
 }
 
 #[test]
-fn a_run_that_went_back_leaves_nothing_of_its_former_way() {
-    let dir = tempfile::tempdir().unwrap();
-    for step in [1, 2, 9] {
-        save_with(dir.path(), &state(step, None), Keep { last: 3, best: 0 });
+fn a_run_that_goes_on_from_an_earlier_step_has_none_of_later_ones() {
+    for (later, stays) in [(Later::Removed, None), (Later::SetAside, Some("abandoned"))] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("checkpoints");
+        let keep = Keep { last: 9, best: 1 };
+        assert!(drop_later(&folder, 1, later, keep).unwrap().is_empty(), "there is no folder yet");
+        // The second time, those that were set aside before are replaced.
+        for _ in 0..2 {
+            for (step, error) in [(1, Some(0.5)), (2, None), (7, Some(0.25)), (9, None)] {
+                save_with(&folder, &state(step, error), keep);
+            }
+            assert_eq!(drop_later(&folder, 2, later, keep).unwrap(), [7, 9], "{later:?}");
+            let expected = stays.into_iter().chain(["best", "latest", "step-000000001", "step-000000002"]);
+            assert_eq!(names(&folder), expected.collect::<Vec<_>>());
+            assert_eq!(load(&folder.join("latest"), &[]).unwrap().state.step, 2);
+            assert_eq!(load(&folder.join("best"), &[]).unwrap().state.step, 1, "{later:?}");
+        }
+        if let Some(place) = stays {
+            assert_eq!(names(&folder.join(place)), ["step-000000007", "step-000000009"]);
+            assert_eq!(load_all(&folder.join(place).join("step-000000009")).unwrap().state.step, 9);
+        }
+        assert!(drop_later(&folder, 2, later, keep).unwrap().is_empty());
     }
-    remove_newer(dir.path(), 1).unwrap();
-    assert_eq!(names(dir.path()), ["latest", "step-000000001"]);
-    remove_newer(&dir.path().join("nothing"), 1).unwrap();
+}
+
+#[test]
+fn an_old_checkpoint_that_cannot_be_removed_is_no_failed_save() {
+    let dir = tempfile::tempdir().unwrap();
+    let keep = Keep { last: 1, best: 0 };
+    // Not a folder, so it cannot go as one.
+    fs::write(dir.path().join("step-000000001"), "").unwrap();
+    let written = |step| {
+        let parts = parts().into_iter().map(|(part, tensors)| (part, Ok(tensors)));
+        save(dir.path(), &state(step, None), parts, keep).unwrap()
+    };
+    for step in [2, 3, 4] {
+        let written = written(step);
+        assert!(written.untidy.as_ref().is_some_and(|why| why.contains("cannot remove")), "{written:?}");
+        assert_eq!(latest(dir.path()).unwrap(), Some(written.path));
+    }
+    let stays = ".former-step-000000001.partial";
+    assert_eq!(names(dir.path()), [stays, "latest", "step-000000004"], "all others go");
+    fs::remove_file(dir.path().join(stays)).unwrap();
+    assert_eq!(written(5).untidy, None);
+    assert_eq!(names(dir.path()), ["latest", "step-000000005"]);
 }
 
 #[test]

@@ -16,10 +16,12 @@ pub(crate) struct Written {
     pub(crate) path: PathBuf,
     /// Size of its files.
     pub(crate) bytes: u64,
+    /// Why something that should have gone is still there, if it is; the next save tries again.
+    pub(crate) untidy: Option<String>,
 }
 
 /// Writes a checkpoint below `folder`, which is made if the folder above is there; points `latest` at it and
-/// removes those that `keep` does not keep. `parts` are asked for one after the other.
+/// removes those that `keep` does not keep, which may fail without harm to it. `parts` are asked for one after the other.
 pub(super) fn save(
     folder: &Path,
     state: &RunState,
@@ -40,15 +42,15 @@ pub(super) fn save(
     if place.exists() {
         // Of the same step, damaged or from before the run went back: moved out of the way first, so that no
         // moment has half of it.
-        let former = folder.join(format!(".former-{name}.partial"));
+        let former = retention::former(folder, state.step);
         remove_folder(&former)?;
         fs::rename(&place, &former).map_err(file_error("replace", &place))?;
     }
     fs::rename(&partial, &place).map_err(file_error("rename", &partial))?;
     sync_folder(folder)?;
     replace_file(&folder.join(LATEST), name.as_bytes())?;
-    retention::tidy(folder, state.step, keep)?;
-    Ok(Written { path: place, bytes })
+    let untidy = retention::tidy(folder, state.step, keep).err().map(|error| error.to_string());
+    Ok(Written { path: place, bytes, untidy })
 }
 
 /// Writes a checkpoint without optimizer as the new folder `place`.

@@ -10,7 +10,7 @@ pub enum OnNan {
     #[default]
     Stop,
     /// Leave weights, momentum and running statistics as they are and go on with the next batch. Many such steps
-    /// in a row end the run all the same.
+    /// in a row end the run all the same, and so do weights that are themselves found not finite when they are saved.
     Skip,
     /// Go back to an earlier checkpoint with a lower learning rate, as `train.roll_back` says.
     RollBack,

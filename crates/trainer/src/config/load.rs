@@ -184,7 +184,8 @@ impl Config {
     }
 
     /// The values that decide what a run computes, as dotted keys: two runs whose values agree are the same
-    /// experiment. Paths, reporting, thread pools and the shape of the exchange are left out.
+    /// experiment. Paths, reporting, thread pools and the shape of the exchange are left out, and the micro batch where
+    /// batch norm sees the global batch.
     #[must_use]
     pub fn meaning(&self) -> Vec<(String, String)> {
         const NOT_MEANING: &[&str] = &[
@@ -211,7 +212,9 @@ impl Config {
             "train.roll_back",
             "train.check_replicas_every",
         ];
-        self.keys_without(NOT_MEANING)
+        let mut meaning = self.keys_without(NOT_MEANING);
+        meaning.retain(|(key, _)| !(self.model.sync_norm && key == "train.micro_batch"));
+        meaning
     }
 
     fn keys_without(&self, left_out: &[&str]) -> Vec<(String, String)> {

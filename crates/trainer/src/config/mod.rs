@@ -102,7 +102,8 @@ pub struct ModelConfig {
     pub frozen_norm: bool,
     /// Batch norm over the global batch rather than over each micro batch, forward and backward: each rank then has one
     /// micro batch, and ranks wait for each other in every such layer. A rank that fails ends the job alone, and where
-    /// a gradient becomes infinite or NaN is not searched for.
+    /// a gradient becomes infinite or NaN is not searched for. The run can go on on another number of ranks, with the
+    /// same batch norm; what is drawn for each micro batch (dropout, mixup) is then drawn for other ones.
     #[serde(default)]
     pub sync_norm: bool,
     /// A checkpoint whose weights and running statistics a new run begins with: what `model import` made, a
@@ -132,7 +133,7 @@ pub struct TrainConfig {
     /// Samples that go through the network at once; batch norm normalises over these.
     /// The global batch divided by the number of ranks when absent; `auto`: the largest divisor of that which
     /// `memory_limit_gib` allows, or where that is absent, on GPUs only, with which a step runs on every rank; kept when
-    /// the run is resumed.
+    /// a run goes on from a checkpoint.
     #[serde(default)]
     pub micro_batch: Option<AutoOr>,
     /// Memory of a rank for weights, gradients, the optimizer's memory, activations and what operations need while they run, as

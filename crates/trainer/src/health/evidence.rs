@@ -31,6 +31,8 @@ struct Evidence {
     step: u64,
     epoch: u64,
     learning_rate: f64,
+    /// The first parameter whose averaged gradient is not finite, where it cannot be told from which rank that comes.
+    averaged_gradient: Option<String>,
     ranks: Vec<RankEvidence>,
 }
 
@@ -54,7 +56,7 @@ struct Sample {
     repetition: u32,
 }
 
-/// Collective: rank 0 writes down what the ranks found in `step`, counted from 0. The path, on rank 0; a file that
+/// Collective: rank 0 writes down what the ranks found in `step`, counted from 0, or in their average. The path, on rank 0; a file that
 /// cannot be written is no reason to end otherwise than the run does.
 pub(crate) fn save(
     session: &Session,
@@ -62,6 +64,7 @@ pub(crate) fn save(
     dir: &RunDir,
     step: u64,
     learning_rate: f64,
+    averaged_gradient: Option<String>,
     found: Option<&NotFinite>,
 ) -> Result<Option<PathBuf>, Error> {
     let mine = found.map(|found| RankEvidence {
@@ -82,6 +85,7 @@ pub(crate) fn save(
         step: step + 1,
         epoch: step / plan.steps_per_epoch + 1,
         learning_rate,
+        averaged_gradient,
         ranks: all.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok()).collect(),
     };
     let folder = dir.root().join("evidence");

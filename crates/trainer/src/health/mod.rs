@@ -25,6 +25,10 @@ pub(crate) struct HealthState {
     /// The latest losses.
     #[serde(default)]
     pub(crate) losses: LossWatch,
+    /// Latest steps in a row that were left out since their gradient was not finite, but for those of a loss scale that
+    /// was too large.
+    #[serde(default)]
+    pub(crate) skipped_in_a_row: u64,
     /// Ways back to earlier checkpoints, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) roll_backs: Vec<RollBack>,

@@ -48,10 +48,14 @@ pub(super) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// On rank 0: the checkpoint to go back to below `folder`: the newest one, or as many before it as `config` says if
-/// there are so many. Damaged ones are passed over.
-pub(crate) fn find(folder: &Path, config: &RollBackConfig) -> Result<(PathBuf, Checkpoint), Error> {
-    let found = checkpoint::candidates(folder)?;
+/// On rank 0, for a run that has completed `step` steps: the checkpoint to go back to below `folder`: the newest one up
+/// to there, or as many before it as `config` says if there are so many. Damaged ones are passed over.
+pub(crate) fn find(
+    folder: &Path,
+    step: u64,
+    config: &RollBackConfig,
+) -> Result<(PathBuf, Checkpoint), Error> {
+    let found = checkpoint::candidates_up_to(folder, step)?;
     let wanted = (config.checkpoints_back as usize - 1).min(found.len().saturating_sub(1));
     for path in found.into_iter().skip(wanted) {
         match checkpoint::load_all(&path) {

@@ -28,14 +28,18 @@ const PANELS: [Panel; 2] = [
     Panel {
         title: "loss",
         curves: [
-            Curve { label: "train", color: TRAIN, value: |epoch| Some(epoch.train_loss) },
+            Curve { label: "train", color: TRAIN, value: |epoch| epoch.train_loss },
             Curve { label: "test", color: TEST, value: |epoch| epoch.test_loss },
         ],
     },
     Panel {
         title: "top-1 error, %",
         curves: [
-            Curve { label: "train", color: TRAIN, value: |epoch| Some(100.0 * epoch.train_top1_error) },
+            Curve {
+                label: "train",
+                color: TRAIN,
+                value: |epoch| epoch.train_top1_error.map(|error| 100.0 * error),
+            },
             Curve {
                 label: "test",
                 color: TEST,

@@ -91,17 +91,17 @@ impl Progress {
         if let Some(error) = record.averaged_test_top1_error {
             test += &format!(" ({:.2} % with averaged weights)", 100.0 * error);
         }
+        let train = match (record.train_loss, record.train_top1_error) {
+            (Some(loss), Some(error)) => format!("train loss {loss:.4} error {:.2} %", 100.0 * error),
+            _ => "all steps were left out".into(),
+        };
         let skipped = match record.skipped_samples + record.test_skipped_samples.unwrap_or(0) {
             0 => String::new(),
             skipped => format!("  {skipped} images could not be decoded"),
         };
         self.say(&format!(
-            "epoch {}/{}  train loss {:.4} error {:.2} %  {test}  {:.0} images/s{skipped}",
-            record.epoch,
-            self.epochs,
-            record.train_loss,
-            100.0 * record.train_top1_error,
-            record.images_per_second
+            "epoch {}/{}  {train}  {test}  {:.0} images/s{skipped}",
+            record.epoch, self.epochs, record.images_per_second
         ));
     }
 

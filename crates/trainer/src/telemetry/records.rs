@@ -143,10 +143,10 @@ pub(crate) struct EpochRecord {
     /// Samples that could not be decoded and have no part in loss and error.
     #[serde(default)]
     pub(crate) skipped_samples: u64,
-    /// Mean of the losses of all steps but the skipped ones.
-    pub(crate) train_loss: f64,
+    /// Mean of the losses of all steps but the skipped ones; absent where all were skipped, as the next.
+    pub(crate) train_loss: Option<f64>,
     /// Over all samples of these steps but the skipped ones, 0 to 1.
-    pub(crate) train_top1_error: f64,
+    pub(crate) train_top1_error: Option<f64>,
     /// Absent when the epoch was not evaluated.
     pub(crate) test_loss: Option<f64>,
     pub(crate) test_top1_error: Option<f64>,

@@ -1,7 +1,7 @@
 //! Where the weights of a new run come from: drawn from the seed, or read from a checkpoint (`model.weights`).
 
 use super::TrainOptions;
-use super::resume::{recorded_weights, refuse_other_keys};
+use super::resume::{recorded, refuse_other_keys};
 use crate::checkpoint::{self, CheckpointError};
 use crate::config::{ConfigError, LoadedConfig};
 use crate::engine::Engine;
@@ -42,7 +42,7 @@ pub(super) fn identify(
     let (Some(path), None) = (&model.weights, &model.weights_sha256) else { return Ok(()) };
     let checksum = match session.is_leader() {
         true => checkpoint::weights_checksum(path).or_else(|error| {
-            recorded_weights(dir, options)
+            recorded(dir, options, "model.weights_sha256")
                 .ok_or_else(|| loaded.error("model.weights", error.to_string()).into())
         }),
         false => Ok(String::new()),

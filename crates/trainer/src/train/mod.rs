@@ -12,12 +12,12 @@ use std::time::Instant;
 
 use data_sharding::{Batch, EpochOrder, Pool, SampleKey};
 
-use self::resume::{refuse_other_architecture, refuse_other_keys};
+use self::resume::{DERIVED, recorded, refuse_other_architecture, refuse_other_keys};
 use self::run::Run;
 use self::stop::StopRequests;
 use crate::backend;
 use crate::checkpoint;
-use crate::config::{self, AutoOr, CollectiveCheck, CommConfig, LoadedConfig};
+use crate::config::{self, AutoOr, CollectiveCheck, CommConfig, Config, LoadedConfig};
 use crate::device::Compute;
 use crate::engine::{Engine, WeightSet};
 use crate::error::Error;
@@ -65,7 +65,7 @@ pub enum StopAfter {
     /// When this many epochs are complete.
     Epoch(u32),
     /// When this many steps of the whole run are complete. An evaluation that is then due comes first when the run
-    /// goes on.
+    /// goes on; that of the last step is part of it.
     Step(u64),
 }
 
@@ -95,7 +95,7 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
         session.agree_equal("--stop-after", &format!("{:?}", options.stop_after))?;
         let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
         let dir = RunDir::new(&root);
-        micro_batch::keep(session, &mut loaded, &dir)?;
+        micro_batch::keep(session, &mut loaded, || recorded(&dir, options, DERIVED))?;
         micro_batch::trial::resolve(session, &mut loaded)?;
         let mut plan = open_plan(session, &loaded)?;
         initial::identify(session, &loaded, &mut plan, &dir, options)?;
@@ -116,6 +116,18 @@ const KEYS_OF_EVALUATION: &[&str] = &[
     "data.normalize",
 ];
 
+/// Makes the keys of training suit any number of ranks, where nothing is trained. The size of batches that the
+/// configuration names stays, since it decides on roundings.
+fn fit_to(ranks: usize, config: &mut Config) {
+    let share = (config.train.global_batch / ranks).max(1);
+    let micro_batch = match config.train.micro_batch {
+        Some(AutoOr::Exactly(micro_batch)) => micro_batch.get(),
+        Some(AutoOr::Auto) | None => share,
+    };
+    config.train.global_batch = micro_batch.saturating_mul(ranks);
+    config.model.sync_norm = false;
+}
+
 /// Evaluates a checkpoint on the test set; collective over all ranks. The counts are rank 0's to report,
 /// `None` elsewhere.
 ///
@@ -129,7 +141,8 @@ pub fn evaluate_checkpoint(
 ) -> Result<Option<Evaluation>, Error> {
     let loaded = config::load(config, overrides);
     with_session(&configured_comm(&loaded), |session| {
-        let loaded = session.agree(loaded.map_err(Error::from))?;
+        let mut loaded = session.agree(loaded.map_err(Error::from))?;
+        fit_to(session.topology().world_size, &mut loaded.config);
         let plan = open_plan(session, &loaded)?;
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
         let engine = session.agree(Engine::new(&plan, compute, session.comm().clone()))?;

@@ -54,15 +54,15 @@ pub(super) fn resume(
 ) -> Result<Start, Error> {
     let holds_a_run = dir.metrics().exists() || dir.checkpoints().exists();
     let found = match &options.resume {
-        Resume::Path(path) if holds_a_run && !is_inside(path, dir.root()) => {
-            return Err(Error::Other(format!(
-                "{} already holds a run, and {} is not part of it; name another --out to go on from there",
-                dir.root().display(),
-                path.display()
-            )));
-        }
         Resume::Path(path) => {
             let (path, _) = checkpoint::load_state(path)?;
+            if holds_a_run && !lies_in(&path, &dir.checkpoints()) {
+                return Err(Error::Other(format!(
+                    "{} already holds a run, and {} is not part of it; name another --out to go on from there",
+                    dir.root().display(),
+                    path.display()
+                )));
+            }
             let saved = checkpoint::load_all(&path)?;
             Some((path, saved, Vec::new()))
         }
@@ -134,20 +134,21 @@ pub(super) fn take_over(
     Ok(RunState { versions, ..saved.state })
 }
 
-/// On rank 0: what a run that goes on knows of the weights it began with: their SHA-256.
-pub(super) fn recorded_weights(dir: &RunDir, options: &TrainOptions) -> Option<String> {
+/// On rank 0: the value that a key had in the run that this one goes on with; `None` for a run that begins.
+pub(super) fn recorded<T: DeserializeOwned>(dir: &RunDir, options: &TrainOptions, key: &str) -> Option<T> {
     let candidates = match &options.resume {
         Resume::Path(path) => vec![path.clone()],
         Resume::Auto => checkpoint::candidates(&dir.checkpoints()).ok()?,
         Resume::None => Vec::new(),
     };
     let (_, state) = candidates.iter().find_map(|path| checkpoint::load_state(path).ok())?;
-    serde_yaml::from_str(state.meaning.get("model.weights_sha256")?).ok()
+    serde_yaml::from_str(state.meaning.get(key)?).ok()
 }
 
-fn is_inside(path: &Path, folder: &Path) -> bool {
-    match (path.canonicalize(), folder.canonicalize()) {
-        (Ok(path), Ok(folder)) => path.starts_with(folder),
+/// Whether a checkpoint is one of those of the run whose checkpoints are in `folder`.
+pub(super) fn lies_in(checkpoint: &Path, folder: &Path) -> bool {
+    match (checkpoint.canonicalize(), folder.canonicalize()) {
+        (Ok(checkpoint), Ok(folder)) => checkpoint.parent() == Some(&folder),
         _ => false,
     }
 }
@@ -201,7 +202,7 @@ pub(super) fn refuse_other_keys(
 }
 
 /// The key that changes with the number of ranks where it is not set.
-const DERIVED: &str = "train.micro_batch";
+pub(super) const DERIVED: &str = "train.micro_batch";
 
 /// What to do where nobody has changed the key.
 fn advice(then: &str) -> String {

@@ -1,35 +1,42 @@
-//! One run on one rank: set up, loop over its steps, evaluate, save and end. The step itself is
-//! [`crate::engine`]'s; here stands what comes before and after each one.
+//! One run on one rank: set up, and loop over its steps. The step itself is [`crate::engine`]'s; here stands what comes
+//! before and after each one, but for the end of an epoch ([`epoch`]), saving ([`save`]) and what is done when numbers
+//! go wrong ([`trouble`]).
 
+mod epoch;
+mod save;
 mod trouble;
 
 use std::fs::File;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use data_sharding::Pool;
 
 use self::trouble::Judgement;
-use super::resume::{Start, fresh_position, resume, share};
-use super::saving::{Report, Saving};
+use super::resume::{Start, fresh_position, lies_in, resume, share};
+use super::saving::Saving;
 use super::stop::StopRequests;
 use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
 use crate::backend;
-use crate::checkpoint::{CheckpointError, Job, LazyTensors, Part, RunState};
+use crate::checkpoint::{self, Later, NotFiniteTensor, RunState};
 use crate::config::Compression;
 use crate::device::Compute;
-use crate::engine::{Engine, StepError, StepOutcome, WeightSet, Wishes};
+use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
-use crate::evaluate::{Evaluation, Views, evaluate_unless};
 use crate::health::desync;
 use crate::health::straggler::StragglerWatch;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::Session;
-use crate::telemetry::{
-    EpochRecord, Exporter, MetricsFile, Progress, Record, StepRecord, draw_curves, export_checkpoint,
-    export_epoch, export_step, read_epochs,
-};
-use crate::transfer;
+use crate::telemetry::{Exporter, MetricsFile, Progress, Record, StepRecord, export_step};
+
+/// Where a run stands after something that may lead it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    /// Where it stood before.
+    Same,
+    /// At an earlier checkpoint.
+    Earlier,
+}
 
 /// One run on one rank.
 pub(super) struct Run<'a> {
@@ -43,8 +50,8 @@ pub(super) struct Run<'a> {
     saving: Saving,
     /// Step and epoch of the checkpoint that was begun or found last.
     saved: Option<(u64, u32)>,
-    /// On rank 0: what a save in the background found that ends the run, until all ranks hear of it.
-    fatal: Option<CheckpointError>,
+    /// On rank 0: what a save in the background found in the numbers, until all ranks hear of it.
+    not_finite: Option<NotFiniteTensor>,
     progress: Progress,
     stragglers: StragglerWatch,
     /// On rank 0.
@@ -55,13 +62,9 @@ pub(super) struct Run<'a> {
     first_step: u64,
     epoch_images: u64,
     epoch_duration: Duration,
-    skipped_in_a_row: u64,
     /// The picture of the curves could not be drawn, and the user knows.
     drawing_failed: bool,
 }
-
-/// While all ranks wait for rank 0 to write, none waits longer than that for another one.
-const WAIT_FOR_SAVE: Duration = Duration::from_millis(200);
 
 impl<'a> Run<'a> {
     /// Collective: everything up to the first step.
@@ -80,7 +83,7 @@ impl<'a> Run<'a> {
         let fresh = Start { position: fresh_position(plan), from: None, passed_over: Vec::new() };
         let start = if session.is_leader() { resume(plan, &engine, &dir, options, fresh) } else { Ok(fresh) };
         let Start { position, from, passed_over } = session.agree(start)?;
-        let from = from.filter(|path| path.starts_with(dir.checkpoints()));
+        let from = from.filter(|path| lies_in(path, &dir.checkpoints()));
         let (position, is_saved): (RunState, bool) = share(session, &(position, from.is_some()))?;
         broadcast_state(session, &engine)?;
 
@@ -94,19 +97,34 @@ impl<'a> Run<'a> {
 
         session.flight().keep_in(dir.flight());
         let lock = session.agree(if session.is_leader() { dir.lock().map(Some) } else { Ok(None) })?;
-        let metrics = if session.is_leader() {
+        let mut saving = Saving::new(&plan.config.checkpoint);
+        let opened = if session.is_leader() {
             dir.describe(plan, compute, session.comm(), &engine.state()?.layout)
-                .and_then(|()| MetricsFile::open(&dir.metrics(), position.epoch, position.step))
-                .map(Some)
+                // Before the lines of their steps go.
+                .and_then(|()| {
+                    let (folder, step) = (dir.checkpoints(), position.step);
+                    Ok(checkpoint::drop_later(&folder, step, Later::SetAside, saving.keep())?)
+                })
+                .and_then(|set_aside| {
+                    let metrics = MetricsFile::open(&dir.metrics(), position.epoch, position.step)?;
+                    Ok((Some(metrics), set_aside))
+                })
         } else {
-            Ok(None)
+            Ok((None, Vec::new()))
         };
-        let metrics = session.agree(metrics)?;
+        let (metrics, set_aside) = session.agree(opened)?;
         let progress = Progress::new(session.is_leader(), plan.config.train.epochs, plan.steps_per_epoch);
         for error in &passed_over {
             progress.warn(&format!("{error}; it is passed over for the one before it"));
         }
-        let mut saving = Saving::new(&plan.config.checkpoint);
+        if !set_aside.is_empty() {
+            let steps: Vec<String> = set_aside.iter().map(u64::to_string).collect();
+            progress.say(&format!(
+                "moved to {}, since the run goes on from an earlier one: checkpoint of step {}",
+                dir.checkpoints().join(checkpoint::ABANDONED).display(),
+                steps.join(", ")
+            ));
+        }
         if let Some(path) = from {
             saving.began_at(position.step, path);
         }
@@ -122,7 +140,7 @@ impl<'a> Run<'a> {
             workers,
             stop_requests,
             saving,
-            fatal: None,
+            not_finite: None,
             progress,
             stragglers: StragglerWatch::new(
                 plan.config.telemetry.straggler_factor,
@@ -133,7 +151,6 @@ impl<'a> Run<'a> {
             first_step,
             epoch_images: 0,
             epoch_duration: Duration::ZERO,
-            skipped_in_a_row: 0,
             drawing_failed: false,
         };
         run.introduce(compute, served_at);
@@ -185,7 +202,14 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn run(mut self, stop_after: Option<StopAfter>) -> Result<Finish, Error> {
-        if !self.is_finished() && self.position.step > 0 && self.reached(stop_after) {
+        if self.is_finished() {
+            self.progress.finish();
+            self.conclude();
+            return Ok(Finish::Completed);
+        }
+        // The evaluation at the end of the run is outstanding where only that was interrupted.
+        let evaluation_left = self.awaits_evaluation() && self.position.step == self.plan.total_steps();
+        if self.position.step > 0 && self.reached(stop_after) && !evaluation_left {
             self.progress.say(
                 "nothing to do: the run already stands at --stop-after or beyond; without it, or with a later one, the \
                  same command goes on",
@@ -193,12 +217,11 @@ impl<'a> Run<'a> {
             return Ok(Finish::Reached);
         }
         let mut pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
-        while !self.is_finished() {
+        loop {
             let mut wishes = Wishes::default();
             if !self.awaits_evaluation() {
                 let Some(StepOutcome { stop, save, .. }) = self.step(&mut pool)? else {
-                    drop(pool);
-                    pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
+                    pool = self.pool_again(pool)?;
                     continue;
                 };
                 wishes = Wishes { stop: stop || self.reached_within_epoch(stop_after), save };
@@ -211,15 +234,23 @@ impl<'a> Run<'a> {
             }
             let finished = self.is_finished();
             let stop = !finished && (wishes.stop || self.reached(stop_after));
+            let mut course = Course::Same;
             if wishes.save || epoch_due || stop || finished {
-                self.save()?;
+                course = self.save()?;
             }
             if let Some(report) = self.saving.poll() {
                 self.tell(report);
             }
+            if course == Course::Same && (stop || finished) {
+                course = self.end_saving()?;
+            }
+            if course == Course::Earlier {
+                // What asked it to stop still does.
+                pool = self.pool_again(pool)?;
+                continue;
+            }
             if stop {
                 self.progress.finish();
-                self.end_saving()?;
                 let reason = match self.reached(stop_after) {
                     true => "by --stop-after".into(),
                     false => self.stop_requests.reason(),
@@ -232,11 +263,19 @@ impl<'a> Run<'a> {
                 ));
                 return Ok(Finish::Stopped);
             }
+            if finished {
+                break;
+            }
         }
         self.progress.finish();
-        self.end_saving()?;
         self.conclude();
         Ok(Finish::Completed)
+    }
+
+    /// Collective: the micro batches from where the run stands, in place of those of the course that it has left.
+    fn pool_again(&self, former: Pool) -> Result<Pool, Error> {
+        drop(former);
+        self.session.agree(training_pool(self.plan, self.position.step, self.workers))
     }
 
     fn is_finished(&self) -> bool {
@@ -274,7 +313,9 @@ impl<'a> Run<'a> {
         {
             self.engine.state()?.optimizer.reset()?;
         }
-        let save = self.session.is_leader() && self.saving.wants_after(step + 1);
+        // A save is also where the ranks hear of what the one before it found.
+        let save =
+            self.session.is_leader() && (self.saving.wants_after(step + 1) || self.not_finite.is_some());
         let stop_requests = &self.stop_requests;
         let wishes = || Wishes { stop: stop_requests.requested(), save };
         let outcome = match self.engine.step(step, learning_rate, &wishes, &mut || next_batch(pool)) {
@@ -351,187 +392,6 @@ impl<'a> Run<'a> {
         if let Some(warning) = self.metrics.as_mut().and_then(|metrics| metrics.write(&record)) {
             self.progress.warn(&warning);
         }
-    }
-
-    /// Collective: evaluates and reports the epoch whose last step has just been done. False if a rank was asked to
-    /// stop meanwhile: then the epoch is not complete, and the run goes on with its evaluation.
-    fn end_epoch(&mut self) -> Result<bool, Error> {
-        self.session.flight().enter(None, "evaluation");
-        let (epoch, epochs) = (self.position.epoch + 1, self.plan.config.train.epochs);
-        let due = epoch.is_multiple_of(self.plan.config.train.evaluate_every_epochs);
-        let (mut evaluation, mut averaged) = (None, None);
-        if due || epoch == epochs {
-            evaluation = self.evaluate(WeightSet::Current)?;
-            if evaluation.is_none() {
-                return Ok(false);
-            }
-            if self.engine.state()?.averaged.is_some() {
-                averaged = self.evaluate(WeightSet::Averaged)?;
-                if averaged.is_none() {
-                    return Ok(false);
-                }
-            }
-        }
-        self.position.epoch = epoch;
-        let skipped_steps = std::mem::take(&mut self.position.epoch_skipped);
-        let steps = (self.plan.steps_per_epoch - skipped_steps) as f64;
-        let train_seconds = self.epoch_duration.as_secs_f64();
-        let record = EpochRecord {
-            epoch: self.position.epoch,
-            step: self.position.step,
-            skipped_steps,
-            skipped_samples: self.position.epoch_skipped_samples,
-            train_loss: self.position.epoch_loss_sum / steps,
-            train_top1_error: 1.0 - self.position.epoch_correct as f64 / self.position.epoch_counted as f64,
-            test_loss: evaluation.map(|evaluation| evaluation.loss()),
-            test_top1_error: evaluation.map(|evaluation| evaluation.top1_error()),
-            test_top5_error: evaluation.and_then(|evaluation| evaluation.top5_error()),
-            test_top1_correct: evaluation.map(|evaluation| evaluation.top1_correct),
-            test_samples: evaluation.map(|evaluation| evaluation.samples),
-            test_skipped_samples: evaluation.map(|evaluation| evaluation.skipped),
-            averaged_test_loss: averaged.map(|averaged| averaged.loss()),
-            averaged_test_top1_error: averaged.map(|averaged| averaged.top1_error()),
-            averaged_test_top5_error: averaged.and_then(|averaged| averaged.top5_error()),
-            images_per_second: if self.epoch_images == 0 {
-                0.0
-            } else {
-                self.epoch_images as f64 / train_seconds
-            },
-            train_seconds,
-            test_seconds: evaluation.iter().chain(&averaged).map(|of| of.duration.as_secs_f64()).sum(),
-        };
-        self.position.epoch_loss_sum = 0.0;
-        self.position.epoch_correct = 0;
-        self.position.epoch_counted = 0;
-        self.position.epoch_skipped_samples = 0;
-        self.epoch_images = 0;
-        self.epoch_duration = Duration::ZERO;
-        if let Some(error) = record.test_top1_error {
-            let best = self.position.best_top1_error.unwrap_or(1.0);
-            self.position.best_top1_error = Some(best.min(error));
-        }
-        self.position.top1_error = record.test_top1_error;
-        export_epoch(&record);
-        self.progress.epoch(&record);
-        self.record(Record::Epoch(record));
-        if self.session.is_leader() {
-            self.draw();
-        }
-        Ok(true)
-    }
-
-    /// Collective; `None` if a rank was asked to stop meanwhile.
-    fn evaluate(&self, weights: WeightSet) -> Result<Option<Evaluation>, Error> {
-        let stop = || self.stop_requests.requested();
-        evaluate_unless(&stop, self.session, self.plan, &self.engine, self.workers, Views::One, weights)
-    }
-
-    fn draw(&mut self) {
-        let title = format!("{} on {}", self.plan.architecture, self.plan.config.data.kind);
-        let drawn = read_epochs(&self.dir.metrics())
-            .and_then(|epochs| draw_curves(&self.dir.curves(), &title, &epochs));
-        let failed_before = std::mem::replace(&mut self.drawing_failed, drawn.is_err());
-        if let (Err(error), false) = (drawn, failed_before) {
-            self.progress.warn(&format!("the curves cannot be drawn: {error}; the run goes on without them"));
-        }
-    }
-
-    /// Collective: rank 0 copies what belongs to a checkpoint, once the one before is written, and begins to write.
-    fn save(&mut self) -> Result<(), Error> {
-        let here = Some((self.position.step, self.position.epoch));
-        if self.saved == here {
-            return Ok(());
-        }
-        self.session.flight().enter(None, "checkpoint");
-        let began = Instant::now();
-        self.await_save()?;
-        self.saved = here;
-        self.engine.state()?.optimizer.gather()?;
-        if self.session.is_leader()
-            && let Err(error) = self.job().and_then(|job| self.saving.start(job, began))
-        {
-            let report = self.saving.failed_to_start(self.position.step, error);
-            self.tell(report);
-        }
-        self.engine.state()?.optimizer.release();
-        Ok(())
-    }
-
-    /// A copy of all that belongs to a checkpoint.
-    fn job(&self) -> Result<Job, CheckpointError> {
-        let unreadable = |error: Error| CheckpointError::Tensors(error.to_string());
-        let state = self.engine.state().map_err(unreadable)?;
-        let part = |part| -> Result<(Part, LazyTensors), CheckpointError> {
-            Ok((part, transfer::snapshot(&self.plan.network, state, part).map_err(unreadable)?))
-        };
-        let mut parts = vec![part(Part::Weights)?, part(Part::Optimizer)?];
-        if state.averaged.is_some() {
-            parts.push(part(Part::Averaged)?);
-        }
-        Ok(Job {
-            folder: self.dir.checkpoints(),
-            state: self.position.clone(),
-            parts,
-            keep: self.saving.keep(),
-            earlier: self.metrics.iter().filter_map(MetricsFile::handle).collect(),
-        })
-    }
-
-    /// Collective: waits until nothing is being written any more; fails if that ends the run.
-    fn await_save(&mut self) -> Result<(), Error> {
-        loop {
-            if let Some(report) = self.saving.wait(WAIT_FOR_SAVE) {
-                self.tell(report);
-            }
-            if !self.session.any(!self.saving.is_idle())? {
-                let fatal = self.fatal.take().map_or(Ok(()), |error| Err(error.into()));
-                return self.session.agree(fatal);
-            }
-        }
-    }
-
-    /// Collective: the run ends here; fails if that loses anything.
-    fn end_saving(&mut self) -> Result<(), Error> {
-        self.session.flight().enter(None, "checkpoint");
-        self.await_save()?;
-        let loss = self.saving.loss(self.position.step);
-        self.session.agree(loss.map_or(Ok(()), |sentence| Err(Error::Other(sentence))))
-    }
-
-    /// What a save that has ended has to say.
-    fn tell(&mut self, report: Report) {
-        let Report { record, warning, path, fatal } = report;
-        if let Some(path) = path {
-            let seconds = record.write_seconds;
-            tracing::info!(path = %path.display(), seconds, stall = record.stall_seconds, "saved a checkpoint");
-        }
-        if let Some(warning) = warning {
-            self.progress.warn(&warning);
-        }
-        export_checkpoint(&record);
-        self.record(Record::Checkpoint(record));
-        self.fatal = self.fatal.take().or(fatal);
-    }
-
-    /// Says how the run ended.
-    fn conclude(&self) {
-        if !self.session.is_leader() {
-            return;
-        }
-        match read_epochs(&self.dir.metrics()) {
-            Err(error) => self.progress.warn(&error.to_string()),
-            Ok(epochs) => {
-                if let Some(error) = epochs.last().and_then(|epoch| epoch.test_top1_error) {
-                    self.progress.say(&format!(
-                        "test accuracy {:.2} % (top-1 error {:.2} %) after {} epochs",
-                        100.0 * (1.0 - error),
-                        100.0 * error,
-                        self.position.epoch
-                    ));
-                }
-            }
-        }
-        self.progress.say(&format!("curves: {}", self.dir.curves().display()));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::{CheckpointError, Job, Keep, Outcome, Writer};
+use crate::checkpoint::{CheckpointError, Job, Keep, NotFiniteTensor, Outcome, Writer};
 use crate::config::CheckpointConfig;
 use crate::telemetry::CheckpointRecord;
 
@@ -23,17 +23,19 @@ pub(super) struct Saving {
     last_saved: Option<(u64, PathBuf)>,
     /// Why the last save failed, if it did; the user knows.
     failure: Option<String>,
+    /// Checkpoints that should have gone are still there, and the user knows.
+    untidy: bool,
 }
 
 /// What a save that has ended has to say.
 pub(super) struct Report {
     pub(super) record: CheckpointRecord,
     /// For the user, where something has changed.
-    pub(super) warning: Option<String>,
+    pub(super) warnings: Vec<String>,
     /// For the log.
     pub(super) path: Option<PathBuf>,
-    /// What ends the run.
-    pub(super) fatal: Option<CheckpointError>,
+    /// What the run must not go on with.
+    pub(super) not_finite: Option<NotFiniteTensor>,
 }
 
 impl Saving {
@@ -48,6 +50,7 @@ impl Saving {
             stall: Duration::ZERO,
             last_saved: None,
             failure: None,
+            untidy: false,
         }
     }
 
@@ -66,10 +69,14 @@ impl Saving {
 
     /// Begins to write; training has stood still for it since `began`.
     pub(super) fn start(&mut self, job: Job, began: Instant) -> Result<(), CheckpointError> {
+        self.begins(began);
+        self.writer.start(job)
+    }
+
+    fn begins(&mut self, began: Instant) {
         self.owed = false;
         self.last_began = began;
         self.stall = began.elapsed();
-        self.writer.start(job)
     }
 
     /// What to say of a save that has ended meanwhile.
@@ -86,8 +93,10 @@ impl Saving {
         self.writer.is_idle()
     }
 
-    /// A save that could not even begin.
-    pub(super) fn failed_to_start(&mut self, step: u64, error: CheckpointError) -> Report {
+    /// A save that could not even begin, for which training has stood still since `began`. The next one is tried when
+    /// it is due.
+    pub(super) fn failed_to_start(&mut self, step: u64, error: CheckpointError, began: Instant) -> Report {
+        self.begins(began);
         self.report(Outcome { step, result: Err(error), duration: Duration::ZERO })
     }
 
@@ -122,12 +131,19 @@ impl Saving {
         match result {
             Ok(written) => {
                 self.last_saved = Some((step, written.path.clone()));
-                let warning =
+                let works_again =
                     failed_before.then(|| format!("saving works again: {}", written.path.display()));
-                Report { record, warning, path: Some(written.path), fatal: None }
+                let untidy_before = std::mem::replace(&mut self.untidy, written.untidy.is_some());
+                let untidy = written.untidy.filter(|_| !untidy_before).map(|why| {
+                    format!(
+                        "a checkpoint is saved, but older ones stay: {why}; every save tries again to remove them"
+                    )
+                });
+                let warnings = works_again.into_iter().chain(untidy).collect();
+                Report { record, warnings, path: Some(written.path), not_finite: None }
             }
-            Err(error @ CheckpointError::NotFinite { .. }) => {
-                Report { record, warning: None, path: None, fatal: Some(error) }
+            Err(CheckpointError::NotFinite(found)) => {
+                Report { record, warnings: Vec::new(), path: None, not_finite: Some(found) }
             }
             Err(error) => {
                 let last = match &self.last_saved {
@@ -140,7 +156,7 @@ impl Saving {
                          when the next save is due"
                     )
                 });
-                Report { record, warning, path: None, fatal: None }
+                Report { record, warnings: warning.into_iter().collect(), path: None, not_finite: None }
             }
         }
     }
@@ -176,9 +192,22 @@ mod tests {
         assert_eq!([4, 5, 6, 7].map(|step| saving.wants_after(step)), [false; 4], "it is under way");
         go.send(()).unwrap();
         let report = saving.wait(Duration::from_secs(60)).unwrap();
-        assert_eq!((report.record.step, report.record.error, report.warning), (3, None, None));
+        assert_eq!((report.record.step, report.record.error, report.warnings), (3, None, Vec::new()));
         assert_eq!(saving.last_saved.as_ref().unwrap().0, 3);
         assert!(saving.wants_after(8), "the one that was due at 6");
+    }
+
+    #[test]
+    fn a_save_that_cannot_begin_is_tried_again_when_the_next_is_due() {
+        let mut saving = saving(CheckpointConfig { every_steps: Some(3), ..CheckpointConfig::default() });
+        assert!(saving.wants_after(3));
+        let report = saving.failed_to_start(3, CheckpointError::Tensors("no room".into()), Instant::now());
+        assert!(
+            report.warnings[0].contains("tries again when the next save is due"),
+            "{:?}",
+            report.warnings
+        );
+        assert_eq!([4, 5, 6].map(|step| saving.wants_after(step)), [false, false, true]);
     }
 
     #[test]
@@ -194,19 +223,29 @@ mod tests {
     fn a_failure_is_told_once_and_its_end_too() {
         let full = || CheckpointError::Tensors("no room".into());
         let mut saving = saving(CheckpointConfig::default());
-        let first = saving.failed_to_start(1, full());
-        assert!(first.warning.unwrap().contains("no room") && first.fatal.is_none());
+        let first = saving.failed_to_start(1, full(), Instant::now());
+        assert!(first.warnings[0].contains("no room") && first.not_finite.is_none());
         assert!(saving.loss(2).unwrap().contains("all 2 steps are lost"));
         saving.began_at(1, "step-1".into());
         assert!(saving.loss(5).unwrap().contains("4 steps since step-1 are lost"));
-        let second = saving.failed_to_start(2, full());
-        assert!(second.warning.is_none() && second.record.error.is_some());
-        let written = crate::checkpoint::Written { path: "step".into(), bytes: 7 };
-        let third = saving.report(Outcome { step: 3, result: Ok(written), duration: Duration::ZERO });
+        let second = saving.failed_to_start(2, full(), Instant::now());
+        assert!(second.warnings.is_empty() && second.record.error.is_some());
+        let mut written = |step, untidy: Option<&str>| {
+            let untidy = untidy.map(str::to_owned);
+            let written = crate::checkpoint::Written { path: "step".into(), bytes: 7, untidy };
+            saving.report(Outcome { step, result: Ok(written), duration: Duration::ZERO })
+        };
+        let third = written(3, None);
         assert_eq!((third.record.bytes, third.record.error), (7, None));
-        assert!(third.warning.unwrap().contains("works again"));
+        assert!(third.warnings[0].contains("works again"));
+        for (untidy, warnings) in
+            [(None, 0), (Some("busy"), 1), (Some("busy"), 0), (None, 0), (Some("busy"), 1)]
+        {
+            let report = written(4, untidy);
+            assert_eq!((report.warnings.len(), report.record.error), (warnings, None), "{untidy:?}");
+        }
         assert_eq!(saving.loss(5), None);
-        let nan = CheckpointError::NotFinite { tensor: "fc".into(), step: 4 };
-        assert!(saving.failed_to_start(4, nan).fatal.is_some());
+        let nan = NotFiniteTensor { tensor: "fc".into(), step: 4 };
+        assert_eq!(saving.failed_to_start(4, nan.clone().into(), Instant::now()).not_finite, Some(nan));
     }
 }

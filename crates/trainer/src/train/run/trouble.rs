@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Run;
-use crate::checkpoint::{self, RunState};
+use crate::checkpoint::{self, Later, RunState};
 use crate::config::{OnNan, OnSpike};
 use crate::engine::StepOutcome;
 use crate::error::Error;
@@ -50,7 +50,7 @@ impl Run<'_> {
         if !outcome.updated {
             return self.leave_out(step, learning_rate, &place, overflow);
         }
-        self.skipped_in_a_row = 0;
+        self.position.health.skipped_in_a_row = 0;
         let config = &self.plan.config.train.loss_spike;
         let Some(spike) = self.position.health.losses.step(config, outcome.loss) else {
             return Ok(Judgement::Usual);
@@ -78,15 +78,15 @@ impl Run<'_> {
         overflow: bool,
     ) -> Result<Judgement, Error> {
         self.position.epoch_skipped += 1;
-        let epoch_has_others = self.position.epoch_skipped < self.plan.steps_per_epoch;
-        if overflow && epoch_has_others {
+        if overflow {
             return Ok(Judgement::Usual);
         }
-        self.skipped_in_a_row += 1;
+        let skipped_in_a_row = &mut self.position.health.skipped_in_a_row;
+        *skipped_in_a_row += 1;
         let not_finite = "its gradient is infinite or NaN somewhere";
         let advice = match self.plan.config.train.on_nan {
             OnNan::RollBack => return self.roll_back(step, format!("{place}: {not_finite}")),
-            OnNan::Skip if self.skipped_in_a_row < MOST_SKIPPED && epoch_has_others => {
+            OnNan::Skip if *skipped_in_a_row < MOST_SKIPPED => {
                 self.progress.say(&format!("{place} is left out: {not_finite}"));
                 return Ok(Judgement::Usual);
             }
@@ -99,22 +99,30 @@ impl Run<'_> {
                  steps out with train.on_nan: skip"
             }
         };
+        let average = self.session.agree(self.engine.not_finite_in_average())?;
         // Where it comes from is known after another look at the same samples.
         let found = training_pool(self.plan, step, self.workers)
             .and_then(|mut pool| self.engine.find_not_finite(step, &mut || next_batch(&mut pool)));
         let what = found.as_ref().ok().and_then(Option::as_ref);
-        let saved = evidence::save(self.session, self.plan, &self.dir, step, learning_rate, what)?;
+        let saved =
+            evidence::save(self.session, self.plan, &self.dir, step, learning_rate, average.clone(), what)?;
         if let Some(path) = saved {
             self.progress.say(&format!("evidence: {}", path.display()));
         }
         let failure = |what: &str| Error::Other(format!("{what} at {place}; {advice}"));
         let found = found.and_then(|found| found.map_or(Ok(()), |found| Err(failure(&found.what))));
         self.session.agree(found)?;
-        self.session.agree(Err(failure("the average over the ranks became infinite or NaN")))
+        self.session.agree(Err(match average {
+            Some(name) => Error::Other(format!(
+                "{}; which rank it comes from cannot be told with comm.overlap: sync+step or model.sync_norm",
+                failure(&format!("the averaged gradient of {name} became infinite or NaN"))
+            )),
+            None => failure("the average over the ranks became infinite or NaN"),
+        }))
     }
 
     /// Collective: goes back to an earlier checkpoint, with a lower learning rate from there.
-    fn roll_back(&mut self, step: u64, reason: String) -> Result<Judgement, Error> {
+    pub(super) fn roll_back(&mut self, step: u64, reason: String) -> Result<Judgement, Error> {
         let config = &self.plan.config.train.roll_back;
         let mut roll_backs = self.position.health.roll_backs.clone();
         if roll_backs.len() >= config.most as usize {
@@ -124,8 +132,8 @@ impl Run<'_> {
             ))));
         }
         self.session.flight().enter(Some(step + 1), "roll-back");
-        // What is being written may be what the run goes back to, or is of no use any more.
-        self.await_save()?;
+        // What is being written may be what the run goes back to. If it is no good, that is one more reason.
+        let _ = self.await_writer()?;
         self.engine.forget_fault();
         let rate_factor = self.position.health.rate_factor() * config.rate_factor;
         let restored = if self.session.is_leader() { self.restore().map(Some) } else { Ok(None) };
@@ -138,7 +146,7 @@ impl Run<'_> {
         let roll_back = RollBack { from_step: step + 1, to_step: self.position.step, reason, rate_factor };
         roll_backs.push(roll_back.clone());
         self.position.health.roll_backs = roll_backs;
-        self.skipped_in_a_row = 0;
+        self.position.health.skipped_in_a_row = 0;
         self.epoch_images = 0;
         self.epoch_duration = Duration::ZERO;
         self.progress.say(&format!(
@@ -167,9 +175,9 @@ impl Run<'_> {
     /// On rank 0: an earlier checkpoint's tensors in place of the present ones.
     fn restore(&self) -> Result<(PathBuf, RunState), Error> {
         let folder = self.dir.checkpoints();
-        let (path, saved) = roll_back::find(&folder, &self.plan.config.train.roll_back)?;
+        let (path, saved) = roll_back::find(&folder, self.position.step, &self.plan.config.train.roll_back)?;
         let position = take_over(self.plan, &self.engine, saved, &path, self.position.versions.clone())?;
-        checkpoint::remove_newer(&folder, position.step)?;
+        checkpoint::drop_later(&folder, position.step, Later::Removed, self.saving.keep())?;
         Ok((path, position))
     }
 }
