@@ -79,18 +79,21 @@ impl Control {
         let (ending, running) = bounded(0);
         let rank = comm.topology().rank;
         let (flight, paces) = (comm.flight().clone(), Paces::default());
+        // No thread serves before all can: one that cannot is no death of its rank.
+        let (all_can, begin) = bounded::<()>(1);
         let started =
             Plane::new(rank, connections, flight, paces.clone(), receiver, Arc::clone(&end), ending)
                 .and_then(|(plane, waker)| {
                     std::thread::Builder::new()
                         .name("control plane".into())
-                        .spawn(move || serve(plane, &end))?;
+                        .spawn(move || begin.recv().map(|()| serve(plane, &end)))?;
                     Ok(waker)
                 });
         let waker = comm.agree(started.map_err(|error| Failure {
             exit_code: EXIT_FAILURE,
             sentence: format!("cannot start the control plane: {error}"),
         }))?;
+        let _ = all_can.send(());
         Ok(Control { commands, waker: Arc::new(waker), running, paces })
     }
 
