@@ -163,12 +163,12 @@ mod tests {
             (
                 "torchrun under srun --mpi=pmix",
                 with_step(&format!("PMIX_RANK=1 TORCHELASTIC_RUN_ID=none {by_hand}")),
-                Some((2, 8, None, "RANK and WORLD_SIZE")),
+                Some((2, 8, None, "torchrun")),
             ),
             (
                 "torchrun under mpirun",
                 format!("OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 TORCHELASTIC_RUN_ID=none {by_hand}"),
-                Some((2, 8, None, "RANK and WORLD_SIZE")),
+                Some((2, 8, None, "torchrun")),
             ),
             ("variables under srun", with_step(by_hand), Some((2, 8, None, "RANK and WORLD_SIZE"))),
             ("not a number", "OMPI_COMM_WORLD_RANK=one OMPI_COMM_WORLD_SIZE=4".into(), None),
