@@ -87,6 +87,7 @@ pub struct Pool {
     early: BTreeMap<u64, Result<FilledSlab, DataError>>,
     next: u64,
     free: Sender<Lent>,
+    batch_bytes: usize,
     /// Dropped to wake a waiting dispatcher.
     stop: Option<Sender<Infallible>>,
     threads: Vec<JoinHandle<()>>,
@@ -221,6 +222,7 @@ impl Pool {
             early: BTreeMap::new(),
             next: 0,
             free,
+            batch_bytes: batch_size * image.bytes(),
             stop: Some(stop),
             threads: Vec::with_capacity(workers + 1),
         };
@@ -254,6 +256,12 @@ impl Pool {
             self.early.insert(sequence, result);
         }
         if self.early.contains_key(&self.next) { self.next() } else { None }
+    }
+
+    /// The most bytes that the images of a batch take.
+    #[must_use]
+    pub fn batch_bytes(&self) -> usize {
+        self.batch_bytes
     }
 
     /// What the decoder threads have spent their time on so far.

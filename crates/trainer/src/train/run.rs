@@ -6,19 +6,18 @@ mod trouble;
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use data_sharding::Pool;
-
 use self::trouble::Judgement;
 use super::resume::{Start, fresh_position, resume, share};
 use super::saving::{Report, Saving};
 use super::stop::StopRequests;
-use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
+use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, training_feed};
 use crate::checkpoint::{CheckpointError, Job, LazyTensors, Part, RunState};
 use crate::config::Compression;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, WeightSet, Wishes};
 use crate::error::Error;
 use crate::evaluate::{Evaluation, Views, evaluate_unless};
+use crate::feed::Feed;
 use crate::health::desync;
 use crate::health::straggler::StragglerWatch;
 use crate::plan::Plan;
@@ -184,13 +183,13 @@ impl<'a> Run<'a> {
             );
             return Ok(Finish::Reached);
         }
-        let mut pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
+        let mut feed = self.session.agree(self.feed(self.position.step))?;
         while !self.is_finished() {
             let mut wishes = Wishes::default();
             if !self.awaits_evaluation() {
-                let Some(StepOutcome { stop, save, .. }) = self.step(&mut pool)? else {
-                    drop(pool);
-                    pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
+                let Some(StepOutcome { stop, save, .. }) = self.step(&mut feed)? else {
+                    drop(feed);
+                    feed = self.session.agree(self.feed(self.position.step))?;
                     continue;
                 };
                 wishes = Wishes { stop: stop || self.reached_within_epoch(stop_after), save };
@@ -231,6 +230,11 @@ impl<'a> Run<'a> {
         Ok(Finish::Completed)
     }
 
+    /// This rank's micro batches from step `step` on.
+    fn feed(&self, step: u64) -> Result<Feed, Error> {
+        training_feed(self.plan, self.engine.device(), step, self.workers)
+    }
+
     fn is_finished(&self) -> bool {
         self.position.epoch >= self.plan.config.train.epochs
     }
@@ -256,7 +260,7 @@ impl<'a> Run<'a> {
     }
 
     /// Collective: one step; `None` when the run stands at an earlier checkpoint instead.
-    fn step(&mut self, pool: &mut Pool) -> Result<Option<StepOutcome>, Error> {
+    fn step(&mut self, feed: &mut Feed) -> Result<Option<StepOutcome>, Error> {
         let step = self.position.step;
         let learning_rate = self.plan.schedule.rate(step) * self.position.health.rate_factor();
         let loss_scale = self.position.health.loss_scale.map(|loss_scale| loss_scale.scale);
@@ -269,7 +273,7 @@ impl<'a> Run<'a> {
         let save = self.session.is_leader() && self.saving.wants_after(step + 1);
         let stop_requests = &self.stop_requests;
         let wishes = || Wishes { stop: stop_requests.requested(), save };
-        let outcome = match self.engine.step(step, learning_rate, &wishes, &mut || next_batch(pool)) {
+        let outcome = match self.engine.step(step, learning_rate, &wishes, feed) {
             Ok(outcome) => outcome,
             Err(StepError::Here(error)) => return self.session.agree(Err(error)),
             Err(StepError::Elsewhere) => {
