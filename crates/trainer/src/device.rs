@@ -19,6 +19,16 @@ pub(crate) struct Compute {
 /// libtorch's threads on the host where a GPU computes.
 const THREADS_BESIDE_A_GPU: usize = 2;
 
+/// Refuses what the promise of equal bits forbids.
+pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
+    let train = &loaded.config.train;
+    if train.autotune == Some(true) && train.determinism != Determinism::Off {
+        let message = "the algorithms that are fastest may be others each time; expected false, or train.determinism: off";
+        return Err(loaded.error("train.autotune", message));
+    }
+    Ok(())
+}
+
 impl Compute {
     /// Chooses the device from the local rank and sets libtorch's switches.
     pub(crate) fn set_up(loaded: &LoadedConfig, topology: &Topology) -> Result<Self, Error> {
@@ -76,16 +86,6 @@ impl Compute {
         };
         Ok(Compute { device, autocast, threads })
     }
-}
-
-/// Refuses what the promise of equal bits forbids.
-pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
-    let train = &loaded.config.train;
-    if train.autotune == Some(true) && train.determinism != Determinism::Off {
-        let message = "the algorithms that are fastest may be others each time; expected false, or train.determinism: off";
-        return Err(loaded.error("train.autotune", message));
-    }
-    Ok(())
 }
 
 /// Cores that this process may run on.
