@@ -129,7 +129,10 @@ fn an_allocator_that_has_no_more_is_quoted_and_gets_everything_back() {
 
 /// A copy that is under way until it is let go.
 #[derive(Clone, Default)]
-struct Copy(Arc<(Mutex<Option<Result<(), String>>>, Condvar)>);
+struct Copy(Arc<(Mutex<Outcome>, Condvar)>);
+
+/// How the copy ended; `None` while it is under way.
+type Outcome = Option<Result<(), String>>;
 
 impl Copy {
     fn end(&self, outcome: Result<(), String>) {
