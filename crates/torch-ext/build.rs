@@ -8,6 +8,7 @@ const SOURCES: &[&str] = &[
     "autocast.cpp",
     "autograd.cpp",
     "checkpoint.cpp",
+    "copy.cpp",
     "cuda.cpp",
     "math.cpp",
     "memory.cpp",

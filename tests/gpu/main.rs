@@ -26,6 +26,74 @@ comm: {first_bucket_kib: 64, bucket_kib: 1024}
     )
 }
 
+#[test]
+fn a_gpu_gets_the_batches_of_the_pool_whole_and_in_order_however_far_ahead_they_are_decoded() {
+    if !gpus_or_skip(1) {
+        return;
+    }
+    // So small a network that copies are as long as the computation beside which they run.
+    let experiment = Experiment::new(
+        FashionMnist { train: 200 * 64, test: 1000 },
+        "model: {arch: wrn-10-1}
+train: {epochs: 1, global_batch: 64, micro_batch: 32}
+schedule: {kind: constant, rate: 0.05}
+",
+    );
+    let mixing = ["--set", "data.mixup=0.2", "--set", "data.cutmix=1.0", "--set", "data.erase=0.3"];
+    // With one buffer nothing is decoded while a batch is copied.
+    for (run, prefetch) in [("one buffer", 1), ("two", 2), ("eight", 8)] {
+        let set = format!("data.prefetch={prefetch}");
+        let sets = [&["--set", "train.device=cuda", "--set", &set][..], &mixing].concat();
+        let _ = experiment.train(run, 1, &sets).expect_code(0);
+        let result = |run: &str| (metrics_without_times(experiment.metrics(run)), experiment.checkpoint(run));
+        assert!(result(run) == result("one buffer"), "{run}: other numbers than with one buffer");
+    }
+    let sets = [&["--set", "train.device=cpu"][..], &mixing].concat();
+    let _ = experiment.train("cpu", 1, &sets).expect_code(0);
+    for (step, (gpu, cpu)) in
+        losses(&experiment, "eight").iter().zip(losses(&experiment, "cpu")).take(20).enumerate()
+    {
+        assert!((gpu - cpu).abs() < 0.05 * (1.0 + cpu), "step {step}: loss {gpu}, on the CPU {cpu}");
+    }
+}
+
+#[test]
+fn the_copy_of_a_batch_takes_no_time_of_the_step() {
+    if !gpus_or_skip(1) {
+        return;
+    }
+    let experiment = experiment();
+    let _ = experiment.train("run", 1, &["--set", "train.device=cuda"]).expect_code(0);
+    let metrics = experiment.metrics("run");
+    let mut shares: Vec<f64> = (metrics.iter().filter(|line| line["loss"].is_f64()))
+        .filter_map(|line| Some(line["seconds"]["input"].as_f64()? / line["seconds"]["step"].as_f64()?))
+        .collect();
+    shares.sort_by(f64::total_cmp);
+    let median = shares[shares.len() / 2];
+    assert!(median < 0.2, "the host spends {median} of a step on the input: it waits for the copy");
+}
+
+#[test]
+fn tf32_and_autotuning_change_roundings_alone() {
+    if !gpus_or_skip(1) {
+        return;
+    }
+    let experiment = experiment();
+    for (run, set) in [
+        ("fp32", "precision.tf32=false"),
+        ("tf32", "precision.tf32=true"),
+        ("autotune", "train.determinism=off"),
+    ] {
+        let _ = experiment.train(run, 1, &["--set", "train.device=cuda", "--set", set]).expect_code(0);
+        for (step, (one, other)) in
+            losses(&experiment, run).iter().zip(losses(&experiment, "fp32")).enumerate()
+        {
+            assert!((one - other).abs() < 0.02 * (1.0 + other), "{run}, step {step}: loss {one} for {other}");
+        }
+    }
+    assert_ne!(losses(&experiment, "tf32"), losses(&experiment, "fp32"), "TF32 rounds");
+}
+
 fn losses(experiment: &Experiment, run: &str) -> Vec<f64> {
     experiment.metrics(run).iter().filter_map(|line| line["loss"].as_f64()).collect()
 }

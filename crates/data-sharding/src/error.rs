@@ -228,7 +228,7 @@ pub enum DataError {
 
     /// Batch buffers that do not fit into memory.
     #[error(
-        "{buffers} batch buffers of {batch_size} images of {image_bytes} bytes do not fit into memory; \
+        "{buffers} batch buffers of {batch_size} images of {image_bytes} bytes do not fit into memory ({reason}); \
          lower prefetch or the batch size"
     )]
     Memory {
@@ -238,6 +238,15 @@ pub enum DataError {
         batch_size: usize,
         /// Bytes of an image.
         image_bytes: usize,
+        /// What the allocator says.
+        reason: String,
+    },
+
+    /// Something outside the pool that reads batches failed.
+    #[error("whoever reads a batch's memory does not know whether it still does: {reason}")]
+    Reader {
+        /// What it says.
+        reason: String,
     },
 
     /// A worker thread that cannot be started.

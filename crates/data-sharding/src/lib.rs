@@ -49,7 +49,10 @@ pub use fetch::{Address, FetchKind, fetch};
 pub use files::ImageFiles;
 pub use kind::{SourceFacts, SourceKind, Split};
 pub use layout::{BatchLayout, EvaluationBatch, evaluation_batches};
-pub use pool::{Batch, OnBadSample, Pool, PoolOptions, StageTimes, default_workers};
+pub use pool::{
+    Batch, BatchAllocator, BatchMemory, HeapMemory, OnBadSample, Pool, PoolOptions, Reader, StageTimes,
+    default_workers,
+};
 pub use prepare::{Cap, PrepareKind, PrepareOptions, Side, prepare};
 pub use progress::Progress;
 pub use sampler::{EpochOrder, Order, Sampler, class_balanced_subset};

@@ -8,8 +8,14 @@ mod augment {
     pub(crate) use data_sharding::DeviceParameters;
 }
 
+#[path = "../src/pool/lent.rs"]
+mod lent;
 #[path = "../src/pool/slab.rs"]
 mod slab;
+
+mod memory {
+    pub(crate) use data_sharding::Reader;
+}
 
 /// Loom's in place of the standard library's: `src/pool/sync.rs`.
 mod sync {
@@ -18,16 +24,19 @@ mod sync {
     use std::cell::UnsafeCell;
     use std::collections::TryReserveError;
     use std::ops::Range;
+    use std::sync::Arc;
 
     pub(crate) use loom::sync::atomic::AtomicUsize;
 
     pub(crate) struct Cells<T> {
         values: Box<[UnsafeCell<T>]>,
-        /// Tell loom of each access.
-        watches: Box<[loom::cell::UnsafeCell<()>]>,
+        /// Tell loom of each access, also of those from outside the slab.
+        pub(crate) watches: Arc<[loom::cell::UnsafeCell<()>]>,
     }
 
     // SAFETY: loom reports accesses that nothing keeps apart.
+    unsafe impl<T: Send> Send for Cells<T> {}
+    // SAFETY: as above.
     unsafe impl<T: Send + Sync> Sync for Cells<T> {}
 
     impl<T: Default> Cells<T> {
@@ -63,9 +72,12 @@ mod sync {
 
 use std::sync::Arc;
 
+use lent::Lent;
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
+use memory::Reader;
 use slab::{Part, Slab};
+use sync::Cells;
 
 /// A channel as the pool's are to its threads.
 struct Channel<T> {
@@ -104,7 +116,7 @@ fn fill(part: &mut Part, value: u8) {
 #[test]
 fn the_last_of_the_threads_gets_the_slab_with_all_that_was_written() {
     loom::model(|| {
-        let mut parts = Slab::new(2, 1).unwrap().split(2, 1, 1);
+        let mut parts = Slab::new(2, Cells::new(2).unwrap()).unwrap().split(2, 1, 1);
         let (mut first, mut second) = (parts.next().unwrap(), parts.next().unwrap());
         drop(parts);
         let other = thread::spawn(move || {
@@ -142,7 +154,7 @@ fn a_slab_goes_round_and_round_between_dispatcher_workers_and_consumer() {
                 }
             })
         });
-        let mut slab = Slab::new(2, 1).unwrap();
+        let mut slab = Slab::new(2, Cells::new(2).unwrap()).unwrap();
         for round in 0..ROUNDS {
             for (part, tasks) in slab.split(2, 1, 1).zip(&tasks) {
                 tasks.send(part);
@@ -153,5 +165,49 @@ fn a_slab_goes_round_and_round_between_dispatcher_workers_and_consumer() {
         for worker in workers {
             worker.join().unwrap();
         }
+    });
+}
+
+/// A copy to a device, in a thread of its own.
+struct Copy(Arc<(Mutex<bool>, Condvar)>);
+
+impl Reader for Copy {
+    fn wait(&mut self) -> Result<(), String> {
+        let (through, changed) = &*self.0;
+        let mut through = through.lock().unwrap();
+        while !*through {
+            through = changed.wait(through).unwrap();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_slab_that_is_still_read_is_filled_again_only_when_the_reader_is_through() {
+    loom::model(|| {
+        let pixels = Cells::new(1).unwrap();
+        let device = Arc::clone(&pixels.watches);
+        let mut parts = Slab::new(1, pixels).unwrap().split(1, 1, 1);
+        let mut part = parts.next().unwrap();
+        drop(parts);
+        fill(&mut part, 1);
+        let slab = part.join().unwrap();
+        let state = Arc::new((Mutex::new(false), Condvar::new()));
+        let copy = {
+            let state = Arc::clone(&state);
+            thread::spawn(move || {
+                device[0].with(|_| ());
+                *state.0.lock().unwrap() = true;
+                state.1.notify_one();
+            })
+        };
+        // The consumer has dropped its batch; the dispatcher gets it.
+        let lent = Lent::new(slab, vec![Box::new(Copy(state))]);
+        let again = thread::spawn(move || {
+            let mut parts = lent.take_back().unwrap().split(1, 1, 1);
+            fill(&mut parts.next().unwrap(), 2);
+        });
+        copy.join().unwrap();
+        again.join().unwrap();
     });
 }

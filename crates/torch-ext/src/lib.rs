@@ -16,10 +16,12 @@
 //! | [`random`] | dropout whose mask is a function of a key |
 //! | [`runtime`] | threads, determinism, versions |
 //! | [`sync_norm`] | batch norm over the images of several ranks |
+//! | [`copy`] | copies to a GPU for which the host does not wait, and the pinned memory that they need |
 //! | [`cuda`] | streams and events |
 
 pub mod autocast;
 pub mod checkpoint;
+pub mod copy;
 pub mod cuda;
 mod error;
 pub mod flat;

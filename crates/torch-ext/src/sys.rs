@@ -118,6 +118,10 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_host_bytes() -> i64;
     pub(crate) fn torch_ext_take_host_peak_bytes() -> i64;
 
+    pub(crate) fn torch_ext_pinned_bytes(bytes: i64, memory: *mut *mut C_tensor) -> Text;
+    pub(crate) fn torch_ext_queue_copy(from: *const C_tensor, to: *const C_tensor) -> Text;
+    pub(crate) fn torch_ext_to_gpu(from: *const C_tensor, device: c_int, to: *mut *mut C_tensor) -> Text;
+
     pub(crate) fn torch_ext_set_threads(intra_op: c_int, inter_op: c_int) -> Text;
     pub(crate) fn torch_ext_keep_freed_memory() -> bool;
     pub(crate) fn torch_ext_threads() -> c_int;

@@ -3,7 +3,7 @@
 use allreduce::Topology;
 use tch::{Device, Kind};
 
-use crate::config::{AutoOr, Config, Determinism, DeviceChoice, Dtype, LoadedConfig};
+use crate::config::{AutoOr, Config, ConfigError, Determinism, DeviceChoice, Dtype, LoadedConfig};
 use crate::error::Error;
 
 /// Where and how this rank computes.
@@ -18,6 +18,16 @@ pub(crate) struct Compute {
 
 /// libtorch's threads on the host where a GPU computes.
 const THREADS_BESIDE_A_GPU: usize = 2;
+
+/// Refuses what the promise of equal bits forbids.
+pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
+    let train = &loaded.config.train;
+    if train.autotune == Some(true) && train.determinism != Determinism::Off {
+        let message = "the algorithms that are fastest may be others each time; expected false, or train.determinism: off";
+        return Err(loaded.error("train.autotune", message));
+    }
+    Ok(())
+}
 
 impl Compute {
     /// Chooses the device from the local rank and sets libtorch's switches.
@@ -55,10 +65,12 @@ impl Compute {
             );
         }
         if device.is_cuda() {
-            // fp32 means fp32; libtorch's default lets convolutions use TF32.
-            torch_ext::runtime::set_tf32(false)?;
+            // Unless asked for, fp32 means fp32; libtorch's default lets convolutions use TF32.
+            torch_ext::runtime::set_tf32(config.precision.tf32)?;
             torch_ext::runtime::set_deterministic(config.train.determinism != Determinism::Off)?;
-            torch_ext::runtime::set_cudnn_benchmark(config.train.determinism == Determinism::Off)?;
+            torch_ext::runtime::set_cudnn_benchmark(config.train.autotune == Some(true))?;
+        } else if config.precision.tf32 && topology.rank == 0 {
+            tracing::warn!("precision.tf32 is for GPUs: on the CPU fp32 stays fp32");
         }
         let autocast = match config.precision.dtype {
             Dtype::Fp32 => None,
@@ -91,4 +103,37 @@ pub(crate) fn gpu_of(topology: &Topology) -> Result<Device, Error> {
 /// Cores that this process may run on.
 pub(crate) fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    #[test]
+    fn autotuning_follows_determinism_and_is_refused_where_bits_are_promised() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.yaml");
+        let text = "model: {arch: wrn-10-1}\ndata: {kind: cifar10, path: d}\ntrain: {epochs: 1, global_batch: 8}\nschedule: {kind: constant, rate: 1}\n";
+        std::fs::write(&path, text).unwrap();
+        for (determinism, autotune, expected) in [
+            ("run", None, Some(false)),
+            ("world", None, Some(false)),
+            ("off", None, Some(true)),
+            ("off", Some("false"), Some(false)),
+            ("off", Some("true"), Some(true)),
+            ("run", Some("false"), Some(false)),
+            ("run", Some("true"), None),
+            ("world", Some("true"), None),
+        ] {
+            let mut sets = vec![format!("train.determinism={determinism}")];
+            sets.extend(autotune.map(|autotune| format!("train.autotune={autotune}")));
+            let loaded = load(&path, &sets).unwrap();
+            match (check(&loaded), expected) {
+                (Ok(()), Some(_)) => assert_eq!(loaded.config.train.autotune, expected, "{sets:?}"),
+                (Err(error), None) => assert!(error.to_string().contains("train.autotune"), "{error}"),
+                (outcome, _) => panic!("{sets:?}: {outcome:?}"),
+            }
+        }
+    }
 }

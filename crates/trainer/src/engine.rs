@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange};
-use data_sharding::Batch;
 use model::{DrawKey, Memory, ModelError, Norm, Pass};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_ext::sync_norm::Ranks;
 use torch_ext::{autocast, hooks};
 
@@ -20,6 +19,7 @@ use crate::device::Compute;
 use crate::error::Error;
 use crate::exchange_memory::{self, ExchangeMemory};
 use crate::fault::{Fault, FaultKind};
+use crate::feed::{Delivery, Feed};
 use crate::flat::Tail;
 use crate::health::evidence::NotFinite;
 use crate::input::{Input, Targets};
@@ -242,6 +242,11 @@ impl<'plan> Engine<'plan> {
         Ok(&self.state)
     }
 
+    /// Where it computes.
+    pub(crate) fn device(&self) -> Device {
+        self.compute.device
+    }
+
     pub(crate) fn comm(&self) -> &CommThread {
         &self.comm
     }
@@ -288,7 +293,7 @@ impl<'plan> Engine<'plan> {
         segments.iter().map(name).collect::<Vec<_>>().join(", ")
     }
 
-    /// Runs step `step` of the whole run. `next_batch` yields this rank's micro batches in order, `wishes` is asked
+    /// Runs step `step` of the whole run. `feed` yields this rank's micro batches in order, `wishes` is asked
     /// as late as possible. A failure of this rank still takes part in the exchange, so that no other rank waits for it
     /// in vain.
     pub(crate) fn step(
@@ -296,13 +301,13 @@ impl<'plan> Engine<'plan> {
         step: u64,
         learning_rate: f64,
         wishes: &dyn Fn() -> Wishes,
-        next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
+        feed: &mut Feed,
     ) -> Result<StepOutcome, StepError> {
         let begin = Instant::now();
         let mut phases = Phases::default();
         self.inputs.begin(step, learning_rate);
         self.reducer.begin_step(self.plan.batches.local_micro_batches().len());
-        let local = self.run_micro_batches(step, wishes, next_batch, &mut phases);
+        let local = self.run_micro_batches(step, wishes, feed, &mut phases);
         self.hooks_count.store(false, Ordering::Release);
         let local = match local {
             // The others wait in a batch norm, which this rank cannot come to any more.
@@ -364,7 +369,7 @@ impl<'plan> Engine<'plan> {
         &mut self,
         step: u64,
         wishes: &dyn Fn() -> Wishes,
-        next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
+        feed: &mut Feed,
         phases: &mut Phases,
     ) -> Result<(), Error> {
         let _ = self.state.exchange.f_zero_()?;
@@ -376,13 +381,13 @@ impl<'plan> Engine<'plan> {
             if micro_batch == first {
                 self.await_slow_data(step);
             }
-            let batch = next_batch()?;
+            let mut delivery = feed.next()?;
             phases.data_wait += clock.elapsed();
 
             self.enter(step, "input");
             let clock = Instant::now();
-            let (images, targets) = self.load(&batch, step, micro_batch)?;
-            drop(batch);
+            let (images, targets) = self.load(&mut delivery, step, micro_batch)?;
+            drop(delivery);
             phases.input += clock.elapsed();
 
             self.enter(step, "forward");
@@ -406,6 +411,8 @@ impl<'plan> Engine<'plan> {
             }
             self.backward(&loss)?;
             phases.backward += clock.elapsed();
+            // A GPU is still at work.
+            feed.stage_ahead();
             if micro_batch != last {
                 self.end_micro_batch()?;
             }
@@ -469,19 +476,15 @@ impl<'plan> Engine<'plan> {
     }
 
     /// Computes this rank's part of `step` once more, without the others, to find out what is not finite in it.
-    /// `next_batch` yields the same micro batches again.
-    pub(crate) fn find_not_finite(
-        &mut self,
-        step: u64,
-        next_batch: &mut dyn FnMut() -> Result<Batch, Error>,
-    ) -> Result<Option<NotFinite>, Error> {
+    /// `feed` yields the same micro batches again.
+    pub(crate) fn find_not_finite(&mut self, step: u64, feed: &mut Feed) -> Result<Option<NotFinite>, Error> {
         if self.hides_origins() {
             return Ok(None);
         }
         self.enter(step, "search for what is not finite");
         for micro_batch in self.plan.batches.local_micro_batches() {
             let _ = self.state.exchange.f_zero_()?;
-            let (images, targets) = self.load(&next_batch()?, step, micro_batch)?;
+            let (images, targets) = self.load(&mut feed.next()?, step, micro_batch)?;
             let loss = self.forward(&images, &targets, step, micro_batch)?;
             let value = loss.f_double_value(&[])?;
             if !value.is_finite() {
@@ -502,11 +505,16 @@ impl<'plan> Engine<'plan> {
     }
 
     /// A micro batch on the device, mixed as the configuration says.
-    fn load(&self, batch: &Batch, step: u64, micro_batch: usize) -> Result<(Tensor, Targets), Error> {
-        let [len, height, width, _] = batch.shape();
+    fn load(
+        &self,
+        delivery: &mut Delivery,
+        step: u64,
+        micro_batch: usize,
+    ) -> Result<(Tensor, Targets), Error> {
+        let [len, height, width, _] = delivery.batch().shape();
         let size = (width as u32, height as u32);
         let mix = self.plan.data.mix.draw(self.plan.config.seed, step, micro_batch, len, size);
-        self.input.load(batch, mix.as_ref())
+        self.input.load(delivery, mix.as_ref())
     }
 
     /// Loss of one micro batch; its batch statistics, loss and correct count are added to the exchange
@@ -585,10 +593,14 @@ impl<'plan> Engine<'plan> {
     }
 
     /// Logits `[N, classes]` of `weights` and labels `[N]` with running statistics and without dropout or gradients.
-    pub(crate) fn evaluate(&self, batch: &Batch, weights: WeightSet) -> Result<(Tensor, Tensor), Error> {
+    pub(crate) fn evaluate(
+        &self,
+        delivery: &mut Delivery,
+        weights: WeightSet,
+    ) -> Result<(Tensor, Tensor), Error> {
         let _no_grad = tch::no_grad_guard();
         self.state.optimizer.await_weights()?;
-        let (images, labels) = self.input.load_test(batch)?;
+        let (images, labels) = self.input.load_test(delivery)?;
         let (parameters, running) = match (weights, &self.state.averaged) {
             (WeightSet::Averaged, Some(averaged)) => (&averaged.views, &averaged.running_views),
             (WeightSet::Current, _) | (_, None) => (&self.state.parameters, &self.state.running_views),

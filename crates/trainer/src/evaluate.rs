@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use data_sharding::{Batch, Pool, SampleKey, evaluation_batches};
-use tch::{Kind, Reduction};
+use data_sharding::{SampleKey, evaluation_batches};
+use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::engine::{Engine, WeightSet};
 use crate::error::Error;
+use crate::feed::{Delivery, Feed};
 use crate::plan::Plan;
 use crate::session::Session;
-use crate::train::next_batch;
 
 /// How many parts of each test image are looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,7 +117,8 @@ pub(crate) fn evaluate(
     weights: WeightSet,
 ) -> Result<Evaluation, Error> {
     let begin = Instant::now();
-    let mut local = session.agree(LocalEvaluation::start(session, plan, workers, views, weights))?;
+    let local = LocalEvaluation::start(session, plan, engine.device(), workers, views, weights);
+    let mut local = session.agree(local)?;
     session.agree(local.count(engine, usize::MAX))?;
     local.combine(session, plan, begin)
 }
@@ -133,7 +134,8 @@ pub(crate) fn evaluate_unless(
     weights: WeightSet,
 ) -> Result<Option<Evaluation>, Error> {
     let begin = Instant::now();
-    let mut local = session.agree(LocalEvaluation::start(session, plan, workers, views, weights))?;
+    let local = LocalEvaluation::start(session, plan, engine.device(), workers, views, weights);
+    let mut local = session.agree(local)?;
     for _ in 0..local.rounds {
         if session.any(stop())? {
             return Ok(None);
@@ -145,7 +147,7 @@ pub(crate) fn evaluate_unless(
 
 /// This rank's share of an evaluation.
 struct LocalEvaluation {
-    pool: Pool,
+    feed: Feed,
     views: usize,
     weights: WeightSet,
     /// Batches to come.
@@ -159,6 +161,7 @@ impl LocalEvaluation {
     fn start(
         session: &Session,
         plan: &Plan,
+        device: Device,
         workers: usize,
         views: Views,
         weights: WeightSet,
@@ -181,16 +184,24 @@ impl LocalEvaluation {
                 .collect()
         });
         let options = plan.data.pool_options(workers, batch_size * views, plan.config.data.prefetch);
-        let pool = Pool::start(plan.data.test.clone(), augmentation, Box::new(requests), options)?;
+        let feed = Feed::start(device, plan.data.test.clone(), augmentation, Box::new(requests), options)?;
         let counts = Vec::with_capacity(indices.len());
-        Ok(LocalEvaluation { pool, views, weights, indices: indices.into_iter(), counts, rounds })
+        Ok(LocalEvaluation { feed, views, weights, indices: indices.into_iter(), counts, rounds })
     }
 
     /// Evaluates at most so many batches.
     fn count(&mut self, engine: &Engine, batches: usize) -> Result<(), Error> {
-        for batch in self.indices.by_ref().take(batches) {
-            let images = next_batch(&mut self.pool)?;
-            self.counts.push(count_batch(engine, batch, &images, self.views, self.weights)?);
+        let mut left = batches;
+        while left > 0 && !self.indices.as_slice().is_empty() {
+            let mut uncounted = Vec::with_capacity(BATCHES_A_ROUND);
+            for batch in self.indices.by_ref().take(left.min(BATCHES_A_ROUND)) {
+                let mut delivery = self.feed.next()?;
+                uncounted.push(look_at(engine, batch, &mut delivery, self.views, self.weights)?);
+                drop(delivery);
+                self.feed.stage_ahead();
+            }
+            left -= uncounted.len();
+            self.counts.extend(read_back(&uncounted)?);
         }
         Ok(())
     }
@@ -230,17 +241,27 @@ impl LocalEvaluation {
     }
 }
 
-fn count_batch(
+/// A batch whose results are still on the device.
+struct Uncounted {
+    batch: u64,
+    samples: usize,
+    skipped: usize,
+    /// `[3]` in fp64: right answers, right ones among five, loss.
+    sums: Tensor,
+}
+
+/// Queues the evaluation of a batch. On a GPU nobody waits for it.
+fn look_at(
     engine: &Engine,
     batch: u64,
-    images: &Batch,
+    delivery: &mut Delivery,
     views: usize,
     weights: WeightSet,
-) -> Result<BatchCounts, Error> {
-    let samples = images.len() / views;
+) -> Result<Uncounted, Error> {
+    let samples = delivery.batch().len() / views;
     // All views of an image are decoded from the same file.
-    let skipped = images.skipped().len().div_ceil(views);
-    let (logits, labels) = engine.evaluate(images, weights)?;
+    let skipped = delivery.batch().skipped().len().div_ceil(views);
+    let (logits, labels) = engine.evaluate(delivery, weights)?;
     let _no_grad = tch::no_grad_guard();
     let (logits, labels) = match views {
         1 => (logits, labels),
@@ -255,18 +276,27 @@ fn count_batch(
     let top = logits.size()[1].min(5);
     let (_, classes) = logits.f_topk(top, 1, true, true)?;
     let hits = classes.f_eq_tensor(&labels.f_unsqueeze(1)?)?;
-    let count = |width: i64| -> Result<u64, Error> {
-        Ok(hits.f_narrow(1, 0, width)?.f_sum(Kind::Int64)?.f_int64_value(&[])? as u64)
+    let count = |width: i64| hits.f_narrow(1, 0, width)?.f_sum(Kind::Double);
+    let loss = logits.f_cross_entropy_loss::<&Tensor>(&labels, None, Reduction::Sum, -100, 0.0)?;
+    let sums = Tensor::f_stack(&[count(1)?, count(top)?, loss.f_to_kind(Kind::Double)?], 0)?;
+    Ok(Uncounted { batch, samples, skipped, sums })
+}
+
+/// Waits for the device once for several batches.
+fn read_back(batches: &[Uncounted]) -> Result<Vec<BatchCounts>, Error> {
+    let sums: Vec<&Tensor> = batches.iter().map(|batch| &batch.sums).collect();
+    let sums = Tensor::f_stack(&sums, 0)?.f_to_device(Device::Cpu)?;
+    let mut numbers = vec![0.0; sums.numel()];
+    sums.f_copy_data(&mut numbers, sums.numel())?;
+    let counts = |(batch, sums): (&Uncounted, &[f64])| BatchCounts {
+        batch: batch.batch,
+        samples: batch.samples as u64,
+        top1_correct: sums[0] as u64,
+        top5_correct: sums[1] as u64,
+        skipped: batch.skipped as u64,
+        loss_sum: sums[2],
     };
-    let loss = logits.f_cross_entropy_loss::<&tch::Tensor>(&labels, None, Reduction::Sum, -100, 0.0)?;
-    Ok(BatchCounts {
-        batch,
-        samples: samples as u64,
-        top1_correct: count(1)?,
-        top5_correct: count(top)?,
-        skipped: skipped as u64,
-        loss_sum: loss.f_double_value(&[])?,
-    })
+    Ok(batches.iter().zip(numbers.chunks_exact(3)).map(counts).collect())
 }
 
 #[cfg(test)]

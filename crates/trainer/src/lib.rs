@@ -21,6 +21,7 @@ mod error;
 mod evaluate;
 mod exchange_memory;
 mod fault;
+mod feed;
 mod flat;
 mod health;
 mod input;

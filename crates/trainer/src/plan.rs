@@ -235,6 +235,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     crate::health::check(loaded)?;
     crate::averaging::check(loaded)?;
     crate::loss_scale::check(loaded)?;
+    crate::device::check(loaded)?;
     let options = Options {
         conv_init: config.model.conv_init,
         gamma_init: config.model.gamma_init,

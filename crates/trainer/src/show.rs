@@ -4,15 +4,15 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
-use data_sharding::{Pool, SampleKey};
+use data_sharding::SampleKey;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{self, NormalizeConfig};
 use crate::data::whitens;
 use crate::error::Error;
+use crate::feed::Feed;
 use crate::input::Input;
 use crate::plan::Plan;
-use crate::train::next_batch;
 
 /// What `wrn-dist data show` was asked to do.
 #[derive(Clone, Debug)]
@@ -57,7 +57,8 @@ pub fn show_samples(options: &ShowOptions) -> Result<String, Error> {
         (0..samples).map(|row| SampleKey { sample: (row * stride) as u32, epoch, repetition: 0 }).collect()
     });
     let data = &plan.data;
-    let mut pool = Pool::start(
+    let mut feed = Feed::start(
+        Device::Cpu,
         data.train.clone(),
         data.train_augmentation.clone(),
         Box::new(requests),
@@ -67,10 +68,10 @@ pub fn show_samples(options: &ShowOptions) -> Result<String, Error> {
     let input = Input::new(normalize, None, data.train_augmentation.clone(), Device::Cpu)?;
     let mut columns = Vec::with_capacity(epochs);
     for epoch in first_epoch..first_epoch + epochs as u64 {
-        let batch = next_batch(&mut pool)?;
-        let [len, height, width, _] = batch.shape();
+        let mut delivery = feed.next()?;
+        let [len, height, width, _] = delivery.batch().shape();
         let mix = data.mix.draw(plan.config.seed, epoch, 0, len, (width as u32, height as u32));
-        let (images, _) = input.load(&batch, mix.as_ref())?;
+        let (images, _) = input.load(&mut delivery, mix.as_ref())?;
         columns.push(bytes_of(&images, normalize)?);
     }
     let picture = Picture::of(&columns)?;

@@ -3,7 +3,8 @@
 use crossbeam::channel::Sender;
 
 use super::FilledSlab;
-use super::slab::Slab;
+use super::lent::Lent;
+use super::memory::Reader;
 use crate::augment::DeviceParameters;
 use crate::error::DataError;
 
@@ -11,15 +12,23 @@ use crate::error::DataError;
 pub struct Batch {
     /// `None` only while it is dropped.
     filled: Option<FilledSlab>,
-    free: Sender<Slab>,
+    readers: Vec<Box<dyn Reader>>,
+    free: Sender<Lent>,
 }
 
 impl Batch {
     /// The label of a sample that could not be decoded and was skipped.
     pub const SKIPPED: i64 = -100;
 
-    pub(super) fn new(filled: FilledSlab, free: Sender<Slab>) -> Self {
-        Batch { filled: Some(filled), free }
+    pub(super) fn new(filled: FilledSlab, free: Sender<Lent>) -> Self {
+        Batch { filled: Some(filled), readers: Vec::new(), free }
+    }
+
+    /// Promises `reader` the pixels for as long as it needs them: when the batch is dropped, its buffer is neither filled
+    /// again nor freed before the reader is through. The one who drops the batch does not wait for that, unless the
+    /// pool has ended.
+    pub fn read_by(&mut self, reader: Box<dyn Reader>) {
+        self.readers.push(reader);
     }
 
     fn filled(&self) -> &FilledSlab {
@@ -70,7 +79,7 @@ impl Drop for Batch {
     fn drop(&mut self) {
         if let Some(filled) = self.filled.take() {
             // Nobody takes it when the pool has ended; then the memory is freed.
-            let _ = self.free.send(filled.slab);
+            let _ = self.free.send(Lent::new(filled.slab, std::mem::take(&mut self.readers)));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam::channel::{Receiver, Sender, select};
 
-use super::slab::Slab;
+use super::lent::Lent;
 use super::{Finished, Job, Shared, Task, panic_message};
 use crate::augment::SampleKey;
 use crate::error::DataError;
@@ -18,7 +18,7 @@ pub(super) struct Dispatcher {
     pub(super) requests: Box<dyn Iterator<Item = Vec<SampleKey>> + Send>,
     pub(super) batch_size: usize,
     pub(super) workers: usize,
-    pub(super) free_slabs: Receiver<Slab>,
+    pub(super) free_slabs: Receiver<Lent>,
     pub(super) stopped: Receiver<Infallible>,
     pub(super) tasks: Sender<Task>,
     pub(super) finished: Sender<Finished>,
@@ -41,6 +41,14 @@ impl Dispatcher {
                 recv(self.stopped) -> _ => return,
             };
             let Ok(slab) = slab else { return };
+            let slab = match slab.take_back() {
+                Ok(slab) => slab,
+                Err(reason) => {
+                    let _ =
+                        self.finished.send(Finished { sequence, result: Err(DataError::Reader { reason }) });
+                    return;
+                }
+            };
             if self.shared.stopping.load(Ordering::Relaxed) {
                 return;
             }

@@ -12,6 +12,8 @@
 
 mod batch;
 mod dispatch;
+mod lent;
+mod memory;
 mod slab;
 #[cfg(test)]
 mod slab_tests;
@@ -30,12 +32,15 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 pub use batch::Batch;
+pub use memory::{BatchAllocator, BatchMemory, HeapMemory, Reader};
 pub use stages::StageTimes;
 pub use threads::default_workers;
 
 use self::dispatch::Dispatcher;
+use self::lent::Lent;
 use self::slab::{Part, Slab};
 use self::stages::Stages;
+use self::sync::Cells;
 use self::worker::work;
 use crate::augment::{Augmentation, SampleKey};
 use crate::error::DataError;
@@ -81,7 +86,8 @@ pub struct Pool {
     /// Batches that were finished before an earlier one was.
     early: BTreeMap<u64, Result<FilledSlab, DataError>>,
     next: u64,
-    free: Sender<Slab>,
+    free: Sender<Lent>,
+    batch_bytes: usize,
     /// Dropped to wake a waiting dispatcher.
     stop: Option<Sender<Infallible>>,
     threads: Vec<JoinHandle<()>>,
@@ -160,6 +166,20 @@ impl Pool {
         requests: Box<dyn Iterator<Item = Vec<SampleKey>> + Send>,
         options: PoolOptions,
     ) -> Result<Pool, DataError> {
+        Pool::start_in(&HeapMemory, data, augmentation, requests, options)
+    }
+
+    /// As [`Pool::start`], with the pixels of its batch buffers in memory of `allocator`.
+    ///
+    /// # Errors
+    /// As [`Pool::start`].
+    pub fn start_in(
+        allocator: &dyn BatchAllocator,
+        data: impl Into<DataSet>,
+        augmentation: Augmentation,
+        requests: Box<dyn Iterator<Item = Vec<SampleKey>> + Send>,
+        options: PoolOptions,
+    ) -> Result<Pool, DataError> {
         let PoolOptions { workers, batch_size, prefetch, on_bad_sample } = options;
         let data = data.into();
         augmentation.check(data.image())?;
@@ -178,13 +198,10 @@ impl Pool {
 
         let (free, free_slabs) = bounded(prefetch);
         for _ in 0..prefetch {
-            let slab = Slab::new(batch_size, image.bytes());
-            let slab = slab.map_err(|_| DataError::Memory {
-                buffers: prefetch,
-                batch_size,
-                image_bytes: image.bytes(),
+            let slab = new_slab(allocator, batch_size, image.bytes()).map_err(|reason| {
+                DataError::Memory { buffers: prefetch, batch_size, image_bytes: image.bytes(), reason }
             })?;
-            let _ = free.send(slab);
+            let _ = free.send(Lent::new(slab, Vec::new()));
         }
         // Neither channel can fill up: a batch has at most one part a worker, and only the last finished
         // item, an error of the dispatcher, has no slab.
@@ -205,6 +222,7 @@ impl Pool {
             early: BTreeMap::new(),
             next: 0,
             free,
+            batch_bytes: batch_size * image.bytes(),
             stop: Some(stop),
             threads: Vec::with_capacity(workers + 1),
         };
@@ -229,6 +247,21 @@ impl Pool {
         };
         pool.spawn("decoder-dispatch".into(), move || dispatcher.run())?;
         Ok(pool)
+    }
+
+    /// The batch of the next request if it is ready, without waiting for it. `None` also after the last one.
+    pub fn next_if_ready(&mut self) -> Option<Result<Batch, DataError>> {
+        let finished = self.finished.as_ref()?;
+        while let Ok(Finished { sequence, result }) = finished.try_recv() {
+            self.early.insert(sequence, result);
+        }
+        if self.early.contains_key(&self.next) { self.next() } else { None }
+    }
+
+    /// The most bytes that the images of a batch take.
+    #[must_use]
+    pub fn batch_bytes(&self) -> usize {
+        self.batch_bytes
     }
 
     /// What the decoder threads have spent their time on so far.
@@ -292,6 +325,16 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Room for a batch; a sentence where there is none.
+fn new_slab(allocator: &dyn BatchAllocator, slots: usize, image_bytes: usize) -> Result<Slab, String> {
+    let bytes = slots.saturating_mul(image_bytes);
+    let pixels = Cells::of_memory(allocator.allocate(bytes)?);
+    if pixels.len() < bytes {
+        return Err(format!("the allocator gave {} bytes for {bytes}", pixels.len()));
+    }
+    Slab::new(slots, pixels).map_err(|error| error.to_string())
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -34,11 +34,11 @@ pub(crate) struct Slot<'a> {
 }
 
 impl Slab {
-    /// With room for `slots` images of up to `image_bytes`.
-    pub(crate) fn new(slots: usize, image_bytes: usize) -> Result<Self, TryReserveError> {
+    /// With room for `slots` images, whose pixels lie in `pixels`.
+    pub(crate) fn new(slots: usize, pixels: Cells<u8>) -> Result<Self, TryReserveError> {
         Ok(Slab(Arc::new(Memory {
             parts: AtomicUsize::new(0),
-            pixels: Cells::new(slots.saturating_mul(image_bytes))?,
+            pixels,
             labels: Cells::new(slots)?,
             device: Cells::new(slots)?,
         })))

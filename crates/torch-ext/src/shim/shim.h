@@ -75,6 +75,11 @@ Error torch_ext_count_host_memory();
 int64_t torch_ext_host_bytes();
 int64_t torch_ext_take_host_peak_bytes();
 
+// copy.cpp
+Error torch_ext_pinned_bytes(int64_t bytes, at::Tensor **memory);
+Error torch_ext_queue_copy(const at::Tensor *from, const at::Tensor *to);
+Error torch_ext_to_gpu(const at::Tensor *from, int device, at::Tensor **to);
+
 // runtime.cpp
 Error torch_ext_set_threads(int intra_op, int inter_op);
 bool torch_ext_keep_freed_memory();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use data_sharding::{
     Augmentation, Crop, DataSet, DecodeBreakdown, EncodedSource, Filter, ImageFiles, ImageShape, ImageSize,
-    Order, Pool, PoolOptions, RandomResizedCrop, ReadMode, SampleKey, Sampler, ShardSet, StageTimes,
+    Order, PoolOptions, RandomResizedCrop, ReadMode, SampleKey, Sampler, ShardSet, StageTimes,
     decode_breakdown,
 };
 use serde::Serialize;
@@ -17,9 +17,9 @@ use super::median;
 use crate::config::{self, ChannelConstants, NormalizeConfig};
 use crate::data::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::error::Error;
+use crate::feed::Feed;
 use crate::input::Input;
 use crate::plan::Plan;
-use crate::train::next_batch;
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -203,7 +203,8 @@ pub fn bench_data(options: &DataBenchOptions) -> Result<DataBench, Error> {
         prefetch: BUFFERS,
         on_bad_sample: data_sharding::OnBadSample::Error,
     };
-    let mut pool = Pool::start(subject.data, subject.augmentation, Box::new(requests), pool_options)?;
+    let mut feed =
+        Feed::start(Device::Cpu, subject.data, subject.augmentation, Box::new(requests), pool_options)?;
     let mut shape = [0; 4];
     let mut rates = Vec::new();
     let mut before = (StageTimes::default(), Duration::ZERO);
@@ -212,24 +213,24 @@ pub fn bench_data(options: &DataBenchOptions) -> Result<DataBench, Error> {
         let begin = Instant::now();
         for _ in 0..options.batches {
             let clock = Instant::now();
-            let images = next_batch(&mut pool)?;
+            let mut images = feed.next()?;
             let waited = clock.elapsed();
             let clock = Instant::now();
-            let _delivered = input.load(&images, None)?;
-            shape = images.shape();
+            let _delivered = input.load(&mut images, None)?;
+            shape = images.batch().shape();
             if round > 0 {
                 waiting += waited;
                 normalizing += clock.elapsed();
             }
         }
         if round == 0 {
-            before = (pool.stage_times(), processor_time());
+            before = (feed.stage_times(), processor_time());
         } else {
             measured += begin.elapsed();
             rates.push((options.batches * batch) as f64 / begin.elapsed().as_secs_f64());
         }
     }
-    let stages = pool.stage_times();
+    let stages = feed.stage_times();
     let decoded = (stages.samples - before.0.samples).max(1) as f64;
     let part = |of: fn(&StageTimes) -> Duration| 1e3 * (of(&stages) - of(&before.0)).as_secs_f64() / decoded;
     let decoder = DecoderTimes {

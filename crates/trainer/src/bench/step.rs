@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::plan::MOST_EPOCHS;
 use crate::session::{Session, with_delayed_session};
 use crate::telemetry::PhaseSeconds;
-use crate::train::{configured_comm, decoder_threads, next_batch, open_plan, training_pool};
+use crate::train::{configured_comm, decoder_threads, open_plan, training_feed};
 
 /// What `wrn-dist bench step` was asked to do.
 #[derive(Clone, Debug)]
@@ -86,19 +86,19 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         let keeping =
             alone.and_then(|comm| Engine::new(uncompressed.as_ref().unwrap_or(&plan), compute, comm));
         let mut engines = [session.agree(exchanging)?, session.agree(keeping)?];
-        let mut pool = session.agree(training_pool(&plan, 0, decoder_threads(&plan, session, compute)))?;
+        let workers = decoder_threads(&plan, session, compute);
+        let mut feed = session.agree(training_feed(&plan, compute.device, 0, workers))?;
         let mut outcomes: [Vec<StepOutcome>; 2] = [Vec::new(), Vec::new()];
         for step in 0..options.warmup + options.steps {
             for (engine, outcomes) in engines.iter_mut().zip(&mut outcomes) {
                 session.comm().barrier()?;
                 let rate = plan.schedule.rate(0);
-                let local =
-                    match engine.step(step as u64, rate, &Wishes::default, &mut || next_batch(&mut pool)) {
-                        Ok(outcome) => Ok(outcome),
-                        Err(StepError::Here(error)) => Err(error),
-                        Err(StepError::Elsewhere) => return session.agree(Ok(())).map(|()| None),
-                        Err(StepError::Exchange(error)) => return Err(error),
-                    };
+                let local = match engine.step(step as u64, rate, &Wishes::default, &mut feed) {
+                    Ok(outcome) => Ok(outcome),
+                    Err(StepError::Here(error)) => Err(error),
+                    Err(StepError::Elsewhere) => return session.agree(Ok(())).map(|()| None),
+                    Err(StepError::Exchange(error)) => return Err(error),
+                };
                 let outcome = session.agree(local)?;
                 if step >= options.warmup {
                     outcomes.push(outcome);

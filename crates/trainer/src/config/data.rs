@@ -113,7 +113,8 @@ pub struct DataConfig {
     /// Decoder threads of this rank.
     #[serde(default)]
     pub workers: AutoOr,
-    /// Micro batches decoded ahead of the network.
+    /// Micro batches decoded ahead of the network. Beside a GPU their memory is pinned, and one of them is copied there
+    /// while the batch before it is computed.
     #[serde(default = "defaults::prefetch")]
     pub prefetch: usize,
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_yaml::{Mapping, Value};
 use sha2::{Digest, Sha256};
 
-use super::{Config, locate};
+use super::{Config, Determinism, locate};
 
 /// What is wrong with a configuration, and where it was written.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +94,7 @@ fn parse(path: &Path, text: String, arguments: &[String]) -> Result<LoadedConfig
     })?;
     config.optimizer.write_defaults();
     config.schedule.write_defaults();
+    let _ = config.train.autotune.get_or_insert(config.train.determinism == Determinism::Off);
     Ok(LoadedConfig { config, path: path.to_owned(), text, overrides })
 }
 
@@ -203,6 +204,7 @@ impl Config {
             "comm.timeout_s",
             "comm.check",
             "train.evaluate_every_epochs",
+            "train.autotune",
             "train.memory",
             "train.memory_limit_gib",
             "train.on_nan",

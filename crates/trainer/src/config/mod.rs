@@ -149,6 +149,10 @@ pub struct TrainConfig {
     /// Where the network runs.
     #[serde(default)]
     pub device: DeviceChoice,
+    /// On a GPU: cuDNN tries its algorithms on the first batch of each shape and keeps the fastest, which may be
+    /// another one each time. `determinism: off` alone allows it, and has it when this is absent.
+    #[serde(default)]
+    pub autotune: Option<bool>,
     /// What is kept of each forward pass for backward: `plain`, `recompute` (the outputs of batch norm and ReLU
     /// are computed again: about half the memory) or `checkpoint` (whole blocks are: least memory, slowest).
     /// The results are the same to the bit.
@@ -348,6 +352,9 @@ pub enum ScheduleKind {
 pub struct PrecisionConfig {
     /// Number format of the forward and backward pass; weights and sums stay fp32.
     pub dtype: Dtype,
+    /// On a GPU: fp32 convolutions and products may round what they multiply to TF32's 10 bits behind the point (sums
+    /// stay fp32), for several times the speed on Ampere and later. Ignored on the CPU.
+    pub tf32: bool,
     /// `fp16`: how the loss is scaled.
     pub loss_scale: Option<LossScaleConfig>,
 }

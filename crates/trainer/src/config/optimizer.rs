@@ -41,6 +41,7 @@ pub struct OptimizerConfig {
     pub reset_momentum_at_milestones: Option<bool>,
     /// A gradient whose L2 norm over all parameters, after the average over the ranks, is larger is scaled down to
     /// this norm, as PyTorch's `clip_grad_norm_` does. The norm before stands in `metrics.jsonl` as `gradient_norm`.
+    /// On a GPU each step waits for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
     /// Each rank updates one share of the weights, keeps what the optimizer remembers of this share only (ZeRO, stage

@@ -3,11 +3,13 @@
 
 use std::mem::MaybeUninit;
 
-use data_sharding::{Batch, DeviceParameters};
-use tch::{Device, Kind, Tensor};
+use data_sharding::DeviceParameters;
+use tch::{Device, Tensor};
 
+use super::on_device;
 use crate::config::ChannelConstants;
 use crate::error::Error;
+use crate::feed::Delivery;
 use crate::memory::filled;
 
 /// Pixels that are worked on at a time on the host: enough that the compiler uses its widest instructions.
@@ -34,18 +36,19 @@ impl Channels {
     }
 
     /// `[N, H, W, C]`
-    pub(super) fn apply(&self, batch: &Batch, lighting: bool, device: Device) -> Result<Tensor, Error> {
-        let shape = batch.shape().map(|side| side as i64);
-        let parameters = if lighting { batch.device_parameters() } else { &[] };
-        if device == Device::Cpu {
-            return filled(&shape, |output| self.on_host(batch.images(), batch.len(), parameters, output));
+    pub(super) fn apply(&self, delivery: &mut Delivery, lighting: bool) -> Result<Tensor, Error> {
+        let batch = delivery.batch();
+        if let Some(bytes) = delivery.on_host() {
+            let shape = batch.shape().map(|side| side as i64);
+            let parameters = if lighting { batch.device_parameters() } else { &[] };
+            return filled(&shape, |output| self.on_host(bytes, batch.len(), parameters, output));
         }
-        let bytes = Tensor::f_from_data_size(batch.images(), &shape, Kind::Uint8)?.f_to_device(device)?;
-        let mut pixels = bytes.f_to_kind(Kind::Float)?;
+        let mut pixels = delivery.floats()?;
         if lighting {
+            let parameters = delivery.batch().device_parameters();
             let offsets: Vec<f32> = parameters.iter().flat_map(|sample| sample.color_offset).collect();
-            let offsets = Tensor::f_from_slice(&offsets)?.f_reshape([-1, 1, 1, 3])?;
-            let _ = pixels.f_add_(&offsets.f_to_device(device)?)?;
+            let offsets = on_device(&offsets, pixels.device())?.f_reshape([-1, 1, 1, 3])?;
+            let _ = pixels.f_add_(&offsets)?;
         }
         let _ = pixels.f_sub_(&self.mean_tensor)?;
         let _ = pixels.f_mul_(&self.reciprocal_tensor)?;
@@ -82,6 +85,8 @@ impl Channels {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     #[test]

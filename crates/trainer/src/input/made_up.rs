@@ -10,7 +10,7 @@ struct MadeUp {
 }
 
 /// The data set of images that lie behind one another in `bytes`, each `[height, width, channels]`.
-pub(super) fn data_set(shape: ImageShape, bytes: Vec<u8>) -> DataSet {
+pub(crate) fn data_set(shape: ImageShape, bytes: Vec<u8>) -> DataSet {
     let source: Arc<dyn Source> = Arc::new(MadeUp { shape, bytes });
     source.into()
 }

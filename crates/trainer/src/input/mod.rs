@@ -3,14 +3,16 @@
 
 mod channels;
 #[cfg(test)]
-mod made_up;
+pub(crate) mod made_up;
 mod targets;
 #[cfg(test)]
 mod tests;
 mod whitening;
 
-use data_sharding::{Augmentation, Batch, Crop, DeviceParameters, MixDraw, PaddingMode, PasteBox};
+use data_sharding::{Augmentation, Crop, DeviceParameters, MixDraw, PaddingMode, PasteBox};
+use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
+use torch_ext::copy;
 
 pub(crate) use targets::Targets;
 pub(crate) use whitening::Whitening;
@@ -19,8 +21,9 @@ use self::channels::Channels;
 use self::whitening::Whitener;
 use crate::config::NormalizeConfig;
 use crate::error::Error;
+use crate::feed::Delivery;
 
-/// Copies to the device and does there, in this order: lighting, normalisation, the crop where whitening comes before
+/// Does on the device, in this order: lighting, normalisation, the crop where whitening comes before
 /// it, erasing, and mixing.
 pub(crate) struct Input {
     device: Device,
@@ -54,18 +57,23 @@ impl Input {
     }
 
     /// Training images `[N, C, H, W]` in channels_last fp32, and what the loss compares with.
-    pub(crate) fn load(&self, batch: &Batch, mix: Option<&MixDraw>) -> Result<(Tensor, Targets), Error> {
+    pub(crate) fn load(
+        &self,
+        delivery: &mut Delivery,
+        mix: Option<&MixDraw>,
+    ) -> Result<(Tensor, Targets), Error> {
+        let mut pixels = self.normalize(delivery, self.train.lighting > 0.0)?;
+        let batch = delivery.batch();
         let parameters = batch.device_parameters();
-        let mut pixels = self.normalize(batch, self.train.lighting > 0.0)?;
         if self.train.crop_on_device {
             pixels = self.crop(pixels, parameters)?;
         }
         if self.train.erase.is_some() {
             self.erase(&mut pixels, parameters)?;
         }
-        let labels = Tensor::f_from_slice(batch.labels())?.f_to_device(self.device)?;
+        let labels = on_device(batch.labels(), self.device)?;
         let partners = match mix {
-            Some(draw) => Some(Tensor::f_from_slice(&draw.partners)?.f_to_device(self.device)?),
+            Some(draw) => Some(on_device(&draw.partners, self.device)?),
             None => None,
         };
         let targets = match (mix, &partners) {
@@ -80,28 +88,24 @@ impl Input {
     }
 
     /// Test images `[N, C, H, W]` in channels_last fp32, and labels `[N]`.
-    pub(crate) fn load_test(&self, batch: &Batch) -> Result<(Tensor, Tensor), Error> {
-        let pixels = self.normalize(batch, false)?;
-        let labels = Tensor::f_from_slice(batch.labels())?.f_to_device(self.device)?;
+    pub(crate) fn load_test(&self, delivery: &mut Delivery) -> Result<(Tensor, Tensor), Error> {
+        let pixels = self.normalize(delivery, false)?;
+        let labels = on_device(delivery.batch().labels(), self.device)?;
         Ok((pixels.f_permute([0, 3, 1, 2])?, labels))
     }
 
     /// `[N, H, W, C]`
-    fn normalize(&self, batch: &Batch, lighting: bool) -> Result<Tensor, Error> {
+    fn normalize(&self, delivery: &mut Delivery, lighting: bool) -> Result<Tensor, Error> {
         match &self.normalization {
-            Normalization::Channels(channels) => channels.apply(batch, lighting, self.device),
-            Normalization::Whitening(whitener) => {
-                let shape = batch.shape().map(|side| side as i64);
-                let bytes = Tensor::f_from_data_size(batch.images(), &shape, Kind::Uint8)?;
-                whitener.apply(&bytes.f_to_device(self.device)?.f_to_kind(Kind::Float)?)
-            }
+            Normalization::Channels(channels) => channels.apply(delivery, lighting),
+            Normalization::Whitening(whitener) => whitener.apply(&delivery.floats()?),
         }
     }
 
     /// One number of each sample, `[N, 1, 1]`.
     fn column(&self, values: impl Iterator<Item = i32>) -> Result<Tensor, Error> {
         let values: Vec<i64> = values.map(i64::from).collect();
-        Ok(Tensor::f_from_slice(&values)?.f_reshape([-1, 1, 1])?.f_to_device(self.device)?)
+        Ok(on_device(&values, self.device)?.f_reshape([-1, 1, 1])?)
     }
 
     /// Row and column indices, `[1, H, 1]` and `[1, 1, W]`.
@@ -151,6 +155,11 @@ impl Input {
             Tensor::f_arange(pixels.size()[0], (Kind::Int64, self.device))?.f_reshape([-1, 1, 1])?;
         Ok(padded.f_index(&[Some(samples), Some(rows), Some(columns)])?)
     }
+}
+
+/// A few numbers of each sample, for which the host does not wait.
+fn on_device<T: Element>(numbers: &[T], device: Device) -> Result<Tensor, Error> {
+    Ok(copy::to_device(&Tensor::f_from_slice(numbers)?, device)?)
 }
 
 /// Mixup: every pixel averaged with the partner's. Cutmix: the partner's box.

@@ -1,24 +1,25 @@
 //! What the device does with a batch, against the pool's own work and against plain loops.
 
-use data_sharding::{ImageShape, OnBadSample, Pool, PoolOptions, RandomErasing, SampleKey};
+use data_sharding::{ImageShape, OnBadSample, PoolOptions, RandomErasing, SampleKey};
 
 use super::*;
 use crate::config::ChannelConstants;
+use crate::feed::Feed;
 
 const SHAPE: ImageShape = ImageShape { height: 6, width: 6, channels: 3 };
 const COUNT: usize = 16;
 
-fn batch(augmentation: &Augmentation) -> Batch {
+fn feed(augmentation: &Augmentation) -> Feed {
     let keys = (0..COUNT as u32).map(|sample| SampleKey { sample, epoch: 2, repetition: 0 }).collect();
     let options =
         PoolOptions { workers: 1, batch_size: COUNT, prefetch: 1, on_bad_sample: OnBadSample::Error };
     let byte = |at: usize| (at / SHAPE.bytes() * 53 + at % SHAPE.bytes() * 29) as u8;
     let data = made_up::data_set(SHAPE, (0..COUNT * SHAPE.bytes()).map(byte).collect());
-    Pool::start(data, augmentation.clone(), Box::new(std::iter::once(keys)), options)
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
+    Feed::start(Device::Cpu, data, augmentation.clone(), Box::new(std::iter::once(keys)), options).unwrap()
+}
+
+fn parameters(augmentation: &Augmentation) -> Vec<DeviceParameters> {
+    feed(augmentation).next().unwrap().batch().device_parameters().to_vec()
 }
 
 fn input(augmentation: &Augmentation) -> Input {
@@ -33,7 +34,7 @@ fn augmentation() -> Augmentation {
 
 /// `[N, H, W, C]`
 fn loaded(augmentation: &Augmentation, mix: Option<&MixDraw>) -> Tensor {
-    let (images, _) = input(augmentation).load(&batch(augmentation), mix).unwrap();
+    let (images, _) = input(augmentation).load(&mut feed(augmentation).next().unwrap(), mix).unwrap();
     images.permute([0, 2, 3, 1]).contiguous()
 }
 
@@ -54,7 +55,7 @@ fn erased_boxes_are_zero_and_nothing_else_is() {
     let plain = augmentation();
     let erase = RandomErasing { probability: 0.6, area: (0.1, 0.4), aspect: (0.5, 2.0) };
     let erasing = Augmentation { erase: Some(erase), ..plain.clone() };
-    let parameters = batch(&erasing).device_parameters().to_vec();
+    let parameters = parameters(&erasing);
     let (before, after) = (loaded(&plain, None), loaded(&erasing, None));
     let mut erased = 0;
     for (sample, [left, top, right, bottom]) in parameters.iter().map(|sample| sample.erase).enumerate() {
@@ -73,7 +74,7 @@ fn erased_boxes_are_zero_and_nothing_else_is() {
 #[test]
 fn lighting_shifts_the_colours_of_each_image() {
     let lit = Augmentation { lighting: 0.5, ..augmentation() };
-    let parameters = batch(&lit).device_parameters().to_vec();
+    let parameters = parameters(&lit);
     let shift = loaded(&lit, None) - loaded(&augmentation(), None);
     for (sample, parameters) in parameters.iter().enumerate() {
         for (channel, std) in [50.0, 60.0, 70.0].into_iter().enumerate() {
@@ -112,7 +113,7 @@ fn test_images_are_not_augmented_on_the_device() {
         ..augmentation()
     };
     let plain = Augmentation::none();
-    let (images, labels) = input(&everything).load_test(&batch(&plain)).unwrap();
-    assert_eq!(images, input(&plain).load(&batch(&plain), None).unwrap().0);
+    let (images, labels) = input(&everything).load_test(&mut feed(&plain).next().unwrap()).unwrap();
+    assert_eq!(images, input(&plain).load(&mut feed(&plain).next().unwrap(), None).unwrap().0);
     assert_eq!(Vec::<i64>::try_from(labels).unwrap(), (0..COUNT as i64).collect::<Vec<_>>());
 }

@@ -12,7 +12,7 @@ use crate::engine::{Engine, StepError, Wishes};
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::session::Session;
-use crate::train::{decoder_threads, next_batch, training_pool};
+use crate::train::{decoder_threads, training_feed};
 
 /// What libtorch's error says where an allocation failed.
 const OUT_OF_MEMORY: &str = "out of memory";
@@ -89,8 +89,8 @@ fn runs_a_step(plan: &Plan, compute: Compute, workers: usize) -> Result<bool, Er
     let run = || -> Result<(), Error> {
         let comm = CommThread::start(|| Ok(Box::new(Solo::new())))?;
         let mut engine = Engine::new(plan, compute, comm.clone())?;
-        let mut pool = training_pool(plan, step, workers)?;
-        match engine.step(step, 0.0, &Wishes::default, &mut || next_batch(&mut pool)) {
+        let mut feed = training_feed(plan, compute.device, step, workers)?;
+        match engine.step(step, 0.0, &Wishes::default, &mut feed) {
             Ok(_) => Ok(comm.shutdown()?),
             Err(StepError::Here(error) | StepError::Exchange(error)) => Err(error),
             Err(StepError::Elsewhere) => Err(Error::Other("the trial of a step failed".into())),

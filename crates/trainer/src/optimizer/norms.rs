@@ -38,6 +38,13 @@ impl Norms {
     pub(super) fn square_sums(&self, flats: &[&Tensor]) -> Result<Vec<Vec<f64>>, Error> {
         let mut sums = vec![vec![SquareSum::default(); self.segments]; flats.len()];
         for (flat, sums) in flats.iter().zip(&mut sums) {
+            if flat.device() != Device::Cpu {
+                for (piece, sum) in self.pieces.iter().zip(sums_of_device(flat, &self.pieces)?) {
+                    let index = (piece.begin() / LEAF) as u64;
+                    sums[piece.segment].push(Branch { height: 0, index, sum });
+                }
+                continue;
+            }
             for piece in &self.pieces {
                 add_piece(&mut sums[piece.segment], flat, piece)?;
             }
@@ -49,14 +56,28 @@ impl Norms {
     }
 }
 
-fn add_piece(sum: &mut SquareSum, flat: &Tensor, piece: &Piece) -> Result<(), Error> {
-    let begin = piece.range.start - piece.segment_begin;
-    if flat.device() != Device::Cpu {
-        let values = narrow(flat, &piece.range)?.f_to_kind(Kind::Double)?;
-        let total = values.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
-        sum.push(Branch { height: 0, index: (begin / LEAF) as u64, sum: total });
-        return Ok(());
+impl Piece {
+    /// Where it begins within its tensor.
+    fn begin(&self) -> usize {
+        self.range.start - self.segment_begin
     }
+}
+
+/// The sum of squares of each piece, for all of which the host waits once.
+fn sums_of_device(flat: &Tensor, pieces: &[Piece]) -> Result<Vec<f64>, Error> {
+    let sum = |piece: &Piece| -> Result<Tensor, Error> {
+        let values = narrow(flat, &piece.range)?.f_to_kind(Kind::Double)?;
+        Ok(values.f_square()?.f_sum(Kind::Double)?)
+    };
+    let sums = pieces.iter().map(sum).collect::<Result<Vec<Tensor>, Error>>()?;
+    let mut numbers = vec![0.0; sums.len()];
+    if !sums.is_empty() {
+        Tensor::f_stack(&sums, 0)?.f_to_device(Device::Cpu)?.f_copy_data(&mut numbers, sums.len())?;
+    }
+    Ok(numbers)
+}
+
+fn add_piece(sum: &mut SquareSum, flat: &Tensor, piece: &Piece) -> Result<(), Error> {
     let mut block = vec![0.0; READ.min(piece.range.len())];
     for start in piece.range.clone().step_by(READ) {
         let end = piece.range.end.min(start + READ);

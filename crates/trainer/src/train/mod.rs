@@ -10,7 +10,8 @@ mod stop;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use data_sharding::{Batch, EpochOrder, Pool, SampleKey};
+use data_sharding::{EpochOrder, SampleKey};
+use tch::Device;
 
 use self::resume::{DERIVED, recorded, refuse_other_architecture, refuse_other_keys};
 use self::run::Run;
@@ -23,6 +24,7 @@ use crate::engine::{Engine, WeightSet};
 use crate::error::Error;
 use crate::evaluate::{Evaluation, Views, evaluate};
 use crate::fault::Fault;
+use crate::feed::Feed;
 use crate::input::Whitening;
 use crate::micro_batch;
 use crate::plan::Plan;
@@ -201,8 +203,13 @@ pub(crate) fn decoder_threads(plan: &Plan, session: &Session, compute: Compute) 
     }
 }
 
-/// This rank's micro batches of all steps from `first_step` on.
-pub(crate) fn training_pool(plan: &Plan, first_step: u64, workers: usize) -> Result<Pool, Error> {
+/// This rank's micro batches of all steps from `first_step` on, for `device`.
+pub(crate) fn training_feed(
+    plan: &Plan,
+    device: Device,
+    first_step: u64,
+    workers: usize,
+) -> Result<Feed, Error> {
     let (sampler, batches, steps_per_epoch) = (plan.data.sampler.clone(), plan.batches, plan.steps_per_epoch);
     let mut current: Option<EpochOrder> = None;
     let requests = (first_step..plan.total_steps()).flat_map(move |step| {
@@ -218,16 +225,7 @@ pub(crate) fn training_pool(plan: &Plan, first_step: u64, workers: usize) -> Res
     });
     let options = plan.data.pool_options(workers, plan.micro_batch(), plan.config.data.prefetch);
     let augmentation = plan.data.train_augmentation.clone();
-    Ok(Pool::start(plan.data.train.clone(), augmentation, Box::new(requests), options)?)
-}
-
-/// The next batch of the pool. What was skipped in it is logged.
-pub(crate) fn next_batch(pool: &mut Pool) -> Result<Batch, Error> {
-    let batch = pool.next().ok_or_else(|| Error::Other("the decoder pool ended early".into()))??;
-    for error in batch.skipped() {
-        tracing::error!("skipped: {error}");
-    }
-    Ok(batch)
+    Feed::start(device, plan.data.train.clone(), augmentation, Box::new(requests), options)
 }
 
 /// Collective: rank 0's weights, running statistics, averages of both, and optimizer state on every rank.
@@ -238,9 +236,9 @@ fn broadcast_state(session: &Session, engine: &Engine) -> Result<(), Error> {
         tensors.extend([&averaged.parameters, &averaged.running_statistics]);
     }
     for tensor in tensors {
-        let host = tensor.f_to_device(tch::Device::Cpu)?;
+        let host = tensor.f_to_device(Device::Cpu)?;
         session.comm().broadcast(crate::memory::region_of(&host)?, 0)?;
-        if tensor.device() != tch::Device::Cpu {
+        if tensor.device() != Device::Cpu {
             let _no_grad = tch::no_grad_guard();
             tensor.shallow_clone().f_copy_(&host)?;
         }

@@ -9,19 +9,18 @@ mod trouble;
 use std::fs::File;
 use std::time::Duration;
 
-use data_sharding::Pool;
-
 use self::trouble::Judgement;
 use super::resume::{Start, fresh_position, lies_in, resume, share};
 use super::saving::Saving;
 use super::stop::StopRequests;
-use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, next_batch, training_pool};
+use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, training_feed};
 use crate::backend;
 use crate::checkpoint::{self, Later, NotFiniteTensor, RunState};
 use crate::config::Compression;
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
+use crate::feed::Feed;
 use crate::health::desync;
 use crate::health::straggler::StragglerWatch;
 use crate::plan::Plan;
@@ -216,12 +215,12 @@ impl<'a> Run<'a> {
             );
             return Ok(Finish::Reached);
         }
-        let mut pool = self.session.agree(training_pool(self.plan, self.position.step, self.workers))?;
+        let mut feed = self.session.agree(self.feed(self.position.step))?;
         loop {
             let mut wishes = Wishes::default();
             if !self.awaits_evaluation() {
-                let Some(StepOutcome { stop, save, .. }) = self.step(&mut pool)? else {
-                    pool = self.pool_again(pool)?;
+                let Some(StepOutcome { stop, save, .. }) = self.step(&mut feed)? else {
+                    feed = self.feed_again(feed)?;
                     continue;
                 };
                 wishes = Wishes { stop: stop || self.reached_within_epoch(stop_after), save };
@@ -246,7 +245,7 @@ impl<'a> Run<'a> {
             }
             if course == Course::Earlier {
                 // What asked it to stop still does.
-                pool = self.pool_again(pool)?;
+                feed = self.feed_again(feed)?;
                 continue;
             }
             if stop {
@@ -273,9 +272,14 @@ impl<'a> Run<'a> {
     }
 
     /// Collective: the micro batches from where the run stands, in place of those of the course that it has left.
-    fn pool_again(&self, former: Pool) -> Result<Pool, Error> {
+    fn feed_again(&self, former: Feed) -> Result<Feed, Error> {
         drop(former);
-        self.session.agree(training_pool(self.plan, self.position.step, self.workers))
+        self.session.agree(self.feed(self.position.step))
+    }
+
+    /// This rank's micro batches from step `step` on.
+    fn feed(&self, step: u64) -> Result<Feed, Error> {
+        training_feed(self.plan, self.engine.device(), step, self.workers)
     }
 
     fn is_finished(&self) -> bool {
@@ -303,7 +307,7 @@ impl<'a> Run<'a> {
     }
 
     /// Collective: one step; `None` when the run stands at an earlier checkpoint instead.
-    fn step(&mut self, pool: &mut Pool) -> Result<Option<StepOutcome>, Error> {
+    fn step(&mut self, feed: &mut Feed) -> Result<Option<StepOutcome>, Error> {
         let step = self.position.step;
         let learning_rate = self.plan.schedule.rate(step) * self.position.health.rate_factor();
         let loss_scale = self.position.health.loss_scale.map(|loss_scale| loss_scale.scale);
@@ -318,7 +322,7 @@ impl<'a> Run<'a> {
             self.session.is_leader() && (self.saving.wants_after(step + 1) || self.not_finite.is_some());
         let stop_requests = &self.stop_requests;
         let wishes = || Wishes { stop: stop_requests.requested(), save };
-        let outcome = match self.engine.step(step, learning_rate, &wishes, &mut || next_batch(pool)) {
+        let outcome = match self.engine.step(step, learning_rate, &wishes, feed) {
             Ok(outcome) => outcome,
             Err(StepError::Here(error)) => return self.session.agree(Err(error)),
             Err(StepError::Elsewhere) => {

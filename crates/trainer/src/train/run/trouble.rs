@@ -12,8 +12,8 @@ use crate::error::Error;
 use crate::health::evidence;
 use crate::health::roll_back::{self, RollBack};
 use crate::telemetry::{MetricsFile, Record};
+use crate::train::broadcast_state;
 use crate::train::resume::{share, take_over};
-use crate::train::{broadcast_state, next_batch, training_pool};
 
 /// So many steps without an update, one after the other, will not be followed by a good one.
 const MOST_SKIPPED: u64 = 16;
@@ -101,8 +101,7 @@ impl Run<'_> {
         };
         let average = self.session.agree(self.engine.not_finite_in_average())?;
         // Where it comes from is known after another look at the same samples.
-        let found = training_pool(self.plan, step, self.workers)
-            .and_then(|mut pool| self.engine.find_not_finite(step, &mut || next_batch(&mut pool)));
+        let found = self.feed(step).and_then(|mut feed| self.engine.find_not_finite(step, &mut feed));
         let what = found.as_ref().ok().and_then(Option::as_ref);
         let saved =
             evidence::save(self.session, self.plan, &self.dir, step, learning_rate, average.clone(), what)?;
