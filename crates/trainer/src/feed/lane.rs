@@ -67,7 +67,13 @@ impl Lane {
             let bytes = Tensor::f_empty([bytes as i64], (Kind::Uint8, device))?;
             Ok(Slot { bytes, filled: Moment::default(), read: Moment::default() })
         };
-        Ok(Lane { stream, slots: [slot()?, slot()?], next: 0 })
+        let mut slots = [slot()?, slot()?];
+        if let Device::Cuda(index) = device {
+            // The allocator may have taken their memory from tensors that the computation has yet to read.
+            let computation = Stream::current(index)?;
+            slots.iter_mut().try_for_each(|slot| slot.read.mark(computation))?;
+        }
+        Ok(Lane { stream, slots, next: 0 })
     }
 
     /// Begins to copy a batch into the slot whose number it gives: not the one of the batch before.
