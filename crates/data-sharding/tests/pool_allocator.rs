@@ -114,7 +114,8 @@ fn all_batches_lie_in_the_allocators_memory_which_is_given_back_with_the_last_of
     }
     let last = pool.next().unwrap().unwrap();
     drop(pool);
-    assert_eq!(allocator.out.load(Ordering::SeqCst), 1, "the batch that is still held");
+    // Others may lie in the channel through which this one is to come back.
+    assert!(allocator.out.load(Ordering::SeqCst) >= 1, "the batch that is still held");
     drop(last);
     assert_eq!(allocator.out.load(Ordering::SeqCst), 0);
 }
