@@ -141,6 +141,11 @@ fn a_missing_data_folder_is_named() {
 }
 
 #[test]
+fn a_command_line_that_cannot_be_read_is_complained_of_once() {
+    expect_error(&experiment(), &["--inject-fault", "5:1:nothing"], 2, &["--inject-fault"]);
+}
+
+#[test]
 fn a_fault_that_would_never_happen_is_refused() {
     let experiment = experiment();
     for fault in ["99:0:kill", "1:7:kill"] {

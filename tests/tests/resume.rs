@@ -195,7 +195,13 @@ fn a_run_goes_on_in_a_folder_of_its_own_or_from_an_earlier_checkpoint() {
     let _ = experiment.train("whole", 1, &["--set", "checkpoint.keep_last=9"]).expect_code(0);
     let _ = experiment.train("one", 1, &["--stop-after", "step:8"]).expect_code(STOPPED);
     let one = experiment.path("one");
-    let _ = experiment.train("two", 1, &["--resume", one.to_str().unwrap()]).expect_code(0);
+    let from = ["--resume", one.to_str().unwrap()];
+    let stopped =
+        experiment.train("two", 1, &[&from[..], &["--stop-after", "step:10"]].concat()).expect_code(STOPPED);
+    assert!(stopped.stdout.contains("the same command without --resume, and without"), "{}", stopped.stdout);
+    let refused = experiment.train("two", 1, &from).expect_code(1);
+    assert!(refused.stderr.contains("leave --resume out to go on with that run"), "{}", refused.stderr);
+    let _ = experiment.train("two", 1, &[]).expect_code(0);
     assert!(experiment.checkpoint("two") == experiment.checkpoint("whole"));
 
     let before = (metrics_without_times(experiment.metrics("whole")), experiment.checkpoint("whole"));
@@ -232,7 +238,7 @@ fn a_run_that_the_user_takes_back_never_meets_its_later_checkpoints_again() {
     let abandoned = folder.join("abandoned").join("step-000000018");
     let from = ["--resume", abandoned.to_str().unwrap()];
     let refused = train(&from).expect_code(1);
-    assert!(refused.stderr.contains("is not part of it; name another --out"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("is not part of it; leave --resume out"), "{}", refused.stderr);
     let _ = experiment.train("other", 1, &[&policy[..], &from].concat()).expect_code(0);
 }
 

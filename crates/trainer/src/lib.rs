@@ -62,6 +62,7 @@ pub use fault::Fault;
 pub use network_overview::{Format, describe_network};
 pub use overview::describe_plan;
 pub use scaling::{Algorithm, Cluster, Link};
+pub use session::speaks_for_all;
 pub use show::{ShowOptions, show_samples};
 pub use train::{Finish, Resume, StopAfter, TrainOptions, evaluate_checkpoint, train};
 pub use weights::{ExportOptions, ImportOptions, NumberFormat, WeightsError, export_weights, import_weights};

@@ -55,9 +55,9 @@ pub fn describe_plan(
     line(
         "data",
         format!(
-            "{}: {} training and {} test images of {}x{}x{}, {} classes",
+            "{}: {}, and {} test images, of {}x{}x{}, {} classes",
             plan.config.data.kind,
-            plan.data.train.len(),
+            plan.training_images(),
             plan.data.test.len(),
             plan.data.image.height,
             plan.data.image.width,

@@ -105,6 +105,15 @@ impl Plan {
         })
     }
 
+    /// How many there are, for people, and how many of them an epoch takes where that is another number.
+    pub(crate) fn training_images(&self) -> String {
+        let (all, an_epoch) = (self.data.train.len(), self.data.sampler.len());
+        match all as usize == an_epoch {
+            true => format!("{all} training images"),
+            false => format!("{all} training images, {an_epoch} an epoch"),
+        }
+    }
+
     pub(crate) fn total_steps(&self) -> u64 {
         self.steps_per_epoch * u64::from(self.config.train.epochs)
     }

@@ -7,11 +7,12 @@
 //! ```text
 //! ring          2 (n-1) a + 2 (n-1)/n S/b                    every host's link carries the whole ring once
 //! tree          2 log2(n) a + 2 (n-1)/n S/b                  NCCL's double binary tree
-//! ordered       2 a + 2 (n-g)/n g S/b                        g ranks of a host send a slice to each of n-g others
-//! hierarchical  2 a' + 2 (g-1)/g F/b'                        within hosts, F bytes of fp32
-//!               + 2 a + 2 (h-1)/h S/b                        and an ordered sum among them
+//! ordered       2 (n-1) a + 2 (n-g)/n g S/b                  g ranks of a host send a slice to each of n-g others
+//! hierarchical  2 (g-1) a' + 2 (g-1)/g F/b'                  within hosts, F bytes of fp32
+//!               + 2 (h-1) a + 2 (h-1)/h S/b                  and an ordered sum among them
 //! ```
-//! On one host the links within it take the place of the network's, and the ordered sum moves 2 (n-1)/n S/b'.
+//! On one host the links within it take the place of the network's, and the ordered sum moves 2 (n-1)/n S/b'. The messages
+//! of an ordered sum to n-1 others count as if one left after the other, which is the worst case.
 //!
 //! Backward completes gradients in proportion to the multiply-adds behind them. With overlap a bucket's exchange
 //! begins when its last gradient is complete in the last micro batch and the bucket before has been exchanged;
@@ -171,13 +172,17 @@ impl Cluster {
         match load.algorithm {
             Algorithm::Ring => seconds(link, 2.0 * (n - 1.0), share(n) * bytes),
             Algorithm::Tree => seconds(link, 2.0 * n.log2(), share(n) * bytes),
-            Algorithm::Ordered if one_host => seconds(link, 2.0, share(n) * bytes),
-            Algorithm::Ordered => seconds(link, 2.0, 2.0 * (n - g) / n * g * bytes),
-            Algorithm::Hierarchical if one_host => seconds(link, 2.0, share(n) * bytes),
+            Algorithm::Ordered | Algorithm::Hierarchical if one_host => {
+                seconds(link, 2.0 * (n - 1.0), share(n) * bytes)
+            }
+            Algorithm::Ordered => seconds(link, 2.0 * (n - 1.0), 2.0 * (n - g) / n * g * bytes),
             Algorithm::Hierarchical => {
                 let fp32_bytes = values * size_of::<f32>() as f64;
-                let within = if each > 1 { seconds(self.within, 2.0, share(g) * fp32_bytes) } else { 0.0 };
-                within + seconds(self.between, 2.0, share(hosts) * bytes)
+                let within = match each {
+                    1 => 0.0,
+                    _ => seconds(self.within, 2.0 * (g - 1.0), share(g) * fp32_bytes),
+                };
+                within + seconds(self.between, 2.0 * (hosts - 1.0), share(hosts) * bytes)
             }
         }
     }
@@ -289,8 +294,8 @@ mod tests {
         for (algorithm, seconds) in [
             (Algorithm::Ring, 14.0 * 10e-6 + 2.0 * 7.0 / 8.0 * 0.1),
             (Algorithm::Tree, 6.0 * 10e-6 + 2.0 * 7.0 / 8.0 * 0.1),
-            (Algorithm::Ordered, 2.0 * 10e-6 + ordered),
-            (Algorithm::Hierarchical, 2.0 * 1e-6 + 1.5 * 0.01 + 2.0 * 10e-6 + 0.1),
+            (Algorithm::Ordered, 14.0 * 10e-6 + ordered),
+            (Algorithm::Hierarchical, 6.0 * 1e-6 + 1.5 * 0.01 + 2.0 * 10e-6 + 0.1),
         ] {
             let found = cluster().exchange_seconds(&load(algorithm, &[]), 8, 0.25e9);
             assert!((found - seconds).abs() < 1e-12, "{algorithm:?}: {found}, not {seconds}");
@@ -298,7 +303,7 @@ mod tests {
         // Compressed, half as much between hosts and the same within.
         let bf16 = Load { wire_bytes: 2.0, ..load(Algorithm::Hierarchical, &[]) };
         let compressed = cluster().exchange_seconds(&bf16, 8, 0.25e9);
-        assert!((compressed - (2e-6 + 1.5 * 0.01 + 20e-6 + 0.05)).abs() < 1e-12, "{compressed}");
+        assert!((compressed - (6e-6 + 1.5 * 0.01 + 20e-6 + 0.05)).abs() < 1e-12, "{compressed}");
         let ring = load(Algorithm::Ring, &[]);
         let one_host = cluster().exchange_seconds(&ring, 4, 0.25e9);
         assert!((one_host - (6e-6 + 1.5 * 0.01)).abs() < 1e-12, "{one_host}");

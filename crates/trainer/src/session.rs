@@ -213,6 +213,13 @@ fn end_without_control(comm: CommThread, agreed: Agreed) -> Error {
     error
 }
 
+/// Whether this process says what all ranks would say before they have met: rank 0 does, and a process that no launcher
+/// has started.
+#[must_use]
+pub fn speaks_for_all() -> bool {
+    allreduce::discover().ok().flatten().is_none_or(|launched| launched.rank == 0)
+}
+
 impl Session {
     /// This rank fails by itself.
     fn fail(&self, error: &Error) {

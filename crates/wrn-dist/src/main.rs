@@ -43,7 +43,15 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .init();
-    let code = match CommandLine::parse().command {
+    let command_line = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        // All ranks have the same command line.
+        Err(error) if error.use_stderr() && !trainer::speaks_for_all() => {
+            return ExitCode::from(trainer::EXIT_USAGE as u8);
+        }
+        Err(error) => error.exit(),
+    };
+    let code = match command_line.command {
         Command::Train(arguments) => commands::train::run(arguments),
         Command::Eval(arguments) => commands::eval::run(&arguments),
         Command::Plan(arguments) => commands::plan::run(&arguments),

@@ -146,8 +146,8 @@ impl OptimizerConfig {
             self.reset_momentum_at_milestones.or(defaults.reset_momentum_at_milestones);
     }
 
-    /// The first key that is given though the kind does not use it.
-    pub(crate) fn unused_key(&self) -> Option<&'static str> {
+    /// The keys that are given though the kind does not use them.
+    pub(crate) fn unused_keys(&self) -> Vec<&'static str> {
         let defaults = defaults(self.kind);
         [
             ("momentum", self.momentum.is_some(), defaults.momentum.is_some()),
@@ -163,7 +163,8 @@ impl OptimizerConfig {
             ),
         ]
         .into_iter()
-        .find_map(|(key, given, used)| (given && !used).then_some(key))
+        .filter_map(|(key, given, used)| (given && !used).then_some(key))
+        .collect()
     }
 }
 
@@ -177,7 +178,7 @@ mod tests {
             let mut config = OptimizerConfig { kind, weight_decay: Some(0.25), ..OptimizerConfig::default() };
             config.write_defaults();
             assert_eq!(config.weight_decay, Some(0.25));
-            assert_eq!(config.unused_key(), None, "{kind:?}");
+            assert_eq!(config.unused_keys(), [""; 0], "{kind:?}");
             let again = config.clone();
             config.write_defaults();
             assert_eq!(config, again);
@@ -185,6 +186,6 @@ mod tests {
         let mut lamb = OptimizerConfig { kind: OptimizerKind::Lamb, ..OptimizerConfig::default() };
         lamb.momentum = Some(0.9);
         lamb.write_defaults();
-        assert_eq!((lamb.unused_key(), lamb.epsilon), (Some("momentum"), Some(1e-6)));
+        assert_eq!((lamb.unused_keys(), lamb.epsilon), (vec!["momentum"], Some(1e-6)));
     }
 }

@@ -64,7 +64,8 @@ pub(crate) fn find(
         }
     }
     Err(Error::Other(format!(
-        "there is no checkpoint in {} to roll back to; lower schedule.rate, lengthen the warm-up or save earlier",
+        "there is no checkpoint in {} to roll back to; save earlier (checkpoint.every_steps), or begin another run with a lower schedule.rate or a \
+         longer warm-up",
         folder.display()
     )))
 }

@@ -65,8 +65,10 @@ impl Rule {
 pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     let config = &loaded.config.optimizer;
     let error = |key: &str, message: String| Err(loaded.error(&format!("optimizer.{key}"), message));
-    if let Some(key) = config.unused_key() {
-        return error(key, format!("is not used by kind {}", config.kind.name()));
+    if let [key, others @ ..] = &*config.unused_keys() {
+        let others: String = others.iter().map(|other| format!(", nor is {other}")).collect();
+        let kind = config.kind.name();
+        return error(key, format!("is not used by kind {kind}{others}; leave it out (--set KEY=null)"));
     }
     let [beta1, beta2] = config.betas.unwrap_or_default();
     let shares = [
@@ -131,7 +133,11 @@ mod tests {
         for (text, key) in [
             ("{betas: [0.9, 0.99]}", "optimizer.betas: is not used by kind sgd"),
             ("{trust_coefficient: 0.1}", "optimizer.trust_coefficient: is not used by kind sgd"),
-            ("{kind: lars, nesterov: true}", "optimizer.nesterov: is not used by kind lars"),
+            ("{kind: lars, nesterov: true}", "optimizer.nesterov: is not used by kind lars; leave it out"),
+            (
+                "{kind: lamb, momentum: 0.9, nesterov: true}",
+                "is not used by kind lamb, nor is nesterov; leave it out",
+            ),
             ("{kind: lars, epsilon: 1e-8}", "optimizer.epsilon"),
             ("{kind: lamb, momentum: 0.9}", "optimizer.momentum: is not used by kind lamb"),
             ("{kind: adamw, reset_momentum_at_milestones: false}", "optimizer.reset_momentum_at_milestones"),

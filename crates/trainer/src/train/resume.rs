@@ -58,7 +58,8 @@ pub(super) fn resume(
             let (path, _) = checkpoint::load_state(path)?;
             if holds_a_run && !lies_in(&path, &dir.checkpoints()) {
                 return Err(Error::Other(format!(
-                    "{} already holds a run, and {} is not part of it; name another --out to go on from there",
+                    "{} already holds a run, and {} is not part of it; leave --resume out to go on with that run, or name \
+                     another --out to go on from there",
                     dir.root().display(),
                     path.display()
                 )));

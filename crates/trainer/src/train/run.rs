@@ -13,7 +13,7 @@ use self::trouble::Judgement;
 use super::resume::{Start, fresh_position, lies_in, resume, share};
 use super::saving::Saving;
 use super::stop::StopRequests;
-use super::{Finish, StopAfter, TrainOptions, broadcast_state, decoder_threads, training_feed};
+use super::{Finish, Resume, StopAfter, TrainOptions, broadcast_state, decoder_threads, training_feed};
 use crate::backend;
 use crate::checkpoint::{self, Later, NotFiniteTensor, RunState};
 use crate::config::Compression;
@@ -59,6 +59,8 @@ pub(super) struct Run<'a> {
     _lock: Option<File>,
     /// Step with which this process began.
     first_step: u64,
+    /// `--resume` named a checkpoint: to name it again would be to go back to it again.
+    taken_back: bool,
     epoch_images: u64,
     epoch_duration: Duration,
     /// The picture of the curves could not be drawn, and the user knows.
@@ -148,6 +150,7 @@ impl<'a> Run<'a> {
             metrics,
             _lock: lock,
             first_step,
+            taken_back: matches!(options.resume, Resume::Path(_)),
             epoch_images: 0,
             epoch_duration: Duration::ZERO,
             drawing_failed: false,
@@ -160,11 +163,11 @@ impl<'a> Run<'a> {
         let plan = self.plan;
         let topology = self.session.topology();
         self.progress.say(&format!(
-            "{} ({} parameters) on {} ({} training images), {} rank{} on {:?} with {} thread{} and {} decoder{} each, {}",
+            "{} ({} parameters) on {} ({}), {} rank{} on {:?} with {} thread{} and {} decoder{} each, {}",
             plan.architecture,
             plan.network.parameter_count(),
             plan.config.data.kind,
-            plan.data.train.len(),
+            plan.training_images(),
             topology.world_size,
             if topology.world_size == 1 { "" } else { "s" },
             compute.device,
@@ -190,13 +193,26 @@ impl<'a> Run<'a> {
                 self.position.step / plan.steps_per_epoch + 1
             ));
         }
-        if self.position.step > 0 && plan.config.comm.compression == Compression::PowerSgd {
+        if plan.config.comm.compression == Compression::PowerSgd {
+            self.tell_of_power_sgd();
+        }
+        if let Some(address) = served_at {
+            self.progress.say(&format!("metrics for Prometheus: http://{address}/metrics"));
+        }
+    }
+
+    fn tell_of_power_sgd(&self) {
+        if self.position.step > 0 {
             self.progress.say(
                 "power-sgd begins with an empty memory: what it had left out of earlier gradients was not saved",
             );
         }
-        if let Some(address) = served_at {
-            self.progress.say(&format!("metrics for Prometheus: http://{address}/metrics"));
+        let begins = self.plan.config.comm.power_sgd_start_step.unwrap_or_default();
+        if begins >= self.plan.total_steps() {
+            self.progress.warn(&format!(
+                "power-sgd compresses nothing: comm.power_sgd_start_step is {begins}, and the run has {} steps",
+                self.plan.total_steps()
+            ));
         }
     }
 
@@ -255,8 +271,12 @@ impl<'a> Run<'a> {
                     false => self.stop_requests.reason(),
                 };
                 let step = self.position.step;
-                let more =
-                    if stop_after.is_some() { ", without --stop-after or with a later one," } else { "" };
+                let more = match (self.taken_back, stop_after.is_some()) {
+                    (true, true) => " without --resume, and without --stop-after or with a later one,",
+                    (true, false) => " without --resume",
+                    (false, true) => ", without --stop-after or with a later one,",
+                    (false, false) => "",
+                };
                 self.progress.say(&format!(
                     "stopped {reason} after step {step}; the same command{more} goes on from here"
                 ));

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::trouble::ADVICE;
 use super::{Course, Run};
 use crate::checkpoint::{CheckpointError, Job, LazyTensors, NotFiniteTensor, Part};
 use crate::config::OnNan;
@@ -80,8 +81,7 @@ impl Run<'_> {
             self.roll_back(found.step.saturating_sub(1), found.to_string())?;
             return Ok(Course::Earlier);
         }
-        let sentence =
-            || format!("{found}: nothing is saved; lower schedule.rate and resume from the last checkpoint");
+        let sentence = || format!("{found}: nothing is saved; {ADVICE}");
         self.session.agree(match self.session.is_leader() {
             true => Err(Error::Other(sentence())),
             false => Ok(Course::Same),

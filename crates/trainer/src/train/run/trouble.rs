@@ -18,6 +18,10 @@ use crate::train::resume::{share, take_over};
 /// So many steps without an update, one after the other, will not be followed by a good one.
 const MOST_SKIPPED: u64 = 16;
 
+/// What helps against numbers that are not finite, since a run's own schedule stays as it is.
+pub(super) const ADVICE: &str = "go on from the last checkpoint with train.on_nan: roll-back, which lowers the learning rate, or \
+                                 begin another run (--out) with a lower schedule.rate or a longer warm-up";
+
 /// How a step is to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Judgement {
@@ -90,14 +94,8 @@ impl Run<'_> {
                 self.progress.say(&format!("{place} is left out: {not_finite}"));
                 return Ok(Judgement::Usual);
             }
-            OnNan::Skip => {
-                "so many steps have been left out that the run is ended; lower schedule.rate and resume from the \
-                 last checkpoint"
-            }
-            OnNan::Stop => {
-                "lower schedule.rate or lengthen the warm-up and resume from the last checkpoint, or leave such \
-                 steps out with train.on_nan: skip"
-            }
+            OnNan::Skip => format!("so many steps have been left out that the run is ended; {ADVICE}"),
+            OnNan::Stop => format!("{ADVICE}; or go on with train.on_nan: skip, which leaves such steps out"),
         };
         let average = self.session.agree(self.engine.not_finite_in_average())?;
         // Where it comes from is known after another look at the same samples.
@@ -135,7 +133,11 @@ impl Run<'_> {
         let _ = self.await_writer()?;
         self.engine.forget_fault();
         let rate_factor = self.position.health.rate_factor() * config.rate_factor;
-        let restored = if self.session.is_leader() { self.restore().map(Some) } else { Ok(None) };
+        let restored = if self.session.is_leader() {
+            self.restore().map(Some).map_err(|error| Error::Other(format!("{reason}; {error}")))
+        } else {
+            Ok(None)
+        };
         if let Some((path, position)) = self.session.agree(restored)? {
             self.saving.began_at(position.step, path);
             self.position = position;
