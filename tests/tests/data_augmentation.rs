@@ -270,8 +270,9 @@ fn a_picture_and_a_measurement_of_the_data() {
     let _ = shown.expect_code(0);
     assert!(fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
     let folder = shards.path("shards/train");
+    // More batches a round than are decoded ahead, else nothing may be left to measure.
     let measure =
-        ["--batch", "8", "--batches", "2", "--rounds", "1", "--threads", "2", "--image-size", "32", "--json"];
+        ["--batch", "8", "--batches", "8", "--rounds", "1", "--threads", "2", "--image-size", "32", "--json"];
     // Shards, the prepared set that they are a half of, and files.
     for folder in [folder, shards.path("shards"), shards.path("images/train")] {
         let arguments = [&["bench", "data", folder.to_str().unwrap()][..], &measure].concat();
