@@ -108,7 +108,7 @@ impl Plan {
     /// How many there are, for people, and how many of them an epoch takes where that is another number.
     pub(crate) fn training_images(&self) -> String {
         let (all, an_epoch) = (self.data.train.len(), self.data.sampler.len());
-        match all as usize == an_epoch {
+        match all == an_epoch {
             true => format!("{all} training images"),
             false => format!("{all} training images, {an_epoch} an epoch"),
         }
