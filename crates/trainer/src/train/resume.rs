@@ -110,6 +110,13 @@ pub(super) fn resume(
         );
         return Err(CheckpointError::Damaged { path, reason }.into());
     }
+    let factor = saved.state.health.rate_factor();
+    if !(factor > 0.0 && factor <= 1.0) {
+        let reason = format!(
+            "state.json says {factor} times the scheduled learning rate; expected more than 0, at most 1"
+        );
+        return Err(CheckpointError::Damaged { path, reason }.into());
+    }
     let position = take_over(plan, engine, saved, &path, fresh.versions)?;
     Ok(Start { position, from: Some(path), passed_over })
 }

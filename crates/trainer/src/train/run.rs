@@ -81,6 +81,10 @@ impl<'a> Run<'a> {
         session.agree(engine.rehearse(options.inject_fault))?;
         session.agree_equal("the layout of parameters", &engine.state()?.layout.description())?;
         session.agree_equal("the table of buckets", &engine.describe_buckets())?;
+        // Before anything in it is read: a run that ends meanwhile would be undone. A folder that is not there yet holds
+        // nothing, and is not made for a run that is refused.
+        let lock_early = session.is_leader() && dir.root().exists();
+        let held = session.agree(if lock_early { dir.lock().map(Some) } else { Ok(None) })?;
         let fresh = Start { position: fresh_position(plan), from: None, passed_over: Vec::new() };
         let start = if session.is_leader() { resume(plan, &engine, &dir, options, fresh) } else { Ok(fresh) };
         let Start { position, from, passed_over } = session.agree(start)?;
@@ -97,7 +101,11 @@ impl<'a> Run<'a> {
         let served_at = session.agree(exporter)?;
 
         session.flight().keep_in(dir.flight());
-        let lock = session.agree(if session.is_leader() { dir.lock().map(Some) } else { Ok(None) })?;
+        let lock = match held {
+            None if session.is_leader() => dir.lock().map(Some),
+            held => Ok(held),
+        };
+        let lock = session.agree(lock)?;
         let mut saving = Saving::new(&plan.config.checkpoint);
         let opened = if session.is_leader() {
             dir.describe(plan, compute, session.comm(), &engine.state()?.layout)
