@@ -40,26 +40,26 @@ pub trait Communicator {
         true
     }
 
-    /// Whether [`Communicator::all_reduce_on_device`] works.
+    /// Whether [`Communicator::on_device`] works.
     fn sums_device_memory(&self) -> bool {
         false
     }
 
-    /// As [`Communicator::all_reduce`], for `len` values in the memory of `device`. Returns when the device is through.
+    /// Does `task` with `len` values in the memory of `device`. Returns when the device is through.
     ///
     /// # Errors
-    /// As there; or when this communicator knows host memory only.
+    /// As the method of the same name for host memory; or when this communicator knows host memory only.
     ///
     /// # Safety
     /// The values are memory of the device, which nobody else uses from what the device's stream waits for until this
     /// returns.
     #[allow(unsafe_code)]
-    unsafe fn all_reduce_on_device(
+    unsafe fn on_device(
         &mut self,
         _device: &mut dyn ExchangeDevice,
         _start: *mut f32,
         _len: usize,
-        _wire: Wire,
+        _task: DeviceTask,
     ) -> Result<(), CommError> {
         Err(CommError::HostMemoryOnly)
     }
@@ -78,49 +78,12 @@ pub trait Communicator {
         self.all_reduce(values, Wire::Fp32)
     }
 
-    /// As [`Communicator::reduce_scatter`], for `len` values in the memory of `device`. Returns when the device is
-    /// through.
-    ///
-    /// # Errors
-    /// As there; or when this communicator knows host memory only.
-    ///
-    /// # Safety
-    /// As [`Communicator::all_reduce_on_device`].
-    #[allow(unsafe_code)]
-    unsafe fn reduce_scatter_on_device(
-        &mut self,
-        device: &mut dyn ExchangeDevice,
-        start: *mut f32,
-        len: usize,
-    ) -> Result<(), CommError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.all_reduce_on_device(device, start, len, Wire::Fp32) }
-    }
-
     /// Replaces `values` by what each rank has in its own shard of them. The same length on every rank.
     ///
     /// # Errors
     /// When the exchange failed or was aborted.
     fn gather_shards(&mut self, values: &mut [f32]) -> Result<(), CommError> {
         sharding::gather_by_bytes(self, values)
-    }
-
-    /// As [`Communicator::gather_shards`], for `len` values in the memory of `device`. Returns when the device is
-    /// through.
-    ///
-    /// # Errors
-    /// As there; or when this communicator knows host memory only.
-    ///
-    /// # Safety
-    /// As [`Communicator::all_reduce_on_device`].
-    #[allow(unsafe_code)]
-    unsafe fn gather_shards_on_device(
-        &mut self,
-        _device: &mut dyn ExchangeDevice,
-        _start: *mut f32,
-        _len: usize,
-    ) -> Result<(), CommError> {
-        Err(CommError::HostMemoryOnly)
     }
 
     /// Replaces `values` by those of rank `root`. The same length on every rank.
@@ -150,6 +113,17 @@ pub trait Communicator {
     /// # Errors
     /// When the library failed.
     fn finalize(&mut self) -> Result<(), CommError>;
+}
+
+/// What is to become of values in a device's memory; each named after the method that does it in host memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceTask {
+    /// [`Communicator::all_reduce`]
+    AllReduce(Wire),
+    /// [`Communicator::reduce_scatter`]
+    ReduceScatter,
+    /// [`Communicator::gather_shards`]
+    GatherShards,
 }
 
 /// In which order the ranks' values are added.
@@ -237,22 +211,12 @@ impl Communicator for Solo {
     }
 
     #[allow(unsafe_code)]
-    unsafe fn all_reduce_on_device(
+    unsafe fn on_device(
         &mut self,
         _device: &mut dyn ExchangeDevice,
         _start: *mut f32,
         _len: usize,
-        _wire: Wire,
-    ) -> Result<(), CommError> {
-        Ok(())
-    }
-
-    #[allow(unsafe_code)]
-    unsafe fn gather_shards_on_device(
-        &mut self,
-        _device: &mut dyn ExchangeDevice,
-        _start: *mut f32,
-        _len: usize,
+        _task: DeviceTask,
     ) -> Result<(), CommError> {
         Ok(())
     }

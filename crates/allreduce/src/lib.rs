@@ -45,7 +45,7 @@ mod transport;
 pub use accumulate::Accumulation;
 pub use agreement::{Agreed, Failure};
 pub use buckets::{Bucket, Segment, plan_buckets};
-pub use communicator::{AbortSignal, Communicator, Reduction, Solo};
+pub use communicator::{AbortSignal, Communicator, DeviceTask, Reduction, Solo};
 pub use compressed::Wire;
 pub use control::{Control, Pace, RankPace};
 pub use error::CommError;

@@ -5,7 +5,7 @@
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
-use crate::communicator::Communicator;
+use crate::communicator::{Communicator, DeviceTask};
 use crate::nccl::{ExchangeDevice, Ready, device_failed};
 use crate::{CommError, Region, Wire};
 
@@ -28,7 +28,7 @@ pub(crate) fn gather_shards(
     let mut device = begin(region, computed)?;
     // SAFETY: the region's memory is the device's, by `Region::on_device`, and this work's alone until the caller
     // hears of its end; the stream waits for what filled it, by `begin`.
-    unsafe { communicator.gather_shards_on_device(&mut *device, region.start(), region.len()) }
+    unsafe { communicator.on_device(&mut *device, region.start(), region.len(), DeviceTask::GatherShards) }
 }
 
 /// Between looks at whether a device is through.
@@ -52,6 +52,8 @@ pub(crate) fn time_all_reduce(
     communicator.barrier()?;
     let begin = Instant::now();
     // SAFETY: as above.
-    unsafe { communicator.all_reduce_on_device(&mut *device, values.start(), values.len(), wire) }?;
+    unsafe {
+        communicator.on_device(&mut *device, values.start(), values.len(), DeviceTask::AllReduce(wire))
+    }?;
     Ok(begin.elapsed())
 }

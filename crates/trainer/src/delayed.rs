@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use allreduce::{AbortSignal, CommError, Communicator, ExchangeDevice, Sharding, Topology, Wire};
+use allreduce::{AbortSignal, CommError, Communicator, DeviceTask, ExchangeDevice, Sharding, Topology, Wire};
 
 /// Sleeps before each sum, and half as long before each half of one; everything else is the inner communicator's.
 pub(crate) struct Delayed {
@@ -62,38 +62,19 @@ impl Communicator for Delayed {
         self.inner.sums_device_memory()
     }
 
-    unsafe fn all_reduce_on_device(
+    unsafe fn on_device(
         &mut self,
         device: &mut dyn ExchangeDevice,
         start: *mut f32,
         len: usize,
-        wire: Wire,
+        task: DeviceTask,
     ) -> Result<(), CommError> {
-        std::thread::sleep(self.delay);
+        std::thread::sleep(match task {
+            DeviceTask::AllReduce(_) => self.delay,
+            DeviceTask::ReduceScatter | DeviceTask::GatherShards => self.delay / 2,
+        });
         // SAFETY: the caller's promise.
-        unsafe { self.inner.all_reduce_on_device(device, start, len, wire) }
-    }
-
-    unsafe fn reduce_scatter_on_device(
-        &mut self,
-        device: &mut dyn ExchangeDevice,
-        start: *mut f32,
-        len: usize,
-    ) -> Result<(), CommError> {
-        std::thread::sleep(self.delay / 2);
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.reduce_scatter_on_device(device, start, len) }
-    }
-
-    unsafe fn gather_shards_on_device(
-        &mut self,
-        device: &mut dyn ExchangeDevice,
-        start: *mut f32,
-        len: usize,
-    ) -> Result<(), CommError> {
-        std::thread::sleep(self.delay / 2);
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.gather_shards_on_device(device, start, len) }
+        unsafe { self.inner.on_device(device, start, len, task) }
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

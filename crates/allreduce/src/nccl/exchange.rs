@@ -2,8 +2,8 @@
 //!
 //! In order, rank r owns slice r of the data: each rank sends each slice to its owner, all at the same time, the
 //! owner adds its rows in a fixed binary tree over the ranks, and the sums are gathered, or stay where they are if
-//! each rank needs its own only. That is as much traffic as a ring's. In fp32 the bits are those of the reduction over MPI; 16-bit formats round every rank's values, as MPI's
-//! reduction regardless of hosts does.
+//! each rank needs its own only. That is as much traffic as a ring's. In fp32 the bits are those of the reduction over
+//! MPI; 16-bit formats round every rank's values, as MPI's reduction regardless of hosts does.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -13,7 +13,7 @@ use nccl_rs::{Comm, DataType, DeviceMemory, Library, Operation, Progress, Regist
 
 use super::device::{ExchangeDevice, device_failed};
 use crate::backoff::{Backoff, Patience};
-use crate::communicator::{AbortSignal, Reduction};
+use crate::communicator::{AbortSignal, DeviceTask, Reduction};
 use crate::ordered::Slices;
 use crate::{CommError, Wire};
 
@@ -47,17 +47,6 @@ pub(super) struct Values {
     pub(super) len: usize,
 }
 
-/// What is to become of values.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Task {
-    /// Their sum over all ranks.
-    AllReduce(Wire),
-    /// In this rank's slice, their sum over all ranks.
-    ReduceScatter,
-    /// What each rank has in its own slice.
-    Gather,
-}
-
 impl Wire {
     fn data_type(self) -> DataType {
         match self {
@@ -88,7 +77,7 @@ impl Exchange {
         &mut self,
         device: &mut dyn ExchangeDevice,
         values: Values,
-        task: Task,
+        task: DeviceTask,
         reduction: Reduction,
         waiting: &Waiting,
     ) -> Result<(), CommError> {
@@ -102,19 +91,19 @@ impl Exchange {
         // SAFETY: the caller's promise.
         unsafe {
             match task {
-                Task::AllReduce(wire) if ordered => {
+                DeviceTask::AllReduce(wire) if ordered => {
                     self.sum_slices(device, values, wire, waiting)?;
                     self.gather(device, values, wire, waiting)?;
                 }
-                Task::AllReduce(wire) => self.by_nccl(device, values, wire, waiting)?,
-                Task::ReduceScatter => {
+                DeviceTask::AllReduce(wire) => self.by_nccl(device, values, wire, waiting)?,
+                DeviceTask::ReduceScatter => {
                     match ordered {
                         true => self.sum_slices(device, values, Wire::Fp32, waiting)?,
                         false => self.slices_by_nccl(device, values, waiting)?,
                     }
                     self.copy_own_slice(device, values, Direction::FromRows)?;
                 }
-                Task::Gather => {
+                DeviceTask::GatherShards => {
                     self.copy_own_slice(device, values, Direction::ToRows)?;
                     self.gather(device, values, Wire::Fp32, waiting)?;
                 }

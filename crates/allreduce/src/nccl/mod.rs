@@ -16,9 +16,9 @@ pub(crate) use self::device::device_failed;
 pub use self::region_device::{Ready, RegionDevice};
 
 pub(crate) use self::device::HostMemory;
-use self::exchange::{Exchange, Task, Values, Waiting};
+use self::exchange::{Exchange, Values, Waiting};
 use crate::backoff::Patience;
-use crate::communicator::{AbortSignal, Communicator, Reduction};
+use crate::communicator::{AbortSignal, Communicator, DeviceTask, Reduction};
 use crate::{CommError, Topology, Wire};
 
 /// Sums, and gathers shards on the device, over NCCL; does everything else over the communicator that it is made of.
@@ -103,13 +103,13 @@ impl NcclCommunicator {
     }
 
     /// # Safety
-    /// As [`Communicator::all_reduce_on_device`].
+    /// As [`Communicator::on_device`].
     #[allow(unsafe_code)]
     unsafe fn perform(
         &mut self,
         device: &mut dyn ExchangeDevice,
         values: Values,
-        task: Task,
+        task: DeviceTask,
     ) -> Result<(), CommError> {
         let (reduction, waiting) = (self.reduction, self.waiting.clone());
         let exchange = self.exchange(device)?;
@@ -123,7 +123,7 @@ impl NcclCommunicator {
     }
 
     #[allow(unsafe_code)]
-    fn perform_on_host(&mut self, values: &mut [f32], task: Task) -> Result<(), CommError> {
+    fn perform_on_host(&mut self, values: &mut [f32], task: DeviceTask) -> Result<(), CommError> {
         if !self.library.works_on_host_memory() {
             return Err(CommError::Nccl("it sums the memory of GPUs, not of the host".into()));
         }
@@ -205,45 +205,23 @@ impl Communicator for NcclCommunicator {
     }
 
     fn all_reduce(&mut self, values: &mut [f32], wire: Wire) -> Result<(), CommError> {
-        self.perform_on_host(values, Task::AllReduce(wire))
+        self.perform_on_host(values, DeviceTask::AllReduce(wire))
     }
 
     fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<(), CommError> {
-        self.perform_on_host(values, Task::ReduceScatter)
+        self.perform_on_host(values, DeviceTask::ReduceScatter)
     }
 
     #[allow(unsafe_code)]
-    unsafe fn all_reduce_on_device(
+    unsafe fn on_device(
         &mut self,
         device: &mut dyn ExchangeDevice,
         start: *mut f32,
         len: usize,
-        wire: Wire,
+        task: DeviceTask,
     ) -> Result<(), CommError> {
         // SAFETY: the caller's promise.
-        unsafe { self.perform(device, Values { start, len }, Task::AllReduce(wire)) }
-    }
-
-    #[allow(unsafe_code)]
-    unsafe fn reduce_scatter_on_device(
-        &mut self,
-        device: &mut dyn ExchangeDevice,
-        start: *mut f32,
-        len: usize,
-    ) -> Result<(), CommError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.perform(device, Values { start, len }, Task::ReduceScatter) }
-    }
-
-    #[allow(unsafe_code)]
-    unsafe fn gather_shards_on_device(
-        &mut self,
-        device: &mut dyn ExchangeDevice,
-        start: *mut f32,
-        len: usize,
-    ) -> Result<(), CommError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.perform(device, Values { start, len }, Task::Gather) }
+        unsafe { self.perform(device, Values { start, len }, task) }
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::BucketWork;
-use crate::communicator::Communicator;
+use crate::communicator::{Communicator, DeviceTask};
 use crate::nccl::{Ready, device_failed};
 use crate::on_device::begin;
 use crate::{CommError, Wire};
@@ -28,7 +28,7 @@ impl BucketWork {
         // reported; the stream waits for what filled it, by `begin`.
         unsafe {
             if sharded > 0 {
-                communicator.reduce_scatter_on_device(&mut *device, start, sharded)?;
+                communicator.on_device(&mut *device, start, sharded, DeviceTask::ReduceScatter)?;
                 let own = core.sharding.of(sharded);
                 if !own.is_empty() {
                     let start = start.add(own.start);
@@ -41,11 +41,11 @@ impl BucketWork {
             if compressed > 0 {
                 // What is rounded is scaled before, as on the host.
                 device.scale(start, compressed, scale).map_err(device_failed)?;
-                communicator.all_reduce_on_device(&mut *device, start, compressed, core.wire)?;
+                communicator.on_device(&mut *device, start, compressed, DeviceTask::AllReduce(core.wire))?;
             }
             if compressed < len {
                 let (start, len) = (start.add(compressed), len - compressed);
-                communicator.all_reduce_on_device(&mut *device, start, len, Wire::Fp32)?;
+                communicator.on_device(&mut *device, start, len, DeviceTask::AllReduce(Wire::Fp32))?;
                 device.scale(start, len, scale).map_err(device_failed)?;
             }
             if len > 0 {
