@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange};
-use model::{DrawKey, Memory, ModelError, Norm, Pass};
+use model::{BeforeUse, DrawKey, Memory, ModelError, Norm, Pass};
 use tch::{Device, Kind, Tensor};
 use torch_ext::sync_norm::Ranks;
 use torch_ext::{autocast, hooks};
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::exchange_memory::{self, ExchangeMemory};
 use crate::fault::{Fault, FaultKind};
 use crate::feed::{Delivery, Feed};
-use crate::flat::Tail;
+use crate::flat::{FlatLayout, Tail};
 use crate::health::evidence::NotFinite;
 use crate::input::{Input, Targets};
 use crate::optimizer::Optimizer;
@@ -240,6 +240,11 @@ impl<'plan> Engine<'plan> {
     pub(crate) fn state(&self) -> Result<&State, Error> {
         self.state.optimizer.await_weights()?;
         Ok(&self.state)
+    }
+
+    /// Where each parameter lies; the same at all times.
+    pub(crate) fn layout(&self) -> &FlatLayout {
+        &self.state.layout
     }
 
     /// Where it computes.
@@ -534,10 +539,16 @@ impl<'plan> Engine<'plan> {
             None => Norm::Batch { batch, running },
         };
         let draws = Some(self.draw_key(step, micro_batch));
-        let before_use = |parameter: usize| self.await_parameter(parameter);
+        // Others than its owner may still be getting a parameter.
+        let before_use = self.state.optimizer.shards().map(|shards| {
+            |parameter: usize| {
+                let arrived = shards.gathering.await_element(self.offsets[parameter]);
+                arrived.map_err(|error| ModelError::Parameter(error.to_string()))
+            }
+        });
         let pass = Pass {
             parameters: &self.state.parameters,
-            before_use: self.state.optimizer.shards().is_some().then_some(&before_use),
+            before_use: before_use.as_ref().map(|wait| -> BeforeUse { wait }),
             norm,
             draws,
             memory: config.train.memory,
@@ -556,15 +567,6 @@ impl<'plan> Engine<'plan> {
             let _ = self.state.tail(Tail::Skipped)?.f_add_scalar_(targets.skipped as f64)?;
         }
         Ok(loss)
-    }
-
-    /// Returns when `parameter` may be read: others than its owner may still be getting it.
-    fn await_parameter(&self, parameter: usize) -> Result<(), ModelError> {
-        let Some(shards) = self.state.optimizer.shards() else { return Ok(()) };
-        shards
-            .gathering
-            .await_element(self.offsets[parameter])
-            .map_err(|error| ModelError::Parameter(error.to_string()))
     }
 
     fn draw_key(&self, step: u64, micro_batch: usize) -> DrawKey {

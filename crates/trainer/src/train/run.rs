@@ -79,7 +79,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Error> {
         let mut engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
         session.agree(engine.rehearse(options.inject_fault))?;
-        session.agree_equal("the layout of parameters", &engine.state()?.layout.description())?;
+        session.agree_equal("the layout of parameters", &engine.layout().description())?;
         session.agree_equal("the table of buckets", &engine.describe_buckets())?;
         // Before anything in it is read: a run that ends meanwhile would be undone. A folder that is not there yet holds
         // nothing, and is not made for a run that is refused.
@@ -108,7 +108,7 @@ impl<'a> Run<'a> {
         let lock = session.agree(lock)?;
         let mut saving = Saving::new(&plan.config.checkpoint);
         let opened = if session.is_leader() {
-            dir.describe(plan, compute, session.comm(), &engine.state()?.layout)
+            dir.describe(plan, compute, session.comm(), engine.layout())
                 // Before the lines of their steps go.
                 .and_then(|()| {
                     let (folder, step) = (dir.checkpoints(), position.step);

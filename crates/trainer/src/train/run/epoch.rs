@@ -22,7 +22,7 @@ impl Run<'_> {
             if evaluation.is_none() {
                 return Ok(false);
             }
-            if self.engine.state()?.averaged.is_some() {
+            if self.plan.config.train.averaging.is_some() {
                 averaged = self.evaluate(WeightSet::Averaged)?;
                 if averaged.is_none() {
                     return Ok(false);
