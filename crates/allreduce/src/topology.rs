@@ -3,7 +3,7 @@
 use std::env;
 
 use crate::CommError;
-use crate::tcp::{MeetingPoint, rank_from_slurm, rank_from_variables};
+use crate::tcp::{MeetingPoint, TORCHRUN, rank_from_slurm, rank_from_variables};
 
 /// The place of a process among the ranks of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,9 +74,6 @@ const MPI_LAUNCHERS: [Launcher; 3] = [
         local_rank: &["SLURM_LOCALID"],
     },
 ];
-
-/// What `torchrun` alone sets for its workers.
-const TORCHRUN: &str = "TORCHELASTIC_RUN_ID";
 
 /// The rank that a launcher gave to this process, from environment variables alone; `None` when it was
 /// started by hand.

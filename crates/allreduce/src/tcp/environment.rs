@@ -7,6 +7,8 @@ use crate::{CommError, LaunchedRank, Way};
 
 /// A text that every rank of a job may be given, without which rank 0 lets nobody in.
 pub(crate) const TOKEN: &str = "WRN_DIST_TOKEN";
+/// What `torchrun` alone sets for its workers: the name of the job.
+pub(crate) const TORCHRUN: &str = "TORCHELASTIC_RUN_ID";
 
 /// Where ranks that no MPI library knows meet, and as which job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +62,7 @@ pub(crate) fn rank_from_variables(variables: Variables) -> Result<Option<Launche
              Slurm, or let them count every task"
         )));
     }
-    let torchrun = variables("TORCHELASTIC_RUN_ID");
+    let torchrun = variables(TORCHRUN);
     let (hosts, ports) = if world_size == 1 {
         (Vec::new(), Vec::new())
     } else {

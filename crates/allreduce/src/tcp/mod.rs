@@ -20,7 +20,7 @@ mod transport;
 use std::time::Duration;
 
 pub use self::environment::MeetingPoint;
-pub(crate) use self::environment::{rank_from_slurm, rank_from_variables};
+pub(crate) use self::environment::{TORCHRUN, rank_from_slurm, rank_from_variables};
 use self::mesh::connect_all;
 use self::rendezvous::Rendezvous;
 use self::transport::Mesh;

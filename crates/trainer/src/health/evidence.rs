@@ -56,8 +56,8 @@ struct Sample {
     repetition: u32,
 }
 
-/// Collective: rank 0 writes down what the ranks found in `step`, counted from 0, or in their average. The path, on rank 0; a file that
-/// cannot be written is no reason to end otherwise than the run does.
+/// Collective: rank 0 writes down what the ranks found in `step`, counted from 0, or in their average. The path, on
+/// rank 0; a file that cannot be written is no reason to end otherwise than the run does.
 pub(crate) fn save(
     session: &Session,
     plan: &Plan,

@@ -30,7 +30,7 @@ pub(super) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     if most == 0 {
         return error("most", "0 is out of range; expected 1 or more".into());
     }
-    if !(rate_factor > 0.0 && rate_factor <= 1.0) {
+    if !lowers_the_rate(rate_factor) {
         return error("rate_factor", format!("{rate_factor} is outside 0 to 1 (0 excluded)"));
     }
     let kept = loaded.config.checkpoint.keep_last;
@@ -46,6 +46,11 @@ pub(super) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
         return Err(loaded.error("train.roll_back", message));
     }
     Ok(())
+}
+
+/// Whether a way back may multiply the learning rate by `factor`.
+pub(crate) fn lowers_the_rate(factor: f64) -> bool {
+    factor > 0.0 && factor <= 1.0
 }
 
 /// On rank 0, for a run that has completed `step` steps: the checkpoint to go back to below `folder`: the newest one up
@@ -64,8 +69,8 @@ pub(crate) fn find(
         }
     }
     Err(Error::Other(format!(
-        "there is no checkpoint in {} to roll back to; save earlier (checkpoint.every_steps), or begin another run with a lower schedule.rate or a \
-         longer warm-up",
+        "there is no checkpoint in {} to roll back to; save earlier (checkpoint.every_steps), or begin another run with a \
+         lower schedule.rate or a longer warm-up",
         folder.display()
     )))
 }

@@ -11,6 +11,7 @@ use crate::checkpoint::{self, Checkpoint, CheckpointError, Part, RunState};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::health::HealthState;
+use crate::health::roll_back::lowers_the_rate;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::Session;
@@ -111,7 +112,7 @@ pub(super) fn resume(
         return Err(CheckpointError::Damaged { path, reason }.into());
     }
     let factor = saved.state.health.rate_factor();
-    if !(factor > 0.0 && factor <= 1.0) {
+    if !lowers_the_rate(factor) {
         let reason = format!(
             "state.json says {factor} times the scheduled learning rate; expected more than 0, at most 1"
         );
