@@ -1,6 +1,8 @@
 //! A run that was stopped and started again is the same run.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::process::Command;
+
 use end_to_end::{Experiment, FashionMnist, metrics_without_times, mpirun_or_skip};
 
 const STOPPED: i32 = 75;
@@ -260,6 +262,39 @@ fn two_runs_do_not_share_a_folder() {
     assert!(refused.stderr.contains("in use by another run"), "{}", refused.stderr);
     first.signal_rank(0, "TERM");
     let _ = first.wait().expect_code(STOPPED);
+}
+
+#[test]
+fn a_folder_that_another_run_has_locked_is_not_even_read() {
+    let experiment = experiment();
+    let _ = experiment.train("run", 1, &["--stop-after", "step:3"]).expect_code(STOPPED);
+    std::fs::write(experiment.checkpoint_folder("run").join("state.json"), "torn").unwrap();
+    let lock = std::fs::File::open(experiment.path("run/lock")).unwrap();
+    lock.lock().unwrap();
+    let refused = experiment.train("run", 1, &[]).expect_code(1);
+    assert!(refused.stderr.contains("in use by another run"), "{}", refused.stderr);
+    drop(lock);
+    let refused = experiment.train("run", 1, &[]).expect_code(1);
+    assert!(refused.stderr.contains("state.json"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_checkpoint_that_would_raise_or_turn_round_the_learning_rate_is_refused() {
+    let experiment = experiment();
+    let _ = experiment.train("run", 1, &["--stop-after", "step:3"]).expect_code(STOPPED);
+    let folder = experiment.checkpoint_folder("run");
+    let text = std::fs::read_to_string(folder.join("state.json")).unwrap();
+    for factor in [-1.0, 0.0, 1e300] {
+        let mut state: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let way_back = serde_json::json!({"from_step": 2, "to_step": 1, "reason": "", "rate_factor": factor});
+        state["health"]["roll_backs"] = serde_json::json!([way_back]);
+        std::fs::write(folder.join("state.json"), state.to_string()).unwrap();
+        let sums = "sha256sum optimizer.safetensors state.json weights.safetensors > SHA256SUMS";
+        let summed = Command::new("sh").args(["-c", sums]).current_dir(&folder).status().unwrap();
+        assert!(summed.success());
+        let refused = experiment.train("run", 1, &[]).expect_code(1);
+        assert!(refused.stderr.contains("times the scheduled learning rate"), "{factor}: {}", refused.stderr);
+    }
 }
 
 #[test]
