@@ -1,11 +1,12 @@
-//! Copies from the host to a GPU for which the host does not wait, and the memory that makes them possible: pages that the
+//! Copies between the host and a GPU for which the host does not wait, and the memory that makes them possible: pages that the
 //! system never moves. Pinned memory is libtorch's, which keeps what is freed for the next time, since pinning is slow.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use crate::cuda::{Event, Stream};
 use crate::error::{Error, check};
 use crate::sys;
 
@@ -23,14 +24,15 @@ pub fn pinned_bytes(bytes: usize) -> Result<Tensor, Error> {
     }
 }
 
-/// Queues a copy on the current stream of the GPU that `to` is on. On the CPU it is done on return.
+/// Queues a copy on the current stream of the GPU that one of the two is on; the other may be on the host, in pinned
+/// memory. On the CPU it is done on return.
 ///
 /// # Errors
 /// When the shapes do not fit.
 ///
 /// # Safety
-/// The memory of `from` stays and is not written until the stream has passed the copy; also after an error, when the copy
-/// may have begun.
+/// The memory of both stays, that of `from` is not written and that of `to` not read until the stream has passed the copy;
+/// also after an error, when the copy may have begun.
 pub unsafe fn queue(from: &Tensor, to: &Tensor) -> Result<(), Error> {
     // SAFETY: both tensors are alive; the caller's promise for what happens later.
     check(unsafe { sys::torch_ext_queue_copy(from.as_ptr(), to.as_ptr()) })
@@ -51,6 +53,81 @@ pub fn to_device(numbers: &Tensor, device: Device) -> Result<Tensor, Error> {
     }
 }
 
+/// A few fp32 numbers of a device on their way to the host, which waits for them only when it reads them.
+#[derive(Debug)]
+pub struct Readback {
+    device: Device,
+    /// `[N]`, on the host.
+    numbers: Tensor,
+    /// On a GPU, from the copy until it has been waited for: its end.
+    under_way: Option<Event>,
+}
+
+impl Readback {
+    /// For `len` numbers of `device`.
+    ///
+    /// # Errors
+    /// Without the GPU, or when no more memory can be pinned.
+    pub fn new(len: usize, device: Device) -> Result<Self, Error> {
+        let kind = Kind::Float;
+        let numbers = match device {
+            Device::Cuda(_) => pinned_bytes(len * kind.elt_size_in_bytes())?.f_view_dtype(kind)?,
+            _ => Tensor::f_zeros([len as i64], (kind, Device::Cpu))?,
+        };
+        Ok(Readback { device, numbers, under_way: None })
+    }
+
+    /// Queues a copy of `from`, `[N]`, on the current stream. What follows there may overwrite it. A copy that was not
+    /// read is waited for.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or the device failed.
+    pub fn queue(&mut self, from: &Tensor) -> Result<(), Error> {
+        self.wait()?;
+        let end = match self.device {
+            Device::Cuda(index) => Some((Stream::current(index)?, Event::new()?)),
+            _ => None,
+        };
+        // SAFETY: the numbers are read, written and freed only after a wait for the end of the copy; where that end could
+        // not be marked, for all that the stream holds.
+        unsafe { queue(from, &self.numbers) }?;
+        if let Some((stream, mut event)) = end {
+            match event.record(stream) {
+                Ok(()) => self.under_way = Some(event),
+                Err(error) => return stream.synchronize().and(Err(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the copy that was queued last.
+    ///
+    /// # Errors
+    /// When the device failed, or `numbers` has another length.
+    pub fn read(&mut self, numbers: &mut [f32]) -> Result<(), Error> {
+        self.wait()?;
+        if self.numbers.numel() != numbers.len() {
+            return Err(Error::Argument(format!(
+                "{} numbers have no room in {}",
+                self.numbers.numel(),
+                numbers.len()
+            )));
+        }
+        Ok(self.numbers.f_copy_data(numbers, numbers.len())?)
+    }
+
+    fn wait(&mut self) -> Result<(), Error> {
+        self.under_way.take().map_or(Ok(()), |end| end.synchronize())
+    }
+}
+
+impl Drop for Readback {
+    fn drop(&mut self) {
+        // After a failure of the device nothing is copied any more.
+        let _ = self.wait();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,11 +144,25 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_read_back_as_they_were_when_their_copy_was_queued() {
+        let mut readback = Readback::new(3, Device::Cpu).unwrap();
+        let mut from = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]);
+        readback.queue(&from).unwrap();
+        let _ = from.fill_(9.0);
+        let mut numbers = [0.0; 3];
+        readback.read(&mut numbers).unwrap();
+        assert_eq!(numbers, [1.0, 2.0, 3.0]);
+        assert!(readback.queue(&from.narrow(0, 0, 2)).is_err());
+        assert!(readback.read(&mut [0.0; 2]).is_err());
+    }
+
+    #[test]
     fn without_a_gpu_pinned_memory_is_an_error_and_not_a_crash() {
         if crate::runtime::device_count() > 0 {
             return;
         }
         assert!(pinned_bytes(16).is_err());
+        assert!(Readback::new(4, Device::Cuda(0)).is_err());
         assert!(to_device(&Tensor::from_slice(&[1_i64]), Device::Cuda(0)).is_err());
     }
 }

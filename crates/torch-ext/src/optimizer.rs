@@ -4,7 +4,7 @@
 //! On ranges that begin and end at multiples of 64 bytes, calls over parts give the bits of one call over the whole.
 #![allow(unsafe_code)]
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::error::{Error, check};
 use crate::sys;
@@ -52,9 +52,44 @@ pub fn fused_sgd(
     sgd: &Sgd,
     first_step: bool,
 ) -> Result<(), Error> {
+    call_fused_sgd(parameters, gradients, momentum, sgd, first_step, std::ptr::null())
+}
+
+/// As [`fused_sgd`] after the first step, unless `skip`, one fp32 number on the device of the parameters, is 1: then
+/// everything stays as it is. It is read on the device, so the host need not know it.
+///
+/// # Errors
+/// As [`fused_sgd`], or when `skip` is not one fp32 number on that device.
+pub fn fused_sgd_unless(
+    skip: &Tensor,
+    parameters: &[&Tensor],
+    gradients: &[&Tensor],
+    momentum: &[&Tensor],
+    sgd: &Sgd,
+) -> Result<(), Error> {
+    let fits = |parameter: &&Tensor| parameter.device() == skip.device();
+    if skip.kind() != Kind::Float || skip.numel() != 1 || !parameters.iter().all(fits) {
+        return Err(Error::Argument(format!(
+            "whether to skip is one fp32 number beside the parameters, not {:?} {:?} on {:?}",
+            skip.kind(),
+            skip.size(),
+            skip.device()
+        )));
+    }
+    call_fused_sgd(parameters, gradients, momentum, sgd, false, skip.as_ptr())
+}
+
+fn call_fused_sgd(
+    parameters: &[&Tensor],
+    gradients: &[&Tensor],
+    momentum: &[&Tensor],
+    sgd: &Sgd,
+    first_step: bool,
+    skip: *const sys::C_tensor,
+) -> Result<(), Error> {
     require_lengths(parameters, &[("gradients", gradients), ("momentum buffers", momentum)])?;
     let (parameters, gradients, momentum) = (pointers(parameters), pointers(gradients), pointers(momentum));
-    // SAFETY: three arrays of `len` pointers to live tensors.
+    // SAFETY: three arrays of `len` pointers to live tensors; `skip` is null or another one.
     check(unsafe {
         sys::torch_ext_fused_sgd(
             parameters.as_ptr(),
@@ -67,6 +102,7 @@ pub fn fused_sgd(
             sgd.weight_decay,
             sgd.nesterov,
             first_step,
+            skip,
         )
     })
 }

@@ -93,6 +93,7 @@ unsafe extern "C" {
         weight_decay: f64,
         nesterov: bool,
         first_step: bool,
+        skip: *const C_tensor,
     ) -> Text;
     pub(crate) fn torch_ext_fused_adamw(
         parameters: *const *const C_tensor,

@@ -6,7 +6,7 @@ mod common;
 
 use common::{relative_error, values, waves};
 use tch::{Device, Kind, Tensor};
-use torch_ext::optimizer::{AdamW, Sgd, fused_adamw, fused_sgd};
+use torch_ext::optimizer::{AdamW, Sgd, fused_adamw, fused_sgd, fused_sgd_unless};
 
 const PLAIN: Sgd =
     Sgd { learning_rate: 0.1, momentum: 0.0, dampening: 0.0, weight_decay: 0.0, nesterov: false };
@@ -252,4 +252,28 @@ fn adamw_refuses_what_does_not_fit() {
     }
     assert!(fused_adamw(&[], &[], [&[], &[]], &ADAMW, 1.0).is_err());
     assert!(tensor.equal(&waves(&[8], 0.0)), "nothing is touched");
+}
+
+#[test]
+fn an_update_is_skipped_where_its_device_says_so_whatever_the_gradient_is() {
+    let start = Tensor::from_slice(&[1.0_f32, -2.0, 3.0, 0.5]);
+    let gradient = Tensor::from_slice(&[0.1_f32, 0.2, -0.3, 0.4]);
+    let spoilt = Tensor::from_slice(&[f32::NAN, f32::INFINITY, 1.0, 0.0]);
+    let flag = |value: f32| Tensor::from_slice(&[value]);
+    let (ours, usual) = (start.copy(), start.copy());
+    let (our_momentum, usual_momentum) = (start.zeros_like(), start.zeros_like());
+    for step in 0..3 {
+        let update = |skip: f32, gradient: &Tensor| {
+            fused_sgd_unless(&flag(skip), &[&ours], &[gradient], &[&our_momentum], &MOMENTUM).unwrap();
+        };
+        update(1.0, &spoilt);
+        update(0.0, &gradient);
+        update(1.0, &gradient);
+        fused_sgd(&[&usual], &[&gradient], &[&usual_momentum], &MOMENTUM, false).unwrap();
+        assert_eq!((&ours, &our_momentum), (&usual, &usual_momentum), "step {step}");
+    }
+    for flag in [Tensor::from_slice(&[0.0_f64]), Tensor::from_slice(&[0.0_f32, 0.0])] {
+        let refused = fused_sgd_unless(&flag, &[&ours], &[&gradient], &[&our_momentum], &MOMENTUM);
+        assert!(refused.unwrap_err().to_string().contains("one fp32 number beside the parameters"));
+    }
 }

@@ -34,14 +34,16 @@ void require_alike(Tensors parameters, std::initializer_list<Tensors> others, si
 
 Error torch_ext_fused_sgd(const at::Tensor *const *parameters, const at::Tensor *const *gradients,
                           const at::Tensor *const *momentum, size_t count, double learning_rate,
-                          double momentum_factor, double dampening, double weight_decay, bool nesterov, bool first_step) {
+                          double momentum_factor, double dampening, double weight_decay, bool nesterov, bool first_step,
+                          const at::Tensor *skip) {
   return guarded([&] {
     torch::NoGradGuard no_grad;
     require_alike(parameters, {gradients, momentum}, count);
     // Without momentum libtorch insists on having no buffers for it.
     auto buffers = momentum_factor == 0.0 ? std::vector<at::Tensor>{} : list(momentum, count);
     at::_fused_sgd_(list(parameters, count), list(gradients, count), buffers, weight_decay, momentum_factor,
-                    learning_rate, dampening, nesterov, /*maximize=*/false, first_step);
+                    learning_rate, dampening, nesterov, /*maximize=*/false, first_step, /*grad_scale=*/{},
+                    skip == nullptr ? std::optional<at::Tensor>{} : *skip);
   });
 }
 

@@ -63,7 +63,8 @@ Error torch_ext_autocast_leave(int device, int previous_enabled, int previous_dt
 // math.cpp
 Error torch_ext_fused_sgd(const at::Tensor *const *parameters, const at::Tensor *const *gradients,
                           const at::Tensor *const *momentum, size_t count, double learning_rate,
-                          double momentum_factor, double dampening, double weight_decay, bool nesterov, bool first_step);
+                          double momentum_factor, double dampening, double weight_decay, bool nesterov, bool first_step,
+                          const at::Tensor *skip);
 Error torch_ext_fused_adamw(const at::Tensor *const *parameters, const at::Tensor *const *gradients,
                             const at::Tensor *const *first_moments, const at::Tensor *const *second_moments,
                             size_t count, double learning_rate, double beta1, double beta2, double epsilon,
