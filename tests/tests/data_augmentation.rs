@@ -6,7 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use data_sharding::jpeg::ImageEncoder;
-use end_to_end::{metrics_without_times, mpirun_or_skip, wrn_dist};
+use end_to_end::{
+    expect_failure, expect_parts, metrics_without_times, mpirun_or_skip, wrn_dist, wrn_dist_in_environment,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -175,6 +177,26 @@ fn spoil_images(shard: &Path, spared: usize) {
     }
     assert!(images > spared);
     fs::write(shard, bytes).unwrap();
+}
+
+#[test]
+fn a_rank_that_cannot_decode_is_heard_by_ranks_that_have_begun_the_next_step() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let shards = Shards::new();
+    // Of step 2, which visits eight samples twice, the second half is rank 1's.
+    spoil_images(&shards.path("shards/train/shard-000000.tar"), 12);
+    let (config, out, double) = (shards.path("run.yaml"), shards.path("run"), nccl_double::shared_library());
+    let mut arguments = vec!["train", "--config", config.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    for set in ["data.order=sequential", "train.determinism=run", "comm.backend=nccl", "comm.timeout_s=20"] {
+        arguments.extend(["--set", set]);
+    }
+    let environment = [("WRN_DIST_NCCL", double.to_str().unwrap())];
+    let sentence = expect_failure("decode", &wrn_dist_in_environment(2, &arguments, &environment));
+    expect_parts(&sentence, &["error (rank 1 on ", "sample 12 cannot be decoded"]);
+    let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 1, "the step before it counts: {metrics}");
 }
 
 #[test]

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use crate::nccl::ExchangeDevice;
+use crate::nccl::{ExchangeDevice, Moment, device_failed};
 use crate::sharding;
 use crate::{CommError, Sharding, Topology, Wire};
+
+/// Between looks at whether a device is through.
+pub(crate) const LOOK: Duration = Duration::from_micros(50);
 
 /// Collective operations of one rank. All ranks call the same operations in the same order.
 ///
@@ -45,14 +48,14 @@ pub trait Communicator {
         false
     }
 
-    /// Does `task` with `len` values in the memory of `device`. Returns when the device is through.
+    /// Queues `task` with `len` values in the memory of `device`, on its stream.
     ///
     /// # Errors
     /// As the method of the same name for host memory; or when this communicator knows host memory only.
     ///
     /// # Safety
-    /// The values are memory of the device, which nobody else uses from what the device's stream waits for until this
-    /// returns.
+    /// The values are memory of the device, which nobody else uses from what the device's stream waits for until it has
+    /// passed the task.
     #[allow(unsafe_code)]
     unsafe fn on_device(
         &mut self,
@@ -62,6 +65,25 @@ pub trait Communicator {
         _task: DeviceTask,
     ) -> Result<(), CommError> {
         Err(CommError::HostMemoryOnly)
+    }
+
+    /// Whether `moment` of a device has come, unless what was queued there cannot end. Never waits.
+    ///
+    /// # Errors
+    /// When the device or a library that works on it failed.
+    fn has_come(&mut self, moment: &mut dyn Moment) -> Result<bool, CommError> {
+        moment.has_come().map_err(device_failed)
+    }
+
+    /// Waits until `moment` of a device has come.
+    ///
+    /// # Errors
+    /// When the device or a library that works on it failed, or the wait was aborted.
+    fn await_moment(&mut self, moment: &mut dyn Moment) -> Result<(), CommError> {
+        while !self.has_come(moment)? {
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
     }
 
     /// Which part of any values this rank owns in [`Communicator::reduce_scatter`].

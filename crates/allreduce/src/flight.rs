@@ -88,11 +88,11 @@ pub struct Status {
     pub step: Option<u64>,
     /// What it does there, as the trainer calls it.
     pub phase: Cow<'static, str>,
-    /// How many collectives it has begun.
+    /// Number of the collective that it is in, or was in last, counted from 1; 0 before the first one.
     pub collectives: u64,
-    /// The last of them; absent before the first one.
+    /// That collective. Where a device has several to do, the first of them.
     pub collective: Option<Collective>,
-    /// Whether that one is still under way.
+    /// Whether it is still under way.
     pub under_way: bool,
     /// For how long it has been, or how long ago it ended.
     pub collective_for: Duration,
@@ -172,13 +172,17 @@ impl FlightRecorder {
         number
     }
 
-    /// The collective that began last has ended.
-    pub(crate) fn end(&self, result: &Result<(), CommError>) {
+    /// Collective `number` has ended.
+    pub(crate) fn end(&self, number: u64, result: &Result<(), CommError>) {
         let mut record = self.record();
-        match (result, record.collectives.back_mut()) {
-            (Ok(()), Some(last)) => last.ended = Some(Instant::now()),
-            (Ok(()), None) => {}
-            (Err(error), _) => {
+        match result {
+            Ok(()) => {
+                let entry = record.collectives.iter_mut().rev().find(|entry| entry.number == number);
+                if let Some(entry) = entry {
+                    entry.ended = Some(Instant::now());
+                }
+            }
+            Err(error) => {
                 record.failure.get_or_insert_with(|| error.clone());
             }
         }
@@ -194,14 +198,17 @@ impl FlightRecorder {
     #[must_use]
     pub fn status(&self) -> Status {
         let record = self.record();
-        let last = record.collectives.back();
+        // They end in order: from the end of the list, those under way come first.
+        let under_way = record.collectives.iter().rev().take_while(|entry| entry.ended.is_none()).last();
+        let current = under_way.or(record.collectives.back());
         Status {
             step: record.step,
             phase: record.phase.into(),
-            collectives: record.begun,
-            collective: last.map(|last| last.collective.clone()),
-            under_way: last.is_some_and(|last| last.ended.is_none()),
-            collective_for: last.map_or(Duration::ZERO, |last| last.ended.unwrap_or(last.began).elapsed()),
+            collectives: current.map_or(0, |current| current.number),
+            collective: current.map(|current| current.collective.clone()),
+            under_way: under_way.is_some(),
+            collective_for: current
+                .map_or(Duration::ZERO, |current| current.ended.unwrap_or(current.began).elapsed()),
         }
     }
 
@@ -309,17 +316,20 @@ mod tests {
         assert_eq!(recorder.status().collective, None);
         recorder.enter(Some(17), "backward");
         assert_eq!(recorder.begin(bucket(0)), 1);
-        recorder.end(&Ok(()));
+        recorder.end(1, &Ok(()));
         assert_eq!(recorder.begin(bucket(1)), 2);
+        assert_eq!(recorder.begin(bucket(2)), 3);
         let status = recorder.status();
         assert_eq!((status.step, &*status.phase, status.collectives), (Some(17), "backward", 2));
         assert!(status.under_way);
         assert_eq!(status.collective.unwrap().to_string(), "all-reduce of bucket 1, 64 bytes of fp32");
-        recorder.end(&Ok(()));
+        recorder.end(2, &Ok(()));
+        assert_eq!(recorder.status().collectives, 3, "it was behind the other one");
+        recorder.end(3, &Ok(()));
         assert!(!recorder.status().under_way);
         assert_eq!(recorder.failure(), None);
-        recorder.end(&Err(CommError::Aborted));
-        recorder.end(&Err(CommError::Ended));
+        recorder.end(3, &Err(CommError::Aborted));
+        recorder.end(3, &Err(CommError::Ended));
         assert_eq!(recorder.failure(), Some(CommError::Aborted), "the first one counts");
     }
 
@@ -331,8 +341,8 @@ mod tests {
         recorder.keep_in(folder.path().join("flight"));
         recorder.enter(Some(3), "forward");
         for index in 0..COLLECTIVES + 5 {
-            recorder.begin(bucket(index));
-            recorder.end(&Ok(()));
+            let number = recorder.begin(bucket(index));
+            recorder.end(number, &Ok(()));
         }
         recorder.begin(Collective::of_kind(CollectiveKind::Barrier));
         let path = recorder.write("a test").unwrap().unwrap();

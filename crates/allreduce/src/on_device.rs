@@ -6,7 +6,7 @@ use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use crate::communicator::{Communicator, DeviceTask};
-use crate::nccl::{ExchangeDevice, Ready, device_failed};
+use crate::nccl::{ExchangeDevice, Moment, Ready, device_failed};
 use crate::{CommError, Region, Wire};
 
 /// The region's device, whose stream waits for what was `computed`.
@@ -19,20 +19,19 @@ pub(crate) fn begin(
     Ok(device.lock())
 }
 
-/// As [`Communicator::gather_shards`].
+/// Queues [`Communicator::gather_shards`]. Its end, for two who wait for it.
 pub(crate) fn gather_shards(
     communicator: &mut dyn Communicator,
     region: &Region,
     computed: Result<Ready, String>,
-) -> Result<(), CommError> {
+) -> Result<[Box<dyn Moment>; 2], CommError> {
     let mut device = begin(region, computed)?;
     // SAFETY: the region's memory is the device's, by `Region::on_device`, and this work's alone until the caller
-    // hears of its end; the stream waits for what filled it, by `begin`.
-    unsafe { communicator.on_device(&mut *device, region.start(), region.len(), DeviceTask::GatherShards) }
+    // has waited for its end; the stream waits for what filled it, by `begin`.
+    unsafe { communicator.on_device(&mut *device, region.start(), region.len(), DeviceTask::GatherShards) }?;
+    let mut mark = || device.mark().map_err(device_failed);
+    Ok([mark()?, mark()?])
 }
-
-/// Between looks at whether a device is through.
-const LOOK: Duration = Duration::from_micros(50);
 
 /// How long an all-reduce of `values` takes, which all ranks begin together, once they are those of `source`.
 pub(crate) fn time_all_reduce(
@@ -46,14 +45,13 @@ pub(crate) fn time_all_reduce(
     // hears of its end; the stream waits for what filled them, by `begin`.
     unsafe { device.widen(source.start().cast(), values.start(), values.len(), Wire::Fp32) }
         .map_err(device_failed)?;
-    while !device.is_done().map_err(device_failed)? {
-        std::thread::sleep(LOOK);
-    }
+    communicator.await_moment(&mut *device.mark().map_err(device_failed)?)?;
     communicator.barrier()?;
     let begin = Instant::now();
     // SAFETY: as above.
     unsafe {
         communicator.on_device(&mut *device, values.start(), values.len(), DeviceTask::AllReduce(wire))
     }?;
+    communicator.await_moment(&mut *device.mark().map_err(device_failed)?)?;
     Ok(begin.elapsed())
 }

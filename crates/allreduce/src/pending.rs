@@ -2,6 +2,7 @@
 
 use crossbeam::channel::Receiver;
 
+use crate::nccl::{Moment, device_failed};
 use crate::{CommError, CommThread};
 
 /// An operation under way. It ends by itself; [`Pending::wait`] tells how. One that is dropped is waited for as well, so
@@ -33,5 +34,30 @@ impl<T> Drop for Pending<T> {
         if let Some(result) = self.result.take() {
             let _ = result.recv();
         }
+    }
+}
+
+/// When values are there.
+#[must_use = "the values are there only for a thread that it has held"]
+pub struct Arrival {
+    /// `None` where they are there already.
+    moment: Option<Box<dyn Moment>>,
+}
+
+impl Arrival {
+    pub(crate) fn over() -> Self {
+        Arrival { moment: None }
+    }
+
+    pub(crate) fn at(moment: Box<dyn Moment>) -> Self {
+        Arrival { moment: Some(moment) }
+    }
+
+    /// Lets what the calling thread queues on the values' device from now on wait for them; the host goes on.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn hold_caller(self) -> Result<(), CommError> {
+        self.moment.map_or(Ok(()), |mut moment| moment.hold_caller().map_err(device_failed))
     }
 }

@@ -6,6 +6,7 @@
 
 mod bucket_work;
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use self::bucket_work::BucketWork;
 use crate::accumulate::SumTree;
 use crate::hook::BucketHook;
+use crate::nccl::{Moment, device_failed};
 use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment, Sharding, Wire};
 
 /// How a reducer works.
@@ -32,6 +34,9 @@ pub struct ReducerOptions {
     /// Of so many first elements, in fp32, this rank gets the average of its own shard only: see
     /// [`Reducer::shards`].
     pub sharded: usize,
+    /// An element behind the last segment, zero before the exchange: more than zero after it, on all ranks, where an
+    /// average is infinite or NaN.
+    pub not_finite: Option<usize>,
 }
 
 /// What happened to one bucket in a step. Times count from the beginning of the last backward pass.
@@ -45,12 +50,10 @@ pub struct BucketRecord {
     pub queued: Duration,
     /// When its exchange began.
     pub started: Duration,
-    /// When its exchange was complete, and what a [`BucketHook`] does with the averages not yet begun.
+    /// When its exchange was known to be complete, and what a [`BucketHook`] does with the averages not yet begun.
     pub finished: Duration,
     /// Processor time of the communication thread for its exchange.
     pub processor: Duration,
-    /// Whether no average is infinite or NaN: the same on all ranks, but for shards, of which each knows its own.
-    pub finite: bool,
 }
 
 /// The exchange of one step.
@@ -58,19 +61,11 @@ pub struct BucketRecord {
 pub struct StepExchange {
     /// By bucket index, the order of exchange.
     pub buckets: Vec<BucketRecord>,
-    /// How long [`Reducer::finish`] waited: communication, and what a [`BucketHook`] did, that nothing hid.
+    /// How long [`Reducer::launch`] waited: communication, and what a [`BucketHook`] did, that nothing hid. A device's
+    /// own wait is not part of it.
     pub exposed: Duration,
     /// Segments that were never marked ready: their parameters took no part in the step.
     pub unready: Vec<usize>,
-}
-
-impl StepExchange {
-    /// Whether no average is infinite or NaN: the same on all ranks, unless each has a shard of its own, see
-    /// [`Reducer::shards`].
-    #[must_use]
-    pub fn is_finite(&self) -> bool {
-        self.buckets.iter().all(|bucket| bucket.finite)
-    }
 }
 
 /// The exchange of gradients, step after step.
@@ -80,7 +75,10 @@ impl StepExchange {
 ///
 /// A step is: [`begin_step`](Self::begin_step); for each micro batch but the last backward and
 /// [`end_micro_batch`](Self::end_micro_batch); [`begin_last_backward`](Self::begin_last_backward), backward
-/// with [`mark_ready`](Self::mark_ready), [`seal`](Self::seal) before or after it; [`finish`](Self::finish).
+/// with [`mark_ready`](Self::mark_ready), [`seal`](Self::seal) before or after it; [`launch`](Self::launch), after which
+/// the averages may be used and the next step may begin; [`settle`](Self::settle) tells how it went. In host memory the
+/// exchange is over when `launch` returns. On a device it is queued, and so is what uses the averages; only `settle` waits
+/// for the device, if need be when further steps have been launched.
 ///
 /// # Example
 /// ```
@@ -90,13 +88,14 @@ impl StepExchange {
 /// let gradients = Region::from_vec(vec![6.0; 4]);
 /// let segments = vec![Segment { name: "weight".into(), range: 0..4 }];
 /// let buckets = plan_buckets(&segments, 4, 1 << 20, 25 << 20);
-/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace, wire: Wire::Fp32, sharded: 0 };
+/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace, wire: Wire::Fp32, sharded: 0, not_finite: None };
 /// let reducer = Reducer::new(comm, gradients.clone(), segments, buckets, options);
 /// reducer.begin_step(1);
 /// reducer.begin_last_backward();
 /// reducer.seal();
 /// reducer.mark_ready(0);
-/// let exchange = reducer.finish()?;
+/// reducer.launch()?;
+/// let exchange = reducer.settle()?;
 /// assert_eq!(gradients.to_vec(), [3.0; 4]);
 /// assert_eq!(exchange.buckets[0].bytes, 16);
 /// # Ok::<(), CommError>(())
@@ -107,7 +106,7 @@ pub struct Reducer {
     bucket_of_segment: Vec<usize>,
     overlap: bool,
     step: Mutex<Step>,
-    completions: Receiver<Completion>,
+    reports: Receiver<Report>,
 }
 
 /// What the reducer shares with its work on the communication thread.
@@ -127,9 +126,11 @@ struct Core {
     hook: Option<Mutex<Box<dyn BucketHook>>>,
     /// Whether the hook takes the place of the plain sum.
     hook_exchanges: bool,
-    /// Whether the averages of this step's buckets so far are finite.
+    /// Place of the count of averages that are not finite.
+    not_finite: Option<usize>,
+    /// Whether the averages of this step's buckets so far are finite, as far as the host knows.
     finite_so_far: AtomicBool,
-    completed: Sender<Completion>,
+    reports: Sender<Report>,
 }
 
 /// Where the current step stands.
@@ -143,8 +144,29 @@ struct Step {
     missing: Vec<usize>,
     /// By bucket, for those handed to the communication thread: when.
     queued: Vec<Instant>,
-    /// Buckets that came back.
-    completed: Vec<Completion>,
+    /// How many of these are complete or queued on their device.
+    reached: usize,
+    /// Of the bucket that was queued on the device last: its end.
+    end: Option<Box<dyn Moment>>,
+    /// Steps that have been launched and not settled, the oldest first.
+    launched: VecDeque<Launched>,
+    /// Buckets that came back, of these steps and of the current one.
+    completed: VecDeque<Completion>,
+}
+
+/// What is known of a step when all its buckets are on their way.
+struct Launched {
+    begin: Instant,
+    queued: Vec<Instant>,
+    exposed: Duration,
+    unready: Vec<usize>,
+}
+
+/// What the communication thread tells of a bucket.
+enum Report {
+    /// It is queued on its device; its end.
+    Queued(Box<dyn Moment>),
+    Completed(Completion),
 }
 
 /// How the exchange of a bucket ended.
@@ -154,7 +176,8 @@ struct Completion {
     processor: Duration,
     started: Instant,
     finished: Instant,
-    finite: bool,
+    /// It was reported as queued before.
+    was_queued: bool,
     result: Result<(), CommError>,
 }
 
@@ -192,13 +215,16 @@ impl Reducer {
             ready: vec![false; segments.len()],
             missing: vec![0; buckets.len()],
             queued: Vec::with_capacity(buckets.len()),
-            completed: Vec::with_capacity(buckets.len()),
+            reached: 0,
+            end: None,
+            launched: VecDeque::new(),
+            completed: VecDeque::with_capacity(2 * buckets.len()),
         };
         let slice = |bucket: Bucket| {
             let region = gradients.slice(bucket.range.clone());
             (bucket, region)
         };
-        let (completed, completions) = unbounded();
+        let (sender, reports) = unbounded();
         let core = Core {
             segments_end: segments.last().map_or(0, |segment| segment.range.end),
             wire: options.wire,
@@ -210,8 +236,9 @@ impl Reducer {
             tree: (options.accumulation == Accumulation::Tree).then(Mutex::default),
             hook: None,
             hook_exchanges: false,
+            not_finite: options.not_finite,
             finite_so_far: AtomicBool::new(true),
-            completed,
+            reports: sender,
         };
         Reducer {
             thread,
@@ -219,7 +246,7 @@ impl Reducer {
             bucket_of_segment,
             overlap: options.overlap,
             step: Mutex::new(step),
-            completions,
+            reports,
         }
     }
 
@@ -245,8 +272,7 @@ impl Reducer {
     }
 
     /// The ranges of the buffer that are averaged in shards, one a bucket, and of each the shard that is this rank's.
-    /// What [`Reducer::finish`] leaves in the others' shards is of no meaning, and whether averages are finite is known
-    /// of this rank's shards alone.
+    /// What [`Reducer::launch`] leaves in the others' shards is of no meaning.
     #[must_use]
     pub fn shards(&self) -> Vec<(Range<usize>, Range<usize>)> {
         let shard = |(bucket, _): &(Bucket, Region)| {
@@ -261,8 +287,8 @@ impl Reducer {
     /// A step of `local_micro_batches` on this rank begins.
     pub fn begin_step(&self, local_micro_batches: usize) {
         let mut step = lock(&self.step);
-        // After a failed step nothing may be left that still uses the buffer.
-        self.wait_for_launched(&mut step);
+        // Of a step that was given up nothing may be left that still uses the buffer.
+        self.forget_unlaunched(&mut step);
         if let Some(tree) = &self.core.tree {
             lock(tree).begin_step(local_micro_batches, self.core.gradients.len());
         }
@@ -273,8 +299,6 @@ impl Reducer {
         for (missing, (bucket, _)) in step.missing.iter_mut().zip(&self.core.buckets) {
             *missing = bucket.segments.len();
         }
-        step.queued.clear();
-        step.completed.clear();
     }
 
     /// Backward of a micro batch that is not the last one of the step is through. With [`Accumulation::Tree`]
@@ -312,34 +336,64 @@ impl Reducer {
         self.launch_ready(&mut step);
     }
 
-    /// Backward is through: sends what has not been sent yet, and waits until the buffer holds the averages.
-    /// The elements of segments that were never ready are taken as they stand; they should be zero.
+    /// Backward is through: sends what has not been sent yet. From now on the buffer holds the averages, for whatever the
+    /// calling thread queues on its device; in host memory, for everybody. The elements of segments that were never ready
+    /// are taken as they stand; they should be zero.
     ///
     /// # Errors
-    /// When the exchange of a bucket failed. The buffer's content is then undefined.
-    pub fn finish(&self) -> Result<StepExchange, CommError> {
+    /// When the exchange of a bucket is known to have failed. The buffer's content is then undefined, and the step is given
+    /// up.
+    pub fn launch(&self) -> Result<(), CommError> {
         let call = Instant::now();
         let mut step = lock(&self.step);
+        let step = &mut *step;
         let begin = *step.begin.get_or_insert(call);
-        while step.queued.len() < self.core.buckets.len() {
-            self.launch_next(&mut step);
+        let count = self.core.buckets.len();
+        while step.queued.len() < count {
+            self.launch_next(step);
         }
-        self.wait_for_launched(&mut step);
-        let mut buckets = Vec::with_capacity(step.completed.len());
-        for (completion, queued) in step.completed.iter().zip(&step.queued) {
-            completion.result.clone()?;
+        while step.reached < count && self.receive(step) {}
+        step.completed.iter().try_for_each(|completion| completion.result.clone())?;
+        if let Some(mut end) = step.end.take() {
+            end.hold_caller().map_err(device_failed)?;
+        }
+        step.launched.push_back(Launched {
+            begin,
+            queued: std::mem::take(&mut step.queued),
+            exposed: call.elapsed(),
+            unready: (0..step.ready.len()).filter(|&segment| !step.ready[segment]).collect(),
+        });
+        Ok(())
+    }
+
+    /// Waits until the exchange of the oldest step that was launched and not settled is over.
+    ///
+    /// # Errors
+    /// When the exchange of a bucket failed: what was computed from the averages is undefined, in this step and in later
+    /// ones.
+    ///
+    /// # Panics
+    /// When there is no such step.
+    pub fn settle(&self) -> Result<StepExchange, CommError> {
+        let mut step = lock(&self.step);
+        let step = &mut *step;
+        let launched = step.launched.pop_front().expect("a step is launched before it is settled");
+        let Launched { begin, queued, exposed, unready } = launched;
+        while step.completed.len() < queued.len() && self.receive(step) {}
+        let completions: Vec<_> = step.completed.drain(..queued.len()).collect();
+        let mut buckets = Vec::with_capacity(queued.len());
+        for (completion, queued) in completions.into_iter().zip(queued) {
+            completion.result?;
             buckets.push(BucketRecord {
                 bucket: completion.bucket,
                 bytes: completion.bytes,
-                queued: *queued - begin,
+                queued: queued - begin,
                 started: completion.started - begin,
                 finished: completion.finished - begin,
                 processor: completion.processor,
-                finite: completion.finite,
             });
         }
-        let unready = (0..step.ready.len()).filter(|&segment| !step.ready[segment]).collect();
-        Ok(StepExchange { buckets, exposed: call.elapsed(), unready })
+        Ok(StepExchange { buckets, exposed, unready })
     }
 
     /// Sends the buckets whose turn it is, in index order on every rank.
@@ -361,12 +415,33 @@ impl Reducer {
         self.thread.submit(Box::new(BucketWork::new(&self.core, bucket)));
     }
 
-    fn wait_for_launched(&self, step: &mut Step) {
-        while step.completed.len() < step.queued.len() {
-            // The other end is in `core`, so it is never disconnected.
-            let Ok(completion) = self.completions.recv() else { return };
-            step.completed.push(completion);
+    /// Waits for the next report; whether one came.
+    fn receive(&self, step: &mut Step) -> bool {
+        // The other end is in `core`, so it is never disconnected.
+        match self.reports.recv() {
+            Ok(Report::Queued(end)) => {
+                step.end = Some(end);
+                step.reached += 1;
+            }
+            Ok(Report::Completed(completion)) => {
+                step.reached += usize::from(!completion.was_queued);
+                step.completed.push_back(completion);
+            }
+            Err(_) => return false,
         }
+        true
+    }
+
+    /// Waits for the buckets of a step that began and was not launched, and of the steps before it.
+    fn forget_unlaunched(&self, step: &mut Step) {
+        if !step.queued.is_empty() {
+            let earlier: usize = step.launched.iter().map(|launched| launched.queued.len()).sum();
+            while step.completed.len() < earlier + step.queued.len() && self.receive(step) {}
+            step.completed.truncate(earlier);
+            step.queued.clear();
+        }
+        step.reached = 0;
+        step.end = None;
     }
 }
 

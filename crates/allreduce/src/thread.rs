@@ -16,6 +16,7 @@ use self::server::{panicked, serve};
 use crate::agreement::EXIT_FAILURE;
 use crate::communicator::{AbortSignal, Communicator};
 use crate::flight::{Collective, CollectiveKind, FlightRecorder};
+use crate::nccl::Moment;
 use crate::pending::Pending;
 use crate::scheduling::{ask_for_exact_sleeps, ask_for_short_slices};
 use crate::{CommError, Sharding, Topology};
@@ -28,8 +29,12 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) trait Work: Send {
     /// What it is, as all ranks should see it.
     fn collective(&self) -> Collective;
-    /// Does it.
-    fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError>;
+    /// Whether all it does is to be queued on a device, behind what is queued there.
+    fn is_on_device(&self) -> bool {
+        false
+    }
+    /// Does it, or queues it on a device: then the moment at which it will be done there.
+    fn run(&mut self, communicator: &mut dyn Communicator) -> Result<Option<Box<dyn Moment>>, CommError>;
     /// Hears how it went; after an earlier failure `run` may not have been called. Work dropped without this
     /// call was abandoned because the job ends.
     fn done(self: Box<Self>, result: Result<(), CommError>);
@@ -291,11 +296,11 @@ where
         self.collective.clone()
     }
 
-    fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
+    fn run(&mut self, communicator: &mut dyn Communicator) -> Result<Option<Box<dyn Moment>>, CommError> {
         if let Some(operation) = self.operation.take() {
             self.value = Some(operation(communicator)?);
         }
-        Ok(())
+        Ok(None)
     }
 
     fn done(self: Box<Self>, result: Result<(), CommError>) {

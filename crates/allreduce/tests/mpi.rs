@@ -89,6 +89,7 @@ fn reducer() {
         accumulation: Accumulation::Tree,
         wire: Wire::Fp32,
         sharded: 0,
+        not_finite: None,
     };
     let expected = (world_size * (world_size + 1) / 2) as f32 * scale;
     for (cap, count) in [(1 << 14, 4), (1 << 20, 1)] {
@@ -102,7 +103,8 @@ fn reducer() {
         reducer.begin_last_backward();
         (0..10).for_each(|segment| reducer.mark_ready(segment));
         reducer.seal();
-        let exchange = reducer.finish().unwrap();
+        reducer.launch().unwrap();
+        let exchange = reducer.settle().unwrap();
         assert_eq!(gradients.to_vec(), vec![expected; len]);
         assert_eq!(exchange.buckets.iter().map(|bucket| bucket.bytes).sum::<usize>(), 4 * len);
     }

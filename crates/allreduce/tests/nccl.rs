@@ -126,11 +126,13 @@ fn reduce_scatter(comm: &CommThread, values: Vec<f32>) -> Vec<f32> {
         accumulation: Accumulation::InPlace,
         wire: Wire::Fp32,
         sharded: len,
+        not_finite: None,
     };
     let values = Region::from_vec(values);
     let reducer = Reducer::new(comm.clone(), values.clone(), segments, buckets, options);
     reducer.begin_step(1);
-    assert!(reducer.finish().unwrap().is_finite());
+    reducer.launch().unwrap();
+    reducer.settle().unwrap();
     values.to_vec()
 }
 
@@ -149,13 +151,15 @@ fn reducer() {
         accumulation: Accumulation::Tree,
         wire: Wire::Fp32,
         sharded: 0,
+        not_finite: None,
     };
     let reducer = Reducer::new(comm.clone(), gradients.clone(), segments, buckets, options);
     reducer.begin_step(1);
     reducer.begin_last_backward();
     (0..10).for_each(|segment| reducer.mark_ready(segment));
     reducer.seal();
-    assert!(reducer.finish().unwrap().is_finite());
+    reducer.launch().unwrap();
+    reducer.settle().unwrap();
     assert_eq!(gradients.to_vec(), vec![(world_size * (world_size + 1) / 2) as f32 * scale; 650]);
     comm.shutdown().unwrap();
 }
@@ -170,10 +174,12 @@ fn sum(comm: &CommThread) -> Result<(), CommError> {
         accumulation: Accumulation::InPlace,
         wire: Wire::Fp32,
         sharded: 0,
+        not_finite: None,
     };
     let reducer = Reducer::new(comm.clone(), Region::from_vec(vec![1.0]), segments, buckets, options);
     reducer.begin_step(1);
-    reducer.finish().map(drop)
+    reducer.launch()?;
+    reducer.settle().map(drop)
 }
 
 /// All but the last rank wait in NCCL; rank 0 aborts from another thread meanwhile.

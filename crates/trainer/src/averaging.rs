@@ -11,6 +11,7 @@ use torch_ext::flat;
 use crate::config::{AveragingConfig, ConfigError, LoadedConfig};
 use crate::error::Error;
 use crate::flat::FlatLayout;
+use crate::skip::change_unless;
 
 /// Refuses values that make no sense.
 pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
@@ -115,29 +116,42 @@ impl Averaged {
 
     /// The average of a run that has not begun.
     pub(crate) fn begin(&self, parameters: &Tensor, running_statistics: &Tensor) -> Result<(), Error> {
-        self.apply(Move::Copy, parameters, running_statistics)
+        self.apply(Move::Copy, parameters, running_statistics, None)
     }
 
-    /// Takes the weights in as they are after `completed` steps of the whole run.
+    /// Takes the weights in as they are after `completed` steps of the whole run; on a device that leaves the last one out,
+    /// where `skip`, `[1]`, is 1, it leaves this out, too.
     pub(crate) fn update(
         &self,
         completed: u64,
         parameters: &Tensor,
         running_statistics: &Tensor,
+        skip: Option<&Tensor>,
     ) -> Result<(), Error> {
-        self.apply(self.rule.after(completed), parameters, running_statistics)
+        self.apply(self.rule.after(completed), parameters, running_statistics, skip)
     }
 
-    fn apply(&self, by: Move, parameters: &Tensor, running_statistics: &Tensor) -> Result<(), Error> {
+    fn apply(
+        &self,
+        by: Move,
+        parameters: &Tensor,
+        running_statistics: &Tensor,
+        skip: Option<&Tensor>,
+    ) -> Result<(), Error> {
+        if by == Move::Stay {
+            return Ok(());
+        }
         let _no_grad = tch::no_grad_guard();
         for (average, now) in [(&self.parameters, parameters), (&self.running_statistics, running_statistics)]
         {
-            let mut average = average.shallow_clone();
-            match by {
-                Move::Stay => {}
-                Move::Copy => average.f_copy_(now)?,
-                Move::Towards(share) => drop(average.f_lerp_(now, share)?),
-            }
+            change_unless(skip, average, |average| {
+                match by {
+                    Move::Stay => {}
+                    Move::Copy => average.f_copy_(now)?,
+                    Move::Towards(share) => drop(average.f_lerp_(now, share)?),
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }

@@ -108,7 +108,7 @@ impl Updates {
             self.alone = true;
         }
         let _no_grad = tch::no_grad_guard();
-        self.buckets[bucket].step(learning_rate).map(drop)
+        self.buckets[bucket].step(learning_rate, None).map(drop)
     }
 }
 

@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use allreduce::{AbortSignal, CommError, Communicator, DeviceTask, ExchangeDevice, Sharding, Topology, Wire};
+use allreduce::{
+    AbortSignal, CommError, Communicator, DeviceTask, ExchangeDevice, Moment, Sharding, Topology, Wire,
+};
 
 /// Sleeps before each sum, and half as long before each half of one; everything else is the inner communicator's.
 pub(crate) struct Delayed {
@@ -75,6 +77,14 @@ impl Communicator for Delayed {
         });
         // SAFETY: the caller's promise.
         unsafe { self.inner.on_device(device, start, len, task) }
+    }
+
+    fn has_come(&mut self, moment: &mut dyn Moment) -> Result<bool, CommError> {
+        self.inner.has_come(moment)
+    }
+
+    fn await_moment(&mut self, moment: &mut dyn Moment) -> Result<(), CommError> {
+        self.inner.await_moment(moment)
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

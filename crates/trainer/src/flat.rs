@@ -33,10 +33,12 @@ pub(crate) enum Tail {
     Skipped,
     /// Rank 0, if it wants to save after this step.
     Save,
+    /// What the exchange found to be infinite or NaN.
+    NotFinite,
 }
 
 impl Tail {
-    pub(crate) const LEN: usize = 6;
+    pub(crate) const LEN: usize = 7;
 }
 
 /// One parameter's place.

@@ -38,6 +38,7 @@ mod scaling;
 mod schedule;
 mod session;
 mod show;
+mod skip;
 mod state;
 mod sync_norm;
 mod synchronization;

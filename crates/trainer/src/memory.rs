@@ -31,7 +31,7 @@ pub(crate) fn region_of(tensor: &Tensor) -> Result<Region, Error> {
     let pointer = elements(tensor)?;
     let owner = Arc::new(Mutex::new(tensor.shallow_clone()));
     // SAFETY: the pointer and length are those of a live contiguous fp32 host tensor, whose storage `owner`
-    // keeps alive. Between `Reducer::begin_step` and `Reducer::finish` backward writes a bucket only before
+    // keeps alive. Between `Reducer::begin_step` and `Reducer::launch` backward writes a bucket only before
     // it marks it ready and the communication thread only afterwards; outside of that only the training
     // thread touches it.
     Ok(unsafe { Region::new(pointer, tensor.numel(), owner) })

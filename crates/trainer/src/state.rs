@@ -101,11 +101,15 @@ impl State {
         Ok(self.exchange.f_narrow(0, (self.layout.tail_offset() + entry as usize) as i64, 1)?)
     }
 
+    /// View of the tail, `[Tail::LEN]`.
+    pub(crate) fn whole_tail(&self) -> Result<Tensor, Error> {
+        Ok(self.exchange.f_narrow(0, self.layout.tail_offset() as i64, Tail::LEN as i64)?)
+    }
+
     /// The tail's numbers, read back to the host.
     pub(crate) fn read_tail(&self) -> Result<[f32; Tail::LEN], Error> {
-        let tail = self.exchange.f_narrow(0, self.layout.tail_offset() as i64, Tail::LEN as i64)?;
         let mut numbers = [0.0; Tail::LEN];
-        tail.f_to_device(Device::Cpu)?.f_copy_data(&mut numbers, Tail::LEN)?;
+        self.whole_tail()?.f_to_device(Device::Cpu)?.f_copy_data(&mut numbers, Tail::LEN)?;
         Ok(numbers)
     }
 }

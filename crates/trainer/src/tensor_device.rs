@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
-use allreduce::{ExchangeDevice, Ready, Region, RegionDevice, Wire};
+use allreduce::{ExchangeDevice, Moment, Now, Ready, Region, RegionDevice, Wire};
 use tch::{Device, Kind, TchError, Tensor};
 use torch_ext::cuda::{Event, Stream, StreamGuard, set_device};
 
@@ -44,8 +44,8 @@ pub(crate) fn region_on_device(tensor: &Tensor, device: &RegionDevice) -> Result
     let owner = Arc::new(Mutex::new(tensor.shallow_clone()));
     // SAFETY: pointer and length are those of a live contiguous fp32 tensor of the device, whose storage `owner` keeps
     // alive. Backward queues what fills a bucket on the stream of the thread that marks it ready, and `mark` notes how
-    // far that is. Between that and the end of `Reducer::finish` nobody else touches it; nor anything else until an
-    // operation has been waited for.
+    // far that is. From there on until `Reducer::launch` has held that stream nobody else touches it; nor anything else until
+    // an operation's arrival has.
     Ok(unsafe { Region::on_device(start, tensor.numel(), owner, device.clone()) })
 }
 
@@ -61,8 +61,23 @@ struct TensorDevice {
     device: Device,
     /// On a GPU.
     stream: Option<Stream>,
-    /// On a GPU, while somebody waits: the end of what is on the stream.
-    end: Option<Event>,
+}
+
+/// A point of the exchange's stream.
+struct StreamMoment {
+    event: Event,
+    gpu: usize,
+}
+
+impl Moment for StreamMoment {
+    fn has_come(&mut self) -> Result<bool, String> {
+        self.event.is_done().map_err(|error| error.to_string())
+    }
+
+    fn hold_caller(&mut self) -> Result<(), String> {
+        let held = Stream::current(self.gpu).and_then(|stream| self.event.block(stream));
+        held.map_err(|error| error.to_string())
+    }
 }
 
 impl TensorDevice {
@@ -72,7 +87,7 @@ impl TensorDevice {
             Device::Cuda(index) => Some(Stream::from_pool(index, true)?),
             _ => None,
         };
-        Ok(TensorDevice { device, stream, end: None })
+        Ok(TensorDevice { device, stream })
     }
 
     /// Until the guard goes, operations of this thread are queued on the exchange's stream.
@@ -154,7 +169,7 @@ fn add_rows(rows: &Tensor, count: usize) -> Result<(), Failure> {
 }
 
 // SAFETY: operations of libtorch on tensors that are views of the memory; on a GPU they are queued on one stream, and
-// `is_done` waits for an event behind all of them. On the CPU they are done when they return.
+// moments are events behind all of them. On the CPU they are done when they return.
 unsafe impl ExchangeDevice for TensorDevice {
     fn stream(&mut self) -> Result<*mut c_void, String> {
         let Some(stream) = self.stream else { return Ok(std::ptr::null_mut()) };
@@ -224,36 +239,42 @@ unsafe impl ExchangeDevice for TensorDevice {
         Ok(scale()?)
     }
 
-    unsafe fn all_finite(&mut self, values: *const f32, len: usize) -> Result<bool, String> {
+    unsafe fn count_not_finite(
+        &mut self,
+        values: *const f32,
+        len: usize,
+        count: *mut f32,
+    ) -> Result<(), String> {
         let look = || {
             let _stream = self.enter()?;
             // SAFETY: the caller's promise.
-            let values = unsafe { self.view(values.cast(), &[len as i64], Kind::Float) }?;
+            let (values, mut count) = unsafe {
+                let values = self.view(values.cast(), &[len as i64], Kind::Float)?;
+                (values, self.view(count.cast_const().cast(), &[1], Kind::Float)?)
+            };
             // A sum of products with zero is zero, or NaN if one of them is.
-            let zero = values.f_mul_scalar(0.0)?.f_sum(Kind::Float)?;
-            Ok::<bool, Failure>(zero.f_double_value(&[])? == 0.0)
+            let found = values.f_mul_scalar(0.0)?.f_sum(Kind::Float)?.f_ne(0.0)?;
+            let _ = count.f_add_(&found.f_to_kind(Kind::Float)?)?;
+            Ok::<(), Failure>(())
         };
         Ok(look()?)
     }
 
-    fn is_done(&mut self) -> Result<bool, String> {
-        let Some(stream) = self.stream else { return Ok(true) };
-        let mut look = || {
-            let end = match self.end.take() {
-                Some(end) => end,
-                None => {
-                    let mut end = Event::new()?;
-                    end.record(stream)?;
-                    end
-                }
-            };
-            let done = end.is_done()?;
-            if !done {
-                self.end = Some(end);
-            }
-            Ok::<bool, Failure>(done)
+    unsafe fn read(&mut self, value: *const f32) -> Result<f32, String> {
+        let read = || {
+            let _stream = self.enter()?;
+            // SAFETY: the caller's promise.
+            let value = unsafe { self.view(value.cast(), &[1], Kind::Float) }?;
+            Ok::<f32, Failure>(value.f_double_value(&[0])? as f32)
         };
-        Ok(look()?)
+        Ok(read()?)
+    }
+
+    fn mark(&mut self) -> Result<Box<dyn Moment>, String> {
+        let Some(stream) = self.stream else { return Ok(Box::new(Now)) };
+        let marked = Event::new().and_then(|mut event| event.record(stream).map(|()| event));
+        let event = marked.map_err(|error| error.to_string())?;
+        Ok(Box::new(StreamMoment { event, gpu: stream.device() }))
     }
 }
 
@@ -285,25 +306,30 @@ mod tests {
                 let expected = wire.round((pairs[0] + pairs[1]) + at(4, column));
                 assert_eq!(sum.to_bits(), expected.to_bits(), "{wire:?}, column {column}");
             }
-            assert_eq!(device.is_done(), Ok(true));
+            assert_eq!(device.mark().unwrap().has_come(), Ok(true));
         }
     }
 
     #[test]
     fn values_are_scaled_and_looked_through() {
         let mut device = TensorDevice::new(Device::Cpu).unwrap();
-        let mut values = [1.5f32, -2.0, f32::MAX];
+        let mut values = [1.5f32, -2.0, f32::MAX, 0.0];
         let place = values.as_mut_ptr();
         // SAFETY: the array lives on.
         unsafe {
+            let count = place.add(3);
             device.scale(place, 2, 0.5).unwrap();
-            assert_eq!(device.all_finite(place, 3), Ok(true));
+            device.count_not_finite(place, 4, count).unwrap();
+            assert_eq!(device.read(count), Ok(0.0));
             device.scale(place.add(2), 1, 2.0).unwrap();
-            assert_eq!(device.all_finite(place, 3), Ok(false));
-            assert_eq!(device.all_finite(place, 2), Ok(true));
+            device.count_not_finite(place, 2, count).unwrap();
+            assert_eq!(device.read(count), Ok(0.0));
+            device.count_not_finite(place, 4, count).unwrap();
+            assert_eq!(device.read(count), Ok(1.0));
+            *place.add(1) = f32::NAN;
+            device.count_not_finite(place, 2, count).unwrap();
+            assert_eq!(device.read(count), Ok(2.0));
         }
-        values[1] = f32::NAN;
-        // SAFETY: as above.
-        assert_eq!(unsafe { device.all_finite(values.as_ptr(), 3) }, Ok(false));
+        assert_eq!(values[0], 0.75);
     }
 }

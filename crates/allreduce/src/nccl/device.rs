@@ -18,12 +18,27 @@ pub(crate) fn device_failed(sentence: String) -> CommError {
     CommError::Nccl(format!("the device of the exchange failed: {sentence}"))
 }
 
+/// A point of a device's stream, between operations.
+pub trait Moment: Send {
+    /// Whether all that was on the stream before is through. Never waits.
+    ///
+    /// # Errors
+    /// When something on the stream failed.
+    fn has_come(&mut self) -> Result<bool, String>;
+
+    /// Lets the calling thread's own stream wait for it; the host goes on.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn hold_caller(&mut self) -> Result<(), String>;
+}
+
 /// A device's part in an exchange over NCCL. Operations are queued, in order, on one stream, and so are NCCL's; a
 /// failure is a sentence.
 ///
 /// # Safety
-/// Operations do what they say; [`ExchangeDevice::is_done`] says so only when all of them, and all that was on the
-/// stream before, are through.
+/// Operations do what they say; a [`Moment`] has come only when all operations before it, and all that was on the stream
+/// before, are through.
 pub unsafe trait ExchangeDevice: Send {
     /// The `cudaStream_t`, null where there are no streams. This thread's current device is the stream's from now on.
     ///
@@ -88,20 +103,48 @@ pub unsafe trait ExchangeDevice: Send {
     /// As [`ExchangeDevice::round`].
     unsafe fn scale(&mut self, values: *mut f32, len: usize, factor: f32) -> Result<(), String>;
 
-    /// Whether no value is infinite or NaN. Waits for the stream.
+    /// Adds one to `count` if a value is infinite or NaN. It may be one of the values.
     ///
     /// # Errors
     /// When the device fails.
     ///
     /// # Safety
-    /// As [`ExchangeDevice::round`].
-    unsafe fn all_finite(&mut self, values: *const f32, len: usize) -> Result<bool, String>;
+    /// As [`ExchangeDevice::round`], also for `count`.
+    unsafe fn count_not_finite(
+        &mut self,
+        values: *const f32,
+        len: usize,
+        count: *mut f32,
+    ) -> Result<(), String>;
 
-    /// Whether everything on the stream is through. Never waits.
+    /// A value, for the host, which waits for the stream.
     ///
     /// # Errors
-    /// When something on it failed.
-    fn is_done(&mut self) -> Result<bool, String>;
+    /// When the device fails.
+    ///
+    /// # Safety
+    /// It is memory of the device.
+    unsafe fn read(&mut self, value: *const f32) -> Result<f32, String>;
+
+    /// The end of what is on the stream now.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn mark(&mut self) -> Result<Box<dyn Moment>, String>;
+}
+
+/// Of memory without streams: everything is done when it returns.
+#[derive(Clone, Copy, Debug)]
+pub struct Now;
+
+impl Moment for Now {
+    fn has_come(&mut self) -> Result<bool, String> {
+        Ok(true)
+    }
+
+    fn hold_caller(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// Host memory, without streams: everything is done at once.
@@ -200,13 +243,28 @@ unsafe impl ExchangeDevice for HostMemory {
         Ok(())
     }
 
-    unsafe fn all_finite(&mut self, values: *const f32, len: usize) -> Result<bool, String> {
-        // SAFETY: the caller's promise.
-        Ok(finite::all_finite(unsafe { std::slice::from_raw_parts(values, len) }))
+    unsafe fn count_not_finite(
+        &mut self,
+        values: *const f32,
+        len: usize,
+        count: *mut f32,
+    ) -> Result<(), String> {
+        // SAFETY: the caller's promise; the slice is gone when the count changes.
+        unsafe {
+            if !finite::all_finite(std::slice::from_raw_parts(values, len)) {
+                *count += 1.0;
+            }
+        }
+        Ok(())
     }
 
-    fn is_done(&mut self) -> Result<bool, String> {
-        Ok(true)
+    unsafe fn read(&mut self, value: *const f32) -> Result<f32, String> {
+        // SAFETY: the caller's promise.
+        Ok(unsafe { *value })
+    }
+
+    fn mark(&mut self) -> Result<Box<dyn Moment>, String> {
+        Ok(Box::new(Now))
     }
 }
 

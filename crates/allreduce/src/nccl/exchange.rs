@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use nccl_rs::{Comm, DataType, DeviceMemory, Library, Operation, Progress, Registration};
 
-use super::device::{ExchangeDevice, device_failed};
+use super::device::{ExchangeDevice, Moment, device_failed};
 use crate::backoff::{Backoff, Patience};
 use crate::communicator::{AbortSignal, DeviceTask, Reduction};
 use crate::ordered::Slices;
@@ -68,11 +68,11 @@ impl Exchange {
         Exchange { comm, library, rank, world_size, areas: None }
     }
 
-    /// Does the task, and returns when the device is through.
+    /// Queues the task on the device's stream.
     ///
     /// # Safety
-    /// The values are memory of the device that nobody else uses meanwhile, nor after an error before the communicator
-    /// is gone.
+    /// The values are memory of the device that nobody else uses until the stream has passed the task, nor after an error
+    /// before the communicator is gone.
     pub(super) unsafe fn run(
         &mut self,
         device: &mut dyn ExchangeDevice,
@@ -101,16 +101,20 @@ impl Exchange {
                         true => self.sum_slices(device, values, Wire::Fp32, waiting)?,
                         false => self.slices_by_nccl(device, values, waiting)?,
                     }
-                    self.copy_own_slice(device, values, Direction::FromRows)?;
+                    self.copy_own_slice(device, values, Direction::FromRows, waiting)?;
                 }
                 DeviceTask::GatherShards => {
-                    self.copy_own_slice(device, values, Direction::ToRows)?;
+                    self.copy_own_slice(device, values, Direction::ToRows, waiting)?;
                     self.gather(device, values, Wire::Fp32, waiting)?;
                 }
             }
         }
-        waiting
-            .until(|| Ok(self.comm.poll()? == Progress::Complete && device.is_done().map_err(device_failed)?))
+        Ok(())
+    }
+
+    /// Whether `moment` has come, unless NCCL failed meanwhile.
+    pub(super) fn has_come(&mut self, moment: &mut dyn Moment) -> Result<bool, CommError> {
+        Ok(self.comm.poll()? == Progress::Complete && moment.has_come().map_err(device_failed)?)
     }
 
     /// The sum of this rank's slice, as it travels, in the first row.
@@ -128,7 +132,7 @@ impl Exchange {
         let (world_size, data_type) = (self.world_size, wire.data_type());
         let slices = Slices::new(values.len, world_size);
         let slice_len = slices.slice_len();
-        let (rows, whole) = self.areas(slices, wire)?;
+        let (rows, whole) = self.areas(device, slices, wire, waiting)?;
         let own_len = slices.of(self.rank).len();
         let slice_bytes = slice_len * data_type.bytes();
         // SAFETY: the caller's promise; each area has room for a slice of every rank. Operations on one stream follow
@@ -173,7 +177,7 @@ impl Exchange {
     ) -> Result<(), CommError> {
         let stream = device.stream().map_err(device_failed)?;
         let slices = Slices::new(values.len, self.world_size);
-        let (rows, whole) = self.areas(slices, wire)?;
+        let (rows, whole) = self.areas(device, slices, wire, waiting)?;
         // SAFETY: the caller's promise; each area has room for a slice of every rank.
         unsafe {
             // Whole slices, of which the last ones may end in what nobody reads.
@@ -195,7 +199,7 @@ impl Exchange {
     ) -> Result<(), CommError> {
         let stream = device.stream().map_err(device_failed)?;
         let slices = Slices::new(values.len, self.world_size);
-        let (rows, whole) = self.areas(slices, Wire::Fp32)?;
+        let (rows, whole) = self.areas(device, slices, Wire::Fp32, waiting)?;
         let (slice_len, data_type) = (slices.slice_len(), Wire::Fp32.data_type());
         // SAFETY: the caller's promise; each area has room for a slice of every rank.
         unsafe {
@@ -216,9 +220,10 @@ impl Exchange {
         device: &mut dyn ExchangeDevice,
         values: Values,
         direction: Direction,
+        waiting: &Waiting,
     ) -> Result<(), CommError> {
         let slices = Slices::new(values.len, self.world_size);
-        let (row, _) = self.areas(slices, Wire::Fp32)?;
+        let (row, _) = self.areas(device, slices, Wire::Fp32, waiting)?;
         let own = slices.of(self.rank);
         if own.is_empty() {
             return Ok(());
@@ -255,7 +260,8 @@ impl Exchange {
                     self.wait_until_queued(waiting)
                 }
                 Wire::Bf16 | Wire::Fp16 => {
-                    let (area, _) = self.areas(Slices::new(len, self.world_size), wire)?;
+                    let slices = Slices::new(len, self.world_size);
+                    let (area, _) = self.areas(device, slices, wire, waiting)?;
                     device.round(start, area, len, wire).map_err(device_failed)?;
                     let _ = self.comm.all_reduce(area, area, len, data_type, Operation::Sum, stream)?;
                     self.wait_until_queued(waiting)?;
@@ -270,11 +276,19 @@ impl Exchange {
         waiting.until(|| Ok(self.comm.poll()? == Progress::Complete))
     }
 
-    /// Two areas with room for a slice of every rank, known to NCCL. While something is under way it is called only
-    /// for what has room already.
-    fn areas(&mut self, slices: Slices, wire: Wire) -> Result<(*mut c_void, *mut c_void), CommError> {
+    /// Two areas with room for a slice of every rank, known to NCCL. What is queued uses them one after the other; they
+    /// grow when all of it is through.
+    fn areas(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        slices: Slices,
+        wire: Wire,
+        waiting: &Waiting,
+    ) -> Result<(*mut c_void, *mut c_void), CommError> {
         let bytes = self.world_size * slices.slice_len() * wire.data_type().bytes();
         if self.areas.as_ref().is_some_and(|areas| areas.area_bytes < bytes) {
+            let mut end = device.mark().map_err(device_failed)?;
+            waiting.until(|| self.has_come(&mut *end))?;
             self.deregister()?;
             self.areas = None;
         }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use nccl_rs::{Comm, Config, Library, Progress, UniqueId};
 use serde::{Deserialize, Serialize};
 
-pub use self::device::ExchangeDevice;
 pub(crate) use self::device::device_failed;
+pub use self::device::{ExchangeDevice, Moment, Now};
 pub use self::region_device::{Ready, RegionDevice};
 
 pub(crate) use self::device::HostMemory;
@@ -132,6 +132,7 @@ impl NcclCommunicator {
         // SAFETY: host memory, on which this library works, borrowed until all is done; after an error `perform` has
         // dropped the communicator.
         let result = unsafe { self.perform(&mut host, range, task) };
+        let result = result.and_then(|()| self.await_moment(&mut Now));
         self.host = host;
         result
     }
@@ -222,6 +223,23 @@ impl Communicator for NcclCommunicator {
     ) -> Result<(), CommError> {
         // SAFETY: the caller's promise.
         unsafe { self.perform(device, Values { start, len }, task) }
+    }
+
+    fn has_come(&mut self, moment: &mut dyn Moment) -> Result<bool, CommError> {
+        let come = match &mut self.state {
+            State::Met(exchange) => exchange.has_come(moment),
+            State::Apart => moment.has_come().map_err(device_failed),
+            State::Over(error) => return Err(error.clone()),
+        };
+        if let Err(error) = &come {
+            self.state = State::Over(error.clone());
+        }
+        come
+    }
+
+    fn await_moment(&mut self, moment: &mut dyn Moment) -> Result<(), CommError> {
+        let waiting = self.waiting.clone();
+        waiting.until(|| self.has_come(moment))
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

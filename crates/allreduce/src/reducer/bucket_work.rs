@@ -1,5 +1,6 @@
-//! The exchange of one bucket on the communication thread: which part of it is summed how, by whom it is scaled, and who
-//! hears of its end. When it is handed over is the [`Reducer`](super::Reducer)'s business.
+//! The exchange of one bucket on the communication thread: which part of it is summed how, by whom it is scaled, how ranks
+//! learn of averages that are not finite, and who hears of its end. When it is handed over is the
+//! [`Reducer`](super::Reducer)'s business.
 
 mod on_device;
 
@@ -7,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Completion, Core, lock};
+use super::{Completion, Core, Report, lock};
 use crate::communicator::Communicator;
 use crate::finite::{all_finite, scale};
 use crate::flight::{Collective, CollectiveKind};
-use crate::nccl::{Ready, RegionDevice};
+use crate::nccl::{Moment, Ready, RegionDevice};
 use crate::processor_time;
 use crate::thread::Work;
 use crate::{CommError, Wire};
@@ -27,7 +28,8 @@ pub(super) struct BucketWork {
     processor: Duration,
     started: Option<Instant>,
     finished: Option<Instant>,
-    finite: bool,
+    /// Whether the reducer has heard that the bucket is queued on its device.
+    queued: bool,
     /// As if abandoned, until `done` says otherwise.
     result: Result<(), CommError>,
 }
@@ -43,25 +45,38 @@ impl Work for BucketWork {
         }
     }
 
-    fn run(&mut self, communicator: &mut dyn Communicator) -> Result<(), CommError> {
+    fn is_on_device(&self) -> bool {
+        self.core.gradients.device().is_some()
+    }
+
+    fn run(&mut self, communicator: &mut dyn Communicator) -> Result<Option<Box<dyn Moment>>, CommError> {
         self.started = Some(Instant::now());
         let processor_begin = processor_time::of_this_thread();
-        match self.computed.take() {
-            Some(computed) => self.exchange_on_device(computed, communicator)?,
-            None => self.exchange(communicator)?,
-        }
+        let ends = match self.computed.take() {
+            Some(computed) => Some(self.exchange_on_device(computed, communicator)?),
+            None => {
+                self.exchange(communicator)?;
+                None
+            }
+        };
         self.processor = processor_time::of_this_thread().saturating_sub(processor_begin);
-        self.finished = Some(Instant::now());
-        let finite = self.finite && self.core.finite_so_far.load(Ordering::Relaxed);
-        self.core.finite_so_far.store(finite, Ordering::Relaxed);
-        match &self.core.hook {
-            // The hook has the elements to itself.
-            Some(hook) if finite => lock(hook).averaged(self.bucket),
-            _ => Ok(()),
+        let Some([mut end, same_end]) = ends else {
+            self.call_hook()?;
+            return Ok(None);
+        };
+        if self.core.hook.is_some() {
+            communicator.await_moment(&mut *end)?;
+            self.read_whether_finite()?;
+            self.call_hook()?;
+            return Ok(None);
         }
+        self.queued = true;
+        let _ = self.core.reports.send(Report::Queued(same_end));
+        Ok(Some(end))
     }
 
     fn done(mut self: Box<Self>, result: Result<(), CommError>) {
+        self.finished.get_or_insert_with(Instant::now);
         self.result = result;
     }
 }
@@ -77,8 +92,17 @@ impl BucketWork {
             processor: Duration::ZERO,
             started: None,
             finished: None,
-            finite: true,
+            queued: false,
             result: Err(CommError::Ended),
+        }
+    }
+
+    /// A hook has the averages to itself, and gets only those that are finite.
+    fn call_hook(&mut self) -> Result<(), CommError> {
+        self.finished = Some(Instant::now());
+        match &self.core.hook {
+            Some(hook) if self.core.finite_so_far.load(Ordering::Relaxed) => lock(hook).averaged(self.bucket),
+            _ => Ok(()),
         }
     }
 
@@ -90,14 +114,23 @@ impl BucketWork {
         if let Some(tree) = &core.tree {
             lock(tree).fold_into(&bucket.range, &mut values);
         }
-        self.finite = true;
+        let mut own_finite = true;
         let (sharded, values) = values.split_at_mut(core.sharded_len(bucket));
         if !sharded.is_empty() {
             communicator.reduce_scatter(sharded)?;
             self.bytes += size_of_val(sharded);
             let own = core.sharding.of(sharded.len());
-            self.finite &= scale(&mut sharded[own], core.scale);
+            own_finite = scale(&mut sharded[own], core.scale);
         }
+        // Where it is in this bucket, which then is the last one.
+        let count = core.not_finite.and_then(|count| count.checked_sub(bucket.range.start + sharded.len()));
+        if let Some(count) = count.and_then(|count| values.get_mut(count))
+            && !(own_finite && core.finite_so_far.load(Ordering::Relaxed))
+        {
+            // For the others, who know nothing of this rank's shards.
+            *count += 1.0;
+        }
+        let mut finite = true;
         let (compressed, plain) = values.split_at_mut(core.compressed_len(bucket));
         let bytes = &mut self.bytes;
         let mut sum = |values: &mut [f32], wire: Wire| {
@@ -113,12 +146,18 @@ impl BucketWork {
                 }
                 _ => sum(compressed, core.wire)?,
             }
-            self.finite &= all_finite(compressed);
+            finite &= all_finite(compressed);
         }
         if !plain.is_empty() {
             sum(plain, Wire::Fp32)?;
-            self.finite &= scale(plain, core.scale);
+            finite &= scale(plain, core.scale);
         }
+        if let Some(count) = count.and_then(|count| values.get_mut(count))
+            && !finite
+        {
+            *count += 1.0;
+        }
+        core.finite_so_far.fetch_and(own_finite && finite, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -126,14 +165,14 @@ impl BucketWork {
 impl Drop for BucketWork {
     fn drop(&mut self) {
         let finished = Instant::now();
-        let _ = self.core.completed.send(Completion {
+        let _ = self.core.reports.send(Report::Completed(Completion {
             bucket: self.bucket,
             bytes: self.bytes,
             processor: self.processor,
             started: self.started.unwrap_or(finished),
             finished: self.finished.unwrap_or(finished),
-            finite: self.finite,
+            was_queued: self.queued,
             result: std::mem::replace(&mut self.result, Ok(())),
-        });
+        }));
     }
 }

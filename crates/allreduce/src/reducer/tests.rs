@@ -62,6 +62,8 @@ fn wait_until(done: &AtomicUsize, count: usize) {
 }
 
 const LEN: usize = 3 * 64 + 10;
+/// Where averages that are not finite are counted.
+const NOT_FINITE: usize = LEN - 1;
 
 /// Three segments with padding, and a tail of ten elements.
 fn segments() -> Vec<Segment> {
@@ -79,8 +81,14 @@ fn reducer(
     scale: f32,
 ) -> Reducer {
     let buckets = plan_buckets(&segments(), LEN, cap, cap);
-    let options = ReducerOptions { overlap, scale, accumulation, wire: Wire::Fp32, sharded: 0 };
+    let not_finite = Some(NOT_FINITE);
+    let options = ReducerOptions { overlap, scale, accumulation, wire: Wire::Fp32, sharded: 0, not_finite };
     Reducer::new(comm, gradients.clone(), segments(), buckets, options)
+}
+
+fn finish(reducer: &Reducer) -> Result<StepExchange, CommError> {
+    reducer.launch()?;
+    reducer.settle()
 }
 
 #[test]
@@ -106,7 +114,7 @@ fn buckets_leave_in_index_order_as_soon_as_their_segments_are_ready() {
         assert_eq!(done.load(Ordering::SeqCst), 2, "the tail is not written");
         reducer.seal();
         wait_until(&done, 3);
-        let exchange = reducer.finish().unwrap();
+        let exchange = finish(&reducer).unwrap();
         assert!(exchange.unready.is_empty());
         let records: Vec<_> = exchange.buckets.iter().map(|record| (record.bucket, record.bytes)).collect();
         assert_eq!(records, [(0, 256), (1, 256), (2, 296)]);
@@ -128,7 +136,7 @@ fn without_overlap_all_buckets_leave_at_the_end() {
     (0..3).for_each(|segment| reducer.mark_ready(segment));
     std::thread::sleep(Duration::from_millis(5));
     assert_eq!(done.load(Ordering::SeqCst), 0);
-    let exchange = reducer.finish().unwrap();
+    let exchange = finish(&reducer).unwrap();
     assert_eq!(done.load(Ordering::SeqCst), 3);
     assert!(exchange.exposed >= Duration::from_millis(6));
     assert!(exchange.buckets[0].queued >= Duration::from_millis(5));
@@ -146,7 +154,7 @@ fn with_overlap_only_the_last_exchange_is_exposed() {
         wait_until(&done, segment);
         reducer.mark_ready(segment);
     }
-    let exchange = reducer.finish().unwrap();
+    let exchange = finish(&reducer).unwrap();
     let busy: Duration = exchange.buckets.iter().map(|record| record.finished - record.started).sum();
     assert!(busy >= Duration::from_millis(150));
     assert!(exchange.exposed < busy * 2 / 3, "{exchange:?}");
@@ -163,10 +171,10 @@ fn segments_that_never_become_ready_are_sent_at_the_end_and_reported() {
     reducer.mark_ready(2);
     reducer.mark_ready(3);
     reducer.seal();
-    assert_eq!(reducer.finish().unwrap().unready, [1]);
+    assert_eq!(finish(&reducer).unwrap().unready, [1]);
     assert_eq!(done.load(Ordering::SeqCst), 3);
     reducer.begin_step(1);
-    assert_eq!(reducer.finish().unwrap().unready, [0, 1, 2], "a step in which backward never ran");
+    assert_eq!(finish(&reducer).unwrap().unready, [0, 1, 2], "a step in which backward never ran");
 }
 
 #[test]
@@ -179,7 +187,7 @@ fn a_step_after_the_end_of_communication_is_an_error_and_no_hang() {
         reducer.begin_step(1);
         reducer.begin_last_backward();
         reducer.mark_ready(0);
-        assert_eq!(reducer.finish(), Err(CommError::Ended));
+        assert_eq!(finish(&reducer), Err(CommError::Ended));
     }
 }
 
@@ -194,6 +202,7 @@ fn buckets_of_other_segments_are_refused() {
         accumulation: Accumulation::InPlace,
         wire: Wire::Fp32,
         sharded: 0,
+        not_finite: None,
     };
     let _ = Reducer::new(comm, Region::from_vec(vec![0.0; LEN]), segments(), buckets, options);
 }
@@ -236,7 +245,7 @@ fn averages(
                 backward(last, 64 * segment..64 * segment + 64);
                 reducer.mark_ready(segment);
             }
-            reducer.finish().unwrap();
+            finish(&reducer).unwrap();
             bits.extend(gradients.to_vec().iter().map(|value| value.to_bits()));
         }
         bits
@@ -319,13 +328,14 @@ fn compression_rounds_the_scaled_segments_and_leaves_the_tail_alone() {
                 accumulation: Accumulation::InPlace,
                 wire: Wire::Fp16,
                 sharded: 0,
+                not_finite: None,
             };
             let reducer = Reducer::new(comm.clone(), gradients.clone(), segments(), buckets, options);
             reducer.begin_step(1);
             reducer.begin_last_backward();
             (0..3).for_each(|segment| reducer.mark_ready(segment));
             reducer.seal();
-            let exchange = reducer.finish().unwrap();
+            let exchange = finish(&reducer).unwrap();
             (gradients.to_vec(), exchange.buckets.iter().map(|record| record.bytes).collect::<Vec<_>>())
         });
         for (values, sent) in results {
@@ -381,18 +391,20 @@ fn a_hook_sees_each_bucket_once_it_is_averaged_until_one_is_not_finite() {
             if let (Some(bad), 1) = (bad, rank) {
                 gradients.lock()[bad] = f32::NAN;
             }
+            gradients.lock()[NOT_FINITE] = 0.0;
             reducer.begin_step(1);
             reducer.begin_last_backward();
             (0..3).for_each(|segment| reducer.mark_ready(segment));
             reducer.seal();
-            assert_eq!(reducer.finish().unwrap().is_finite(), bad.is_none());
+            finish(&reducer).unwrap();
+            assert_eq!(gradients.lock()[NOT_FINITE] == 0.0, bad.is_none());
         }
         std::mem::take(&mut *calls.lock().unwrap())
     });
     for calls in results {
         let buckets: Vec<_> = calls.iter().map(|(bucket, _)| *bucket).collect();
         assert_eq!(buckets, [0, 1, 2, 0, 0, 1, 2], "the second step has a NaN in bucket 1");
-        let ends = [64, 128, LEN];
+        let ends = [64, 128, NOT_FINITE];
         for (bucket, values) in calls {
             assert!(values[..ends[bucket]].iter().all(|&value| value == 0.5), "bucket {bucket}: {values:?}");
         }
@@ -409,7 +421,7 @@ fn a_hook_that_exchanges_gets_the_scaled_segments_and_the_rest_is_summed_as_ever
         let reducer = reducer(comm.clone(), &gradients, usize::MAX, true, Accumulation::InPlace, 0.5)
             .with_hook(Box::new(hook));
         reducer.begin_step(1);
-        let exchange = reducer.finish().unwrap();
+        let exchange = finish(&reducer).unwrap();
         let calls = std::mem::take(&mut *calls.lock().unwrap());
         (rank, exchange.buckets[0].bytes, calls, gradients.to_vec())
     });
@@ -435,11 +447,12 @@ fn an_error_of_a_hook_is_the_error_of_the_step() {
         accumulation: Accumulation::InPlace,
         wire: Wire::Fp32,
         sharded: 0,
+        not_finite: None,
     };
     let hook = Noting { gradients: gradients.clone(), exchanges: false, calls: Arc::default() };
     let reducer = Reducer::new(comm, gradients, segments, buckets, options).with_hook(Box::new(hook));
     reducer.begin_step(1);
-    assert_eq!(reducer.finish(), Err(CommError::Hook("no bucket 7".into())));
+    assert_eq!(finish(&reducer), Err(CommError::Hook("no bucket 7".into())));
 }
 
 #[test]
@@ -457,12 +470,13 @@ fn shards_hold_the_bits_of_the_whole_average_and_the_tail_is_everybodys() {
                         accumulation: Accumulation::InPlace,
                         wire: Wire::Fp32,
                         sharded,
+                        not_finite: Some(NOT_FINITE),
                     };
                     let reducer = Reducer::new(comm.clone(), gradients.clone(), segments(), buckets, options);
                     reducer.begin_step(1);
                     reducer.begin_last_backward();
                     reducer.seal();
-                    assert!(reducer.finish().unwrap().is_finite());
+                    finish(&reducer).unwrap();
                     let shards = reducer.shards();
                     for (bucket, own) in &shards {
                         // Of no account.
@@ -476,6 +490,40 @@ fn shards_hold_the_bits_of_the_whole_average_and_the_tail_is_everybodys() {
             };
             let (whole, gathered) = (of(0), of(SHARDED));
             assert!(whole == gathered, "{world_size} ranks, cap {cap}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_in_one_shard_or_anywhere_is_known_to_all_ranks() {
+    for (sharded, bad) in [(192, None), (192, Some(0)), (192, Some(150)), (0, Some(150)), (0, Some(LEN - 2))]
+    {
+        for cap in [0, usize::MAX] {
+            let counts = on_each_comm_thread(3, |comm| {
+                let gradients = Region::from_vec(vec![1.0; LEN]);
+                gradients.lock()[NOT_FINITE] = 0.0;
+                if let (Some(bad), 2) = (bad, comm.topology().rank) {
+                    gradients.lock()[bad] = f32::INFINITY;
+                }
+                let buckets = plan_buckets(&segments(), LEN, cap, cap);
+                let options = ReducerOptions {
+                    overlap: true,
+                    scale: 0.5,
+                    accumulation: Accumulation::InPlace,
+                    wire: Wire::Fp32,
+                    sharded,
+                    not_finite: Some(NOT_FINITE),
+                };
+                let reducer = Reducer::new(comm.clone(), gradients.clone(), segments(), buckets, options);
+                reducer.begin_step(1);
+                finish(&reducer).unwrap();
+                gradients.to_vec()[NOT_FINITE]
+            });
+            assert!(
+                counts.iter().all(|count| (*count > 0.0) == bad.is_some()),
+                "{sharded}, {bad:?}: {counts:?}"
+            );
+            assert!(counts.iter().all(|count| *count == counts[0]), "{sharded}, {bad:?}: {counts:?}");
         }
     }
 }

@@ -196,7 +196,7 @@ impl<'a> Step<'a> {
         drop(loss);
         {
             let _no_grad = tch::no_grad_guard();
-            let _ = self.optimizer.step(LEARNING_RATE)?;
+            let _ = self.optimizer.step(LEARNING_RATE, None)?;
         }
         Ok(Measured {
             activation_bytes,

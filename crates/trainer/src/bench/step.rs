@@ -3,8 +3,9 @@
 //! Two engines run turn by turn in one process group: one exchanges its gradients as configured, the other
 //! keeps them. Their difference is the exposed cost of the exchange, free of the machine's mood.
 
+use std::ops::Range;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use allreduce::{CommThread, Solo};
 use serde::Serialize;
@@ -14,10 +15,14 @@ use crate::config::{self, Compression, LoadedConfig};
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
+use crate::feed::Feed;
 use crate::plan::MOST_EPOCHS;
 use crate::session::{Session, with_delayed_session};
 use crate::telemetry::PhaseSeconds;
 use crate::train::{configured_comm, decoder_threads, open_plan, training_feed};
+
+/// Steps of one kind in a row, where one is launched while the one before is under way.
+const BURST: usize = 8;
 
 /// What `wrn-dist bench step` was asked to do.
 #[derive(Clone, Debug)]
@@ -89,25 +94,48 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         let workers = decoder_threads(&plan, session, compute);
         let mut feed = session.agree(training_feed(&plan, compute.device, 0, workers))?;
         let mut outcomes: [Vec<StepOutcome>; 2] = [Vec::new(), Vec::new()];
-        for step in 0..options.warmup + options.steps {
+        let burst = if engines.iter().all(Engine::can_run_ahead) { BURST } else { 1 };
+        for first in (0..options.warmup + options.steps).step_by(burst) {
             for (engine, outcomes) in engines.iter_mut().zip(&mut outcomes) {
                 session.comm().barrier()?;
-                let rate = plan.schedule.rate(0);
-                let local = match engine.step(step as u64, rate, &Wishes::default, &mut feed) {
-                    Ok(outcome) => Ok(outcome),
+                let steps = first as u64..(first + burst) as u64;
+                let local = match run_steps(engine, steps, plan.schedule.rate(0), &mut feed) {
+                    Ok(burst) => Ok(burst),
                     Err(StepError::Here(error)) => Err(error),
                     Err(StepError::Elsewhere) => return session.agree(Ok(())).map(|()| None),
                     Err(StepError::Exchange(error)) => return Err(error),
                 };
-                let outcome = session.agree(local)?;
-                if step >= options.warmup {
-                    outcomes.push(outcome);
+                let burst = session.agree(local)?;
+                if first >= options.warmup {
+                    outcomes.extend(burst);
                 }
             }
         }
         let [with, without] = outcomes;
         Ok(session.is_leader().then(|| summarise(session, plan.config.train.global_batch, &with, &without)))
     })
+}
+
+/// Steps that are launched one after the other, each while the one before is under way where that is possible; the time
+/// of a step is then its share of all.
+fn run_steps(
+    engine: &mut Engine,
+    steps: Range<u64>,
+    learning_rate: f64,
+    feed: &mut Feed,
+) -> Result<Vec<StepOutcome>, StepError> {
+    let (begin, count) = (Instant::now(), steps.end - steps.start);
+    let mut outcomes = Vec::new();
+    for step in steps {
+        engine.launch(step, learning_rate, &Wishes::default, feed).map_err(StepError::Exchange)?;
+        if engine.in_flight() > 1 {
+            outcomes.push(engine.settle()?);
+        }
+    }
+    outcomes.push(engine.settle()?);
+    let each = begin.elapsed() / count as u32;
+    outcomes.iter_mut().for_each(|outcome| outcome.phases.step = each);
+    Ok(outcomes)
 }
 
 /// PowerSGD costs time on one rank, too, and is part of the exchange: the configuration without it.

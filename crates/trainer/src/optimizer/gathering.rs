@@ -6,14 +6,14 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use allreduce::{CommError, CommThread, Pending, Region};
+use allreduce::{Arrival, CommError, CommThread, Pending, Region};
 
 /// What one rank waits for. Between [`Gathering::start`] and the return of [`Gathering::await_all`] nobody writes the
 /// weights, and nobody reads elements that have not been waited for.
 #[derive(Default)]
 pub(crate) struct Gathering {
     /// Ranges of the flat parameters, in the order in which they come.
-    under_way: RefCell<VecDeque<(Range<usize>, Pending<()>)>>,
+    under_way: RefCell<VecDeque<(Range<usize>, Pending<Arrival>)>>,
     waited: Cell<Duration>,
 }
 
@@ -31,7 +31,7 @@ impl Gathering {
         self.under_way.borrow_mut().extend(started);
     }
 
-    /// Returns when `element` of the flat parameters is the new one.
+    /// Returns when `element` of the flat parameters is the new one, on a device for whatever this thread queues there.
     ///
     /// # Errors
     /// When the exchange failed or was aborted.
@@ -40,7 +40,7 @@ impl Gathering {
         position.map_or(Ok(()), |position| self.await_first(position + 1))
     }
 
-    /// Returns when all elements are the new ones.
+    /// As [`Gathering::await_element`], for all elements.
     ///
     /// # Errors
     /// When the exchange failed or was aborted.
@@ -56,7 +56,8 @@ impl Gathering {
         let begin = Instant::now();
         let first: Vec<_> = self.under_way.borrow_mut().drain(..count).collect();
         // All of them, whatever became of the first.
-        let results: Vec<_> = first.into_iter().map(|(_, pending)| pending.wait()).collect();
+        let arrive = |pending: Pending<Arrival>| pending.wait()?.hold_caller();
+        let results: Vec<_> = first.into_iter().map(|(_, pending)| arrive(pending)).collect();
         self.waited.set(self.waited.get() + begin.elapsed());
         results.into_iter().collect()
     }

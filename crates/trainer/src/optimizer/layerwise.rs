@@ -31,7 +31,7 @@ impl Optimizer {
                 weight_decay: scale * decay,
                 nesterov: false,
             };
-            group.sgd(&sgd)?;
+            group.sgd(&sgd, None)?;
         }
         Ok(())
     }

@@ -124,13 +124,6 @@ impl OptimizerState {
         self.shards.as_ref().map_or(Duration::ZERO, |shards| shards.gathering.take_waited())
     }
 
-    /// Collective with shards, where each rank knows of its share alone: whether `ok` holds on all ranks.
-    pub(crate) fn all_ranks(&self, ok: bool) -> Result<bool, Error> {
-        let Some(shards) = &self.shards else { return Ok(ok) };
-        let answers = shards.comm.all_gather(vec![u8::from(ok)])?;
-        Ok(answers.iter().all(|answer| answer == &[1]))
-    }
-
     /// Forgets past gradients.
     pub(crate) fn reset(&self) -> Result<(), Error> {
         for tensor in self.buffers().chain(&self.updates) {

@@ -26,7 +26,7 @@ use std::ops::Range;
 
 use model::Role;
 use tch::Tensor;
-use torch_ext::optimizer::{AdamW, Sgd, fused_adamw, fused_sgd};
+use torch_ext::optimizer::{AdamW, Sgd, fused_adamw, fused_sgd, fused_sgd_unless};
 
 use self::memory::{OptimizerState, Shards, narrow};
 use self::norms::{Norms, Piece};
@@ -107,14 +107,25 @@ impl Optimizer {
         })
     }
 
-    /// Applies the averaged gradient. Gives its norm where that limits it. Collective with shards.
-    pub(crate) fn step(&self, learning_rate: f64) -> Result<Option<f64>, Error> {
+    /// Whether the host has no part in an update, so that a device can leave it out by itself: norms, and the number of an
+    /// update, are the host's.
+    pub(crate) fn runs_on_device(&self) -> bool {
+        matches!(self.rule, Rule::Sgd { .. }) && self.clip_norm.is_none()
+    }
+
+    /// Applies the averaged gradient. Gives its norm where that limits it. Collective with shards. An optimizer that
+    /// [runs on its device](Optimizer::runs_on_device) leaves everything as it is where `skip`, `[1]` there, is 1.
+    pub(crate) fn step(&self, learning_rate: f64, skip: Option<&Tensor>) -> Result<Option<f64>, Error> {
+        if skip.is_some() && !self.runs_on_device() {
+            return Err(Error::Other("this update cannot be left out by the device".into()));
+        }
         let norm = self.clip()?;
         match self.rule {
             Rule::Sgd { momentum, dampening, nesterov } => {
                 for group in &self.groups {
                     let weight_decay = group.weight_decay;
-                    group.sgd(&Sgd { learning_rate, momentum, dampening, weight_decay, nesterov })?;
+                    let sgd = Sgd { learning_rate, momentum, dampening, weight_decay, nesterov };
+                    group.sgd(&sgd, skip)?;
                 }
             }
             Rule::AdamW(adam) => {
@@ -160,13 +171,16 @@ impl Adam {
 }
 
 impl Group {
-    fn sgd(&self, sgd: &Sgd) -> Result<(), Error> {
+    fn sgd(&self, sgd: &Sgd, skip: Option<&Tensor>) -> Result<(), Error> {
         // A first step with its own rule differs only by dampening (PyTorch's SGD); momentum starts from
         // zero here.
         let first_step = false;
         let [momentum] = self.memory.as_slice() else { return Err(wrong_memory(1, self.memory.len())) };
-        fused_sgd(&refs(&self.parameters), &refs(&self.gradients), &refs(momentum), sgd, first_step)?;
-        Ok(())
+        let (parameters, gradients) = (refs(&self.parameters), refs(&self.gradients));
+        Ok(match skip {
+            Some(skip) => fused_sgd_unless(skip, &parameters, &gradients, &refs(momentum), sgd),
+            None => fused_sgd(&parameters, &gradients, &refs(momentum), sgd, first_step),
+        }?)
     }
 
     /// Updates `parameters`, by this group's gradients.

@@ -67,7 +67,7 @@ fn compare(text: &str, rate: f64) {
     let mut norms = Vec::new();
     for row in &rows {
         state.gradients().unwrap().copy_(&Tensor::from_slice(row));
-        norms.extend(optimizer.step(rate).unwrap());
+        norms.extend(optimizer.step(rate, None).unwrap());
     }
     let output = Command::new("python3").arg(SCRIPT).arg(dir.path()).output();
     let Some(output) = output.ok().filter(|_| python_has_torch()) else {
@@ -136,11 +136,11 @@ fn tensors_of_zeros_keep_the_plain_rate_and_stay_finite() {
         // Neither gradients nor weights.
         let _ = state.gradients().unwrap().zero_();
         let _ = state.flat_parameters.shallow_clone().zero_();
-        let _ = optimizer.step(1.0).unwrap();
+        let _ = optimizer.step(1.0, None).unwrap();
         assert!(values(&state.flat_parameters).iter().all(|&value| value == 0.0), "{text}");
         // Gradients, but no weights.
         state.gradients().unwrap().copy_(&Tensor::from_slice(&gradients(&state, 0)));
-        let _ = optimizer.step(1.0).unwrap();
+        let _ = optimizer.step(1.0, None).unwrap();
         let found = values(&state.flat_parameters);
         assert!(
             found.iter().all(|value| value.is_finite()) && found.iter().any(|&value| value != 0.0),
@@ -155,7 +155,7 @@ fn padding_stays_zero() {
         let (state, optimizer) = network_with(&serde_yaml::from_str(text).unwrap());
         for step in 0..3 {
             state.gradients().unwrap().copy_(&Tensor::from_slice(&gradients(&state, step)));
-            let _ = optimizer.step(0.1).unwrap();
+            let _ = optimizer.step(0.1, None).unwrap();
         }
         let found = values(&state.flat_parameters);
         for (segment, placed) in state.layout.segments.iter().enumerate() {

@@ -243,7 +243,7 @@ impl<'a> Run<'a> {
         loop {
             let mut wishes = Wishes::default();
             if !self.awaits_evaluation() {
-                let Some(StepOutcome { stop, save, .. }) = self.step(&mut feed)? else {
+                let Some(Wishes { stop, save }) = self.step(&mut feed, stop_after)? else {
                     feed = self.feed_again(feed)?;
                     continue;
                 };
@@ -334,12 +334,45 @@ impl<'a> Run<'a> {
             && self.reached(stop_after)
     }
 
-    /// Collective: one step; `None` when the run stands at an earlier checkpoint instead.
-    fn step(&mut self, feed: &mut Feed) -> Result<Option<StepOutcome>, Error> {
-        let step = self.position.step;
-        let learning_rate = self.plan.schedule.rate(step) * self.position.health.rate_factor();
-        let loss_scale = self.position.health.loss_scale.map(|loss_scale| loss_scale.scale);
-        self.engine.loss_scale = loss_scale.unwrap_or(1.0);
+    /// Collective: launches a step and settles those that need not wait any longer. What was wished in these; `None` when
+    /// the run stands at an earlier checkpoint instead.
+    fn step(&mut self, feed: &mut Feed, stop_after: Option<StopAfter>) -> Result<Option<Wishes>, Error> {
+        self.launch(feed)?;
+        let mut ahead = u64::from(self.runs_ahead(stop_after));
+        let mut wishes = Wishes::default();
+        while self.engine.in_flight() > ahead {
+            let Some(outcome) = self.settle()? else { return Ok(None) };
+            wishes.stop |= outcome.stop;
+            wishes.save |= outcome.save;
+            if wishes.stop || wishes.save || !outcome.updated {
+                ahead = 0;
+            }
+        }
+        Ok(Some(wishes))
+    }
+
+    /// Whether the step after the one that was launched last may be launched before that one is settled: all ranks know
+    /// that nothing comes between the two, as far as they can know it before.
+    fn runs_ahead(&self, stop_after: Option<StopAfter>) -> bool {
+        let completed = self.position.step + self.engine.in_flight();
+        let due = |every: u64| every > 0 && completed.is_multiple_of(every);
+        let config = &self.plan.config;
+        self.engine.can_run_ahead()
+            && self.position.health.skipped_in_a_row == 0
+            && !due(self.plan.steps_per_epoch)
+            && !due(config.checkpoint.every_steps.unwrap_or_default())
+            && !due(config.train.check_replicas_every)
+            && stop_after != Some(StopAfter::Step(completed))
+    }
+
+    fn learning_rate(&self, step: u64) -> f64 {
+        self.plan.schedule.rate(step) * self.position.health.rate_factor()
+    }
+
+    /// Collective: launches the next step.
+    fn launch(&mut self, feed: &mut Feed) -> Result<(), Error> {
+        let step = self.position.step + self.engine.in_flight();
+        self.engine.loss_scale = self.position.health.loss_scale.map_or(1.0, |loss_scale| loss_scale.scale);
         if self.plan.config.optimizer.reset_momentum_at_milestones == Some(true)
             && self.plan.schedule.milestone_begins(step)
         {
@@ -348,9 +381,19 @@ impl<'a> Run<'a> {
         // A save is also where the ranks hear of what the one before it found.
         let save =
             self.session.is_leader() && (self.saving.wants_after(step + 1) || self.not_finite.is_some());
+        let learning_rate = self.learning_rate(step);
         let stop_requests = &self.stop_requests;
         let wishes = || Wishes { stop: stop_requests.requested(), save };
-        let outcome = match self.engine.step(step, learning_rate, &wishes, feed) {
+        self.engine.launch(step, learning_rate, &wishes, feed)
+    }
+
+    /// Collective: what the oldest step that was launched brought; `None` when the run stands at an earlier checkpoint
+    /// instead.
+    fn settle(&mut self) -> Result<Option<StepOutcome>, Error> {
+        let step = self.position.step;
+        let learning_rate = self.learning_rate(step);
+        let loss_scale = self.position.health.loss_scale.map(|loss_scale| loss_scale.scale);
+        let outcome = match self.engine.settle() {
             Ok(outcome) => outcome,
             Err(StepError::Here(error)) => return self.session.agree(Err(error)),
             Err(StepError::Elsewhere) => {

@@ -1,19 +1,21 @@
 //! The exchange of a bucket whose gradients lie in the memory of a device: the host only says what follows what.
 #![allow(unsafe_code)]
 
+use std::sync::atomic::Ordering;
+
 use super::BucketWork;
 use crate::communicator::{Communicator, DeviceTask};
-use crate::nccl::{Ready, device_failed};
+use crate::nccl::{Moment, Ready, device_failed};
 use crate::on_device::begin;
 use crate::{CommError, Wire};
 
 impl BucketWork {
-    /// Averages the bucket, once the device has `computed` it.
+    /// Queues the averaging of the bucket, once the device has `computed` it. Its end, for two who wait for it.
     pub(super) fn exchange_on_device(
         &mut self,
         computed: Result<Ready, String>,
         communicator: &mut dyn Communicator,
-    ) -> Result<(), CommError> {
+    ) -> Result<[Box<dyn Moment>; 2], CommError> {
         let core = &*self.core;
         let (bucket, region) = &core.buckets[self.bucket];
         let mut device = begin(region, computed)?;
@@ -23,9 +25,10 @@ impl BucketWork {
             return Err(CommError::Hook("this way of exchange works in host memory only".into()));
         }
         self.bytes = core.bytes(self.bucket);
-        self.finite = true;
-        // SAFETY: the region's memory is the device's, by `Region::on_device`, and this work's alone until it is
-        // reported; the stream waits for what filled it, by `begin`.
+        let count = core.not_finite.map(|count| core.gradients.slice(count..count + 1).start());
+        // SAFETY: the region's memory is the device's, by `Region::on_device`, and this work's alone until who hears of
+        // its end has waited for it; so is the count, which the caller leaves alone; the stream waits for what filled
+        // them, by `begin`.
         unsafe {
             if sharded > 0 {
                 communicator.on_device(&mut *device, start, sharded, DeviceTask::ReduceScatter)?;
@@ -33,7 +36,9 @@ impl BucketWork {
                 if !own.is_empty() {
                     let start = start.add(own.start);
                     device.scale(start, own.len(), scale).map_err(device_failed)?;
-                    self.finite &= device.all_finite(start, own.len()).map_err(device_failed)?;
+                    if let Some(count) = count {
+                        device.count_not_finite(start, own.len(), count).map_err(device_failed)?;
+                    }
                 }
             }
             // What is sharded is never compressed.
@@ -48,69 +53,25 @@ impl BucketWork {
                 communicator.on_device(&mut *device, start, len, DeviceTask::AllReduce(Wire::Fp32))?;
                 device.scale(start, len, scale).map_err(device_failed)?;
             }
-            if len > 0 {
-                self.finite &= device.all_finite(start, len).map_err(device_failed)?;
+            if let (Some(count), 1..) = (count, len) {
+                device.count_not_finite(start, len, count).map_err(device_failed)?;
             }
         }
+        let mut mark = || device.mark().map_err(device_failed);
+        Ok([mark()?, mark()?])
+    }
+
+    /// Waits for the device to hear whether all averages so far are finite.
+    pub(super) fn read_whether_finite(&self) -> Result<(), CommError> {
+        let core = &*self.core;
+        let (Some(device), Some(count)) = (core.gradients.device(), core.not_finite) else { return Ok(()) };
+        let count = core.gradients.slice(count..count + 1);
+        // SAFETY: memory of the device, by `Region::on_device`.
+        let not_finite = unsafe { device.lock().read(count.start()) }.map_err(device_failed)?;
+        core.finite_so_far.fetch_and(not_finite == 0.0, Ordering::Relaxed);
         Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::ptr::NonNull;
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::nccl::{HostMemory, RegionDevice};
-    use crate::{
-        Accumulation, BucketHook, CommThread, Reducer, ReducerOptions, Region, Segment, Solo, plan_buckets,
-    };
-
-    /// Host memory that goes as a device's.
-    fn on_device(values: Vec<f32>) -> Region {
-        let device = RegionDevice::new(HostMemory::default(), || Ok(Box::new(|| Ok(())) as Ready));
-        let values = Arc::new(values);
-        let start = NonNull::new(values.as_ptr().cast_mut()).unwrap();
-        let len = values.len();
-        // SAFETY: kept alive as the owner, and read by nobody else.
-        unsafe { Region::on_device(start, len, values, device) }
-    }
-
-    struct Exchanges;
-
-    impl BucketHook for Exchanges {
-        fn exchanges(&self) -> bool {
-            true
-        }
-    }
-
-    #[test]
-    fn a_hook_that_exchanges_in_host_memory_is_refused_rather_than_ignored() {
-        let comm = CommThread::start(|| Ok(Box::new(Solo::new()))).unwrap();
-        let segments = vec![Segment { name: "weight".into(), range: 0..64 }];
-        let reducer = |hook: Option<Exchanges>| {
-            let buckets = plan_buckets(&segments, 64, 1 << 9, 1 << 9);
-            let options = ReducerOptions {
-                overlap: true,
-                scale: 0.5,
-                accumulation: Accumulation::InPlace,
-                wire: Wire::Fp32,
-                sharded: 0,
-            };
-            let gradients = on_device(vec![2.0; 64]);
-            let reducer = Reducer::new(comm.clone(), gradients, segments.clone(), buckets, options);
-            match hook {
-                Some(hook) => reducer.with_hook(Box::new(hook)),
-                None => reducer,
-            }
-        };
-        for (hook, refused) in [(None, false), (Some(Exchanges), true)] {
-            let reducer = reducer(hook);
-            reducer.begin_step(1);
-            let result = reducer.finish();
-            assert_eq!(matches!(result, Err(CommError::Hook(_))), refused, "{result:?}");
-            assert_eq!(result.is_ok(), !refused, "{result:?}");
-        }
-    }
-}
+mod tests;

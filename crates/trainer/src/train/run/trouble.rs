@@ -97,6 +97,7 @@ impl Run<'_> {
             OnNan::Skip => format!("so many steps have been left out that the run is ended; {ADVICE}"),
             OnNan::Stop => format!("{ADVICE}; or go on with train.on_nan: skip, which leaves such steps out"),
         };
+        self.engine.discard()?;
         let average = self.session.agree(self.engine.not_finite_in_average())?;
         // Where it comes from is known after another look at the same samples.
         let found = self.feed(step).and_then(|mut feed| self.engine.find_not_finite(step, &mut feed));
@@ -129,6 +130,7 @@ impl Run<'_> {
             ))));
         }
         self.session.flight().enter(Some(step + 1), "roll-back");
+        self.engine.discard()?;
         // What is being written may be what the run goes back to. If it is no good, that is one more reason.
         let _ = self.await_writer()?;
         self.engine.forget_fault();

@@ -1,96 +1,52 @@
-//! One optimizer step: micro batches forward and backward, gradients exchanged meanwhile, weights updated.
+//! One optimizer step: micro batches forward and backward, gradients exchanged meanwhile, weights updated. It is
+//! *launched*, and later *settled*, when the host reads what it brought. Between the two there may be the launch of the
+//! next step, so that a device always has work.
 //!
 //! Knows nothing of epochs, files or schedules; the caller brings batches and the learning rate.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`outcome`] | what goes into a step and what comes of it |
+//! | [`update`] | what averages change |
+//! | [`search`] | where numbers that are not finite come from |
+//! | [`rehearsal`] | faults on demand |
 
+mod outcome;
+mod rehearsal;
+mod search;
+mod update;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions, StepExchange};
+use allreduce::{Accumulation, CommThread, Reducer, ReducerOptions};
 use model::{BeforeUse, DrawKey, Memory, ModelError, Norm, Pass};
 use tch::{Device, Kind, Tensor};
+use torch_ext::copy::Readback;
 use torch_ext::sync_norm::Ranks;
 use torch_ext::{autocast, hooks};
 
+use self::outcome::mean_of_counted;
+pub(crate) use self::outcome::{Phases, StepError, StepOutcome, WeightSet, Wishes};
 use crate::averaging::{Averaged, Rule};
 use crate::bucket_hook::{StepHook, StepInputs};
-use crate::config::{Determinism, Overlap};
+use crate::config::{Determinism, OnNan, Overlap};
 use crate::device::Compute;
 use crate::error::Error;
 use crate::exchange_memory::{self, ExchangeMemory};
 use crate::fault::{Fault, FaultKind};
 use crate::feed::{Delivery, Feed};
 use crate::flat::{FlatLayout, Tail};
-use crate::health::evidence::NotFinite;
 use crate::input::{Input, Targets};
 use crate::optimizer::Optimizer;
 use crate::optimizer::gathering::Gathering;
 use crate::optimizer::memory::Shards;
 use crate::plan::Plan;
+use crate::skip::DeviceDecision;
 use crate::state::State;
 use crate::sync_norm;
-
-/// Seconds that this rank spent in each part of a step.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Phases {
-    pub(crate) data_wait: Duration,
-    pub(crate) input: Duration,
-    pub(crate) forward: Duration,
-    pub(crate) backward: Duration,
-    pub(crate) exposed_communication: Duration,
-    pub(crate) optimizer: Duration,
-    pub(crate) step: Duration,
-}
-
-/// What one step brought, equal on all ranks but for the times.
-#[derive(Clone, Debug)]
-pub(crate) struct StepOutcome {
-    /// Mean loss over the samples of the global batch that were not skipped.
-    pub(crate) loss: f32,
-    /// Correct predictions among the global batch.
-    pub(crate) correct: u64,
-    /// Some rank was asked to stop.
-    pub(crate) stop: bool,
-    /// Rank 0 wants to save.
-    pub(crate) save: bool,
-    /// Samples of the global batch that could not be decoded and were skipped.
-    pub(crate) skipped: u64,
-    /// Whether the averages were finite numbers; otherwise nothing was updated.
-    pub(crate) updated: bool,
-    /// L2 norm of the averaged gradient, where it is clipped.
-    pub(crate) gradient_norm: Option<f64>,
-    pub(crate) phases: Phases,
-    pub(crate) exchange: StepExchange,
-}
-
-/// What a rank tells the others with a step, just before its last backward pass.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Wishes {
-    /// To stop after it.
-    pub(crate) stop: bool,
-    /// To save after it.
-    pub(crate) save: bool,
-}
-
-/// Why a step ended without an update.
-#[derive(Debug)]
-pub(crate) enum StepError {
-    /// This rank failed; every rank knows that some rank did, and waits to hear which.
-    Here(Error),
-    /// Another rank failed.
-    Elsewhere,
-    /// The exchange itself failed: the ranks can no longer speak to each other.
-    Exchange(Error),
-}
-
-/// Which weights are evaluated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WeightSet {
-    /// Those that are trained.
-    Current,
-    /// Their moving average, where there is one.
-    Averaged,
-}
 
 /// The network, its tensors and the exchange of one rank.
 pub(crate) struct Engine<'plan> {
@@ -118,6 +74,33 @@ pub(crate) struct Engine<'plan> {
     hooks_count: Arc<AtomicBool>,
     /// Where each parameter begins among the flat ones.
     offsets: Vec<usize>,
+    /// Whether averages are used, where the host does not decide that.
+    decision: Option<DeviceDecision>,
+    /// The oldest first.
+    launched: VecDeque<Launched>,
+    /// Those that are under way belong to a step.
+    readbacks: Vec<Readback>,
+    /// When a step was settled last.
+    settled: Option<Instant>,
+    /// Why this rank computes no more, until the others have heard that it does not.
+    failure: Option<Error>,
+}
+
+/// A step on its way.
+struct Launched {
+    step: u64,
+    begin: Instant,
+    phases: Phases,
+    numbers: Numbers,
+    gradient_norm: Option<f64>,
+}
+
+/// The tail of the exchange.
+enum Numbers {
+    Read([f32; Tail::LEN]),
+    UnderWay(Readback),
+    /// This rank failed, and has nothing to read.
+    OfAFailure,
 }
 
 impl<'plan> Engine<'plan> {
@@ -148,7 +131,9 @@ impl<'plan> Engine<'plan> {
                 true => state.layout.parameters_len,
                 false => 0,
             },
+            not_finite: Some(state.layout.tail_offset() + Tail::NotFinite as usize),
         };
+        let on_device = weights.is_some();
         let reducer = Reducer::new(comm.clone(), gradients, segments, buckets.clone(), options);
         let (sharded, scratch) = (reducer.shards(), state.gradients()?);
         let shards = (!sharded.is_empty()).then(|| Shards {
@@ -164,6 +149,10 @@ impl<'plan> Engine<'plan> {
         // Gradients that are copied to the host come back when the whole exchange is over.
         let updates_early = comm_config.overlap == Overlap::ExchangeAndStep && host_exchange.is_none();
         let hook = StepHook::new(plan, &state, &buckets, world_size, updates_early, Arc::clone(&inputs))?;
+        let (config, of_host) = (&plan.config, hook.is_some() || plan.config.precision.loss_scale.is_some());
+        let decides = on_device && !of_host && !config.model.sync_norm && optimizer.runs_on_device();
+        let holds = config.train.on_nan != OnNan::Skip;
+        let decision = decides.then(|| DeviceDecision::new(compute.device, holds)).transpose()?;
         let reducer = Arc::new(match hook {
             Some(hook) => reducer.with_hook(Box::new(hook)),
             None => reducer,
@@ -205,35 +194,12 @@ impl<'plan> Engine<'plan> {
             host_exchange,
             inputs,
             hooks_count,
+            decision,
+            launched: VecDeque::new(),
+            readbacks: Vec::new(),
+            settled: None,
+            failure: None,
         })
-    }
-
-    /// Lets `fault` happen when its step comes, if it is this rank's.
-    pub(crate) fn rehearse(&mut self, fault: Option<Fault>) -> Result<(), Error> {
-        let Some(fault) = fault else { return Ok(()) };
-        let (steps, ranks) = (self.plan.total_steps(), self.comm.topology().world_size);
-        if fault.step > steps || fault.rank >= ranks {
-            return Err(Error::Usage(format!(
-                "--inject-fault: the run has steps 1 to {steps} and ranks 0 to {}, so step {} of rank {} never comes",
-                ranks - 1,
-                fault.step,
-                fault.rank
-            )));
-        }
-        if fault.kind == FaultKind::Reorder && self.state.layout.buckets(&self.plan.config.comm).len() < 2 {
-            return Err(Error::Usage(
-                "--inject-fault: the exchange has one bucket, so there is no order to change; smaller \
-                 comm.first_bucket_kib and comm.bucket_kib make more"
-                    .into(),
-            ));
-        }
-        self.fault = Some(fault).filter(|fault| fault.rank == self.comm.topology().rank);
-        Ok(())
-    }
-
-    /// A fault happens once: no repetition of its step brings it again.
-    pub(crate) fn forget_fault(&mut self) {
-        self.fault = None;
     }
 
     /// The tensors between steps, complete.
@@ -256,31 +222,6 @@ impl<'plan> Engine<'plan> {
         &self.comm
     }
 
-    /// A gradient that is not a number.
-    pub(crate) fn spoil_gradient(&mut self) -> Result<(), Error> {
-        let _ = self.state.gradients()?.f_narrow(0, 0, 1)?.f_fill_(f64::NAN)?;
-        Ok(())
-    }
-
-    /// A loss that is far too high, on this rank alone. The weights do not notice.
-    pub(crate) fn spoil_loss(&mut self) -> Result<(), Error> {
-        let _ = self.state.tail(Tail::Loss)?.f_add_scalar_(1e3)?;
-        Ok(())
-    }
-
-    /// Another bit in one weight.
-    fn flip_bit(&mut self) -> Result<(), Error> {
-        self.state.optimizer.await_weights()?;
-        let _no_grad = tch::no_grad_guard();
-        let _ = self
-            .state
-            .flat_parameters
-            .f_narrow(0, 0, 1)?
-            .f_view_dtype(Kind::Int)?
-            .f_bitwise_xor_(1_i64 << 16)?;
-        Ok(())
-    }
-
     /// The buckets of the exchange as text, one a line; ranks must agree on it.
     pub(crate) fn describe_buckets(&self) -> String {
         self.reducer.description()
@@ -298,58 +239,114 @@ impl<'plan> Engine<'plan> {
         segments.iter().map(name).collect::<Vec<_>>().join(", ")
     }
 
-    /// Runs step `step` of the whole run. `feed` yields this rank's micro batches in order, `wishes` is asked
-    /// as late as possible. A failure of this rank still takes part in the exchange, so that no other rank waits for it
-    /// in vain.
-    pub(crate) fn step(
+    /// Computes step `step` of the whole run and has its averages exchanged and used; what it brought is
+    /// [`Engine::settle`]'s to tell. `feed` yields this rank's micro batches in order, `wishes` is asked as late as
+    /// possible. A failure of this rank still takes part in the exchange, so that no other rank waits for it in vain; so
+    /// it does in the next step, where that is launched before the others have heard of it.
+    ///
+    /// Fails where the exchange failed, or cannot go on; anything else is told when the step is settled.
+    pub(crate) fn launch(
         &mut self,
         step: u64,
         learning_rate: f64,
         wishes: &dyn Fn() -> Wishes,
         feed: &mut Feed,
-    ) -> Result<StepOutcome, StepError> {
+    ) -> Result<(), Error> {
         let begin = Instant::now();
         let mut phases = Phases::default();
         self.inputs.begin(step, learning_rate);
         self.reducer.begin_step(self.plan.batches.local_micro_batches().len());
-        let local = self.run_micro_batches(step, wishes, feed, &mut phases);
-        self.hooks_count.store(false, Ordering::Release);
-        let local = match local {
-            // The others wait in a batch norm, which this rank cannot come to any more.
-            Err(error) if self.norm_ranks.is_some() => return Err(StepError::Exchange(error)),
-            local => local,
-        };
-        if local.is_err() {
+        if self.failure.is_none() {
+            let computed = self.run_micro_batches(step, wishes, feed, &mut phases);
+            self.hooks_count.store(false, Ordering::Release);
+            if self.norm_ranks.is_some() {
+                // The others wait in a batch norm, which a rank that failed cannot come to any more.
+                computed?;
+            } else {
+                self.failure = computed.err();
+            }
+        } else {
+            let _ = self.state.exchange.f_zero_()?;
+        }
+        if self.failure.is_some() {
             // The last bucket, which carries the tail, cannot have left before backward is through.
-            self.announce_failure().map_err(StepError::Exchange)?;
+            self.announce_failure()?;
         }
         self.enter(step, "communication");
-        let exchange = self.exchange().map_err(StepError::Exchange)?;
-        phases.exposed_communication += exchange.exposed;
-        local.map_err(StepError::Here)?;
-        let tail = self.state.read_tail().map_err(StepError::Exchange)?;
-        if tail[Tail::Failed as usize] > 0.0 {
-            return Err(StepError::Elsewhere);
-        }
+        self.exchange()?;
         self.enter(step, "optimizer");
-        let updated = self.state.optimizer.all_ranks(exchange.is_finite()).map_err(StepError::Exchange)?;
-        let update_begin = Instant::now();
-        let gradient_norm = match updated {
-            true => self.update(step, learning_rate).map_err(StepError::Exchange)?,
-            false => {
-                // Batch norm adds zero times what was there before, and zero times NaN is NaN.
-                let _ = self.state.batch_statistics.f_zero_().map_err(|it| StepError::Exchange(it.into()))?;
-                None
+        let clock = Instant::now();
+        let mut gradient_norm = None;
+        let numbers = if self.failure.is_some() {
+            Numbers::OfAFailure
+        } else if self.decision.is_some() {
+            gradient_norm = self.update(step, learning_rate)?;
+            let mut readback = match self.readbacks.pop() {
+                Some(readback) => readback,
+                None => Readback::new(Tail::LEN, self.compute.device)?,
+            };
+            readback.queue(&self.state.whole_tail()?)?;
+            Numbers::UnderWay(readback)
+        } else {
+            let numbers = self.state.read_tail()?;
+            if numbers[Tail::Failed as usize] == 0.0 {
+                match numbers[Tail::NotFinite as usize] == 0.0 {
+                    true => gradient_norm = self.update(step, learning_rate)?,
+                    false => self.forget_batch_statistics()?,
+                }
             }
+            Numbers::Read(numbers)
         };
         let waited = self.state.optimizer.take_waited();
         phases.exposed_communication += waited;
-        phases.optimizer = update_begin.elapsed().saturating_sub(waited);
+        phases.optimizer = clock.elapsed().saturating_sub(waited);
         if self.fault_of(step) == Some(FaultKind::FlipBit) {
-            self.flip_bit().map_err(StepError::Exchange)?;
+            self.flip_bit()?;
         }
         self.computed = phases.input + phases.forward + phases.backward + phases.optimizer;
-        phases.step = begin.elapsed();
+        self.launched.push_back(Launched { step, begin, phases, numbers, gradient_norm });
+        Ok(())
+    }
+
+    /// Steps that have been launched and not settled.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.launched.len() as u64
+    }
+
+    /// Whether a step may be launched before the one before it is settled: nothing that it does depends on what the host
+    /// learns then.
+    pub(crate) fn can_run_ahead(&self) -> bool {
+        self.decision.is_some()
+    }
+
+    /// Waits for the oldest step that was launched, and tells what it brought.
+    ///
+    /// # Panics
+    /// When all have been settled.
+    pub(crate) fn settle(&mut self) -> Result<StepOutcome, StepError> {
+        let launched = self.launched.pop_front().expect("a step is launched before it is settled");
+        let Launched { step, begin, mut phases, numbers, gradient_norm } = launched;
+        self.enter(step, "communication");
+        let exchange = self.reducer.settle().map_err(|error| StepError::Exchange(error.into()))?;
+        phases.exposed_communication += exchange.exposed;
+        let tail = match numbers {
+            Numbers::Read(numbers) => numbers,
+            Numbers::UnderWay(mut readback) => {
+                let mut numbers = [0.0; Tail::LEN];
+                readback.read(&mut numbers).map_err(|error| StepError::Exchange(error.into()))?;
+                self.readbacks.push(readback);
+                numbers
+            }
+            Numbers::OfAFailure => {
+                let unknown = || Error::Other("this rank failed without a reason".into());
+                return Err(StepError::Here(self.failure.take().unwrap_or_else(unknown)));
+            }
+        };
+        if tail[Tail::Failed as usize] > 0.0 {
+            return Err(StepError::Elsewhere);
+        }
+        phases.step = self.settled.map_or(begin, |settled| settled.max(begin)).elapsed();
+        self.settled = Some(Instant::now());
         let micro_batches = self.plan.batches.micro_batches() as f32;
         let skipped = (tail[Tail::Skipped as usize] * micro_batches).round() as u64;
         Ok(StepOutcome {
@@ -358,11 +355,33 @@ impl<'plan> Engine<'plan> {
             stop: tail[Tail::Stop as usize] > 0.0,
             save: tail[Tail::Save as usize] > 0.0,
             skipped,
-            updated,
+            updated: tail[Tail::NotFinite as usize] == 0.0,
             gradient_norm,
             phases,
             exchange,
         })
+    }
+
+    /// Launches a step and settles it.
+    pub(crate) fn step(
+        &mut self,
+        step: u64,
+        learning_rate: f64,
+        wishes: &dyn Fn() -> Wishes,
+        feed: &mut Feed,
+    ) -> Result<StepOutcome, StepError> {
+        self.launch(step, learning_rate, wishes, feed).map_err(StepError::Exchange)?;
+        self.settle()
+    }
+
+    /// Waits for the steps that have been launched and not settled, and forgets what they brought. What they may have
+    /// changed is looked into no more, or was left alone by them since a step before them was left out.
+    pub(crate) fn discard(&mut self) -> Result<(), Error> {
+        self.failure = None;
+        while self.launched.pop_front().is_some() {
+            let _ = self.reducer.settle()?;
+        }
+        self.decision.as_ref().map_or(Ok(()), DeviceDecision::release)
     }
 
     /// For people, steps count from 1.
@@ -447,66 +466,6 @@ impl<'plan> Engine<'plan> {
         if self.fault.is_some_and(|fault| fault.kind == FaultKind::Slow && fault.step <= step + 1) {
             std::thread::sleep(self.computed);
         }
-    }
-
-    fn fault_of(&self, step: u64) -> Option<FaultKind> {
-        self.fault.filter(|fault| fault.step == step + 1).map(|fault| fault.kind)
-    }
-
-    /// Whether a step cannot be computed once more as it was. With weights that are updated early what was not finite is
-    /// in them already, and ranks that normalise together would have to search together and find at the same place.
-    fn hides_origins(&self) -> bool {
-        self.updates_early || self.norm_ranks.is_some()
-    }
-
-    /// The first parameter whose gradient is not finite in the average of the last step, where the step
-    /// [hides](Engine::hides_origins) what that comes from.
-    pub(crate) fn not_finite_in_average(&self) -> Result<Option<String>, Error> {
-        if !self.hides_origins() || self.state.optimizer.shards().is_some() {
-            return Ok(None);
-        }
-        Ok(self.first_not_finite()?.map(|segment| self.segment_names(&[segment])))
-    }
-
-    /// The first segment whose gradient is not finite.
-    fn first_not_finite(&self) -> Result<Option<usize>, Error> {
-        let gradients = self.state.gradients()?;
-        for (index, segment) in self.state.layout.segments.iter().enumerate() {
-            let gradient = gradients.f_narrow(0, segment.offset as i64, segment.len as i64)?;
-            if gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                return Ok(Some(index));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Computes this rank's part of `step` once more, without the others, to find out what is not finite in it.
-    /// `feed` yields the same micro batches again.
-    pub(crate) fn find_not_finite(&mut self, step: u64, feed: &mut Feed) -> Result<Option<NotFinite>, Error> {
-        if self.hides_origins() {
-            return Ok(None);
-        }
-        self.enter(step, "search for what is not finite");
-        for micro_batch in self.plan.batches.local_micro_batches() {
-            let _ = self.state.exchange.f_zero_()?;
-            let (images, targets) = self.load(&mut feed.next()?, step, micro_batch)?;
-            let loss = self.forward(&images, &targets, step, micro_batch)?;
-            let value = loss.f_double_value(&[])?;
-            if !value.is_finite() {
-                let what = format!("the loss became {value}");
-                return Ok(Some(NotFinite { micro_batch, what, tensor: None }));
-            }
-            if self.fault_of(step) == Some(FaultKind::Nan) {
-                self.spoil_gradient()?;
-            }
-            self.backward(&loss)?;
-            if let Some(segment) = self.first_not_finite()? {
-                let name = self.segment_names(&[segment]);
-                let what = format!("the gradient of {name} became infinite or NaN");
-                return Ok(Some(NotFinite { micro_batch, what, tensor: Some(name) }));
-            }
-        }
-        Ok(None)
     }
 
     /// A micro batch on the device, mixed as the configuration says.
@@ -633,68 +592,15 @@ impl<'plan> Engine<'plan> {
         Ok(())
     }
 
-    fn exchange(&mut self) -> Result<StepExchange, Error> {
+    /// From here on the exchange buffer holds averages, for whatever is queued on its device.
+    fn exchange(&mut self) -> Result<(), Error> {
         if let Some(host) = &mut self.host_exchange {
             host.f_copy_(&self.state.exchange)?;
         }
-        let exchange = self.reducer.finish()?;
+        self.reducer.launch()?;
         if let Some(host) = &self.host_exchange {
             self.state.exchange.f_copy_(host)?;
         }
-        Ok(exchange)
-    }
-
-    /// Gives the norm of the gradient, where it is clipped.
-    fn update(&mut self, step: u64, learning_rate: f64) -> Result<Option<f64>, Error> {
-        let _no_grad = tch::no_grad_guard();
-        if self.loss_scale != 1.0 {
-            let _ = self.state.gradients()?.f_mul_scalar_(1.0 / f64::from(self.loss_scale))?;
-        }
-        let config = &self.plan.config.model;
-        if !config.frozen_norm {
-            let mut averaged = self.state.summed_statistics()?;
-            let _ = averaged.f_mul_scalar_(config.norm_momentum)?;
-            let _ = self.state.running_statistics.f_mul_scalar_(1.0 - config.norm_momentum)?;
-            let _ = self.state.running_statistics.f_add_(&averaged)?;
-        }
-        let norm = if self.updates_early { None } else { self.update_weights(learning_rate)? };
-        let state = &self.state;
-        if let Some(averaged) = &state.averaged {
-            state.optimizer.await_weights()?;
-            averaged.update(step + 1, &state.flat_parameters, &state.running_statistics)?;
-        }
-        Ok(norm)
-    }
-
-    fn update_weights(&self, learning_rate: f64) -> Result<Option<f64>, Error> {
-        let norm = self.optimizer.step(learning_rate)?;
-        if let Some(shards) = self.state.optimizer.shards() {
-            shards.gather_weights(&self.state.flat_parameters)?;
-            if !self.plan.config.comm.overlap.exchanges_early() {
-                self.state.optimizer.await_weights()?;
-            }
-        }
-        Ok(norm)
-    }
-}
-
-/// A mean over all samples in which the `skipped` ones are zeros, as the mean over the others.
-fn mean_of_counted(mean: f32, samples: usize, skipped: u64) -> f32 {
-    match (samples as u64).saturating_sub(skipped) {
-        _ if skipped == 0 => mean,
-        counted => (f64::from(mean) * samples as f64 / counted as f64) as f32,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn skipped_samples_do_not_lower_the_loss() {
-        assert_eq!(mean_of_counted(2.5, 8, 0), 2.5);
-        // Six losses of 4 and two zeros.
-        assert_eq!(mean_of_counted(3.0, 8, 2), 4.0);
-        assert!(mean_of_counted(0.0, 8, 8).is_nan(), "there is nothing to take the mean of");
+        Ok(())
     }
 }

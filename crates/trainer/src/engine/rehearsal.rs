@@ -1,0 +1,67 @@
+//! Faults that happen to a rank on demand ([`crate::fault`]), as far as they concern what a step computes.
+
+use tch::Kind;
+
+use super::Engine;
+use crate::error::Error;
+use crate::fault::{Fault, FaultKind};
+use crate::flat::Tail;
+
+impl Engine<'_> {
+    /// Lets `fault` happen when its step comes, if it is this rank's.
+    pub(crate) fn rehearse(&mut self, fault: Option<Fault>) -> Result<(), Error> {
+        let Some(fault) = fault else { return Ok(()) };
+        let (steps, ranks) = (self.plan.total_steps(), self.comm.topology().world_size);
+        if fault.step > steps || fault.rank >= ranks {
+            return Err(Error::Usage(format!(
+                "--inject-fault: the run has steps 1 to {steps} and ranks 0 to {}, so step {} of rank {} never comes",
+                ranks - 1,
+                fault.step,
+                fault.rank
+            )));
+        }
+        if fault.kind == FaultKind::Reorder && self.state.layout.buckets(&self.plan.config.comm).len() < 2 {
+            return Err(Error::Usage(
+                "--inject-fault: the exchange has one bucket, so there is no order to change; smaller \
+                 comm.first_bucket_kib and comm.bucket_kib make more"
+                    .into(),
+            ));
+        }
+        self.fault = Some(fault).filter(|fault| fault.rank == self.comm.topology().rank);
+        Ok(())
+    }
+
+    /// A fault happens once: no repetition of its step brings it again.
+    pub(crate) fn forget_fault(&mut self) {
+        self.fault = None;
+    }
+
+    /// A gradient that is not a number.
+    pub(crate) fn spoil_gradient(&mut self) -> Result<(), Error> {
+        let _ = self.state.gradients()?.f_narrow(0, 0, 1)?.f_fill_(f64::NAN)?;
+        Ok(())
+    }
+
+    /// A loss that is far too high, on this rank alone. The weights do not notice.
+    pub(crate) fn spoil_loss(&mut self) -> Result<(), Error> {
+        let _ = self.state.tail(Tail::Loss)?.f_add_scalar_(1e3)?;
+        Ok(())
+    }
+
+    /// Another bit in one weight.
+    pub(super) fn flip_bit(&mut self) -> Result<(), Error> {
+        self.state.optimizer.await_weights()?;
+        let _no_grad = tch::no_grad_guard();
+        let _ = self
+            .state
+            .flat_parameters
+            .f_narrow(0, 0, 1)?
+            .f_view_dtype(Kind::Int)?
+            .f_bitwise_xor_(1_i64 << 16)?;
+        Ok(())
+    }
+
+    pub(super) fn fault_of(&self, step: u64) -> Option<FaultKind> {
+        self.fault.filter(|fault| fault.step == step + 1).map(|fault| fault.kind)
+    }
+}
