@@ -116,6 +116,22 @@ fn a_gpu_trains_as_the_cpu_does_and_twice_the_same() {
 }
 
 #[test]
+fn a_gpu_that_decides_by_itself_leaves_out_the_steps_that_the_host_would() {
+    if !gpus_or_skip(1) {
+        return;
+    }
+    let experiment = experiment();
+    let nan = ["--set", "train.device=cuda", "--set", "train.on_nan=skip", "--inject-fault", "4:0:nan"];
+    // A norm that limits nothing, but that the host waits for.
+    for (run, more) in [("ahead", &[][..]), ("waited for", &["--set", "optimizer.clip_norm=1000000"])] {
+        let outcome = experiment.train(run, 1, &[&nan[..], more].concat()).expect_code(0);
+        assert_eq!(outcome.stdout.matches(" is left out: ").count(), 1, "{}", outcome.stdout);
+    }
+    assert!(experiment.checkpoint("ahead") == experiment.checkpoint("waited for"));
+    assert_eq!(losses(&experiment, "ahead"), losses(&experiment, "waited for"));
+}
+
+#[test]
 fn two_gpus_sum_over_nccl_to_the_bits_of_the_sum_over_mpi() {
     if !gpus_or_skip(2) || !mpirun_or_skip() {
         return;
