@@ -55,20 +55,20 @@ fn what_goes_wrong_with_a_step_changes_the_run_as_if_each_step_were_waited_for()
     }
     let pair = Pair::new();
     let nan = ["--inject-fault", "5:1:nan"];
-    let back = ["train.on_nan=roll-back", "checkpoint.every_steps=3", "checkpoint.keep_last=9"];
-    let spike = ["train.loss_spike={window: 8, action: roll-back}", "checkpoint.every_steps=3"];
+    let back = ["train.on_nan=roll-back"];
+    let spike = ["train.loss_spike={window: 8, action: roll-back}"];
     let averaged = ["train.on_nan=skip", "train.averaging={decay: 0.9, every_steps: 2, warmup_epochs: 0}"];
     let cases: [(&str, &[&str], &[&str], &str); 6] = [
         ("left out", &["train.on_nan=skip"], &nan, " is left out: "),
         ("left out in shards", &["train.on_nan=skip", "optimizer.shard=true"], &nan, " is left out: "),
         ("left out of averages", &averaged, &["--inject-fault", "6:0:nan"], " is left out: "),
-        ("back", &back, &nan, "; back to the checkpoint of step 3 "),
-        ("back from the end of an epoch", &back, &["--inject-fault", "15:0:nan"], "of step 12 "),
+        ("back", &back, &["--inject-fault", "19:1:nan"], "; back to the checkpoint of step 15 "),
+        ("back from the last step", &back, &["--inject-fault", "30:0:nan"], " of step 15 "),
         (
             "back from a jump",
             &spike,
-            &["--inject-fault", "20:1:spike"],
-            "; back to the checkpoint of step 18 ",
+            &["--inject-fault", "25:1:spike"],
+            "; back to the checkpoint of step 15 ",
         ),
     ];
     for (name, sets, more, sentence) in cases {

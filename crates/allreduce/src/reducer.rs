@@ -61,9 +61,6 @@ pub struct BucketRecord {
 pub struct StepExchange {
     /// By bucket index, the order of exchange.
     pub buckets: Vec<BucketRecord>,
-    /// How long [`Reducer::launch`] waited: communication, and what a [`BucketHook`] did, that nothing hid. A device's
-    /// own wait is not part of it.
-    pub exposed: Duration,
     /// Segments that were never marked ready: their parameters took no part in the step.
     pub unready: Vec<usize>,
 }
@@ -158,7 +155,6 @@ struct Step {
 struct Launched {
     begin: Instant,
     queued: Vec<Instant>,
-    exposed: Duration,
     unready: Vec<usize>,
 }
 
@@ -344,10 +340,9 @@ impl Reducer {
     /// When the exchange of a bucket is known to have failed. The buffer's content is then undefined, and the step is given
     /// up.
     pub fn launch(&self) -> Result<(), CommError> {
-        let call = Instant::now();
         let mut step = lock(&self.step);
         let step = &mut *step;
-        let begin = *step.begin.get_or_insert(call);
+        let begin = *step.begin.get_or_insert_with(Instant::now);
         let count = self.core.buckets.len();
         while step.queued.len() < count {
             self.launch_next(step);
@@ -360,7 +355,6 @@ impl Reducer {
         step.launched.push_back(Launched {
             begin,
             queued: std::mem::take(&mut step.queued),
-            exposed: call.elapsed(),
             unready: (0..step.ready.len()).filter(|&segment| !step.ready[segment]).collect(),
         });
         Ok(())
@@ -378,7 +372,7 @@ impl Reducer {
         let mut step = lock(&self.step);
         let step = &mut *step;
         let launched = step.launched.pop_front().expect("a step is launched before it is settled");
-        let Launched { begin, queued, exposed, unready } = launched;
+        let Launched { begin, queued, unready } = launched;
         while step.completed.len() < queued.len() && self.receive(step) {}
         let completions: Vec<_> = step.completed.drain(..queued.len()).collect();
         let mut buckets = Vec::with_capacity(queued.len());
@@ -393,7 +387,7 @@ impl Reducer {
                 processor: completion.processor,
             });
         }
-        Ok(StepExchange { buckets, exposed, unready })
+        Ok(StepExchange { buckets, unready })
     }
 
     /// Sends the buckets whose turn it is, in index order on every rank.

@@ -4,6 +4,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use crate::error::{Error, check};
 use crate::sys;
@@ -118,9 +119,21 @@ impl Event {
     /// # Errors
     /// Without CUDA.
     pub fn new() -> Result<Self, Error> {
+        Self::make(false)
+    }
+
+    /// As [`Event::new`], one that knows when it was reached.
+    ///
+    /// # Errors
+    /// Without CUDA.
+    pub fn timed() -> Result<Self, Error> {
+        Self::make(true)
+    }
+
+    fn make(timed: bool) -> Result<Self, Error> {
         let mut event = std::ptr::null_mut();
         // SAFETY: a valid place to write to.
-        check(unsafe { sys::torch_ext_event_new(&mut event) })?;
+        check(unsafe { sys::torch_ext_event_new(timed, &mut event) })?;
         let event = NonNull::new(event).ok_or_else(|| Error::Libtorch("CUDA gave no event".into()))?;
         Ok(Event { event })
     }
@@ -152,6 +165,18 @@ impl Event {
         // SAFETY: the event is alive, and a valid place to write to.
         check(unsafe { sys::torch_ext_event_query(self.event.as_ptr(), &mut done) })?;
         Ok(done)
+    }
+
+    /// How long after `earlier` it was reached, to about half a microsecond.
+    ///
+    /// # Errors
+    /// When one of the two is not timed or has not been reached, or an earlier failure on the device.
+    pub fn since(&self, earlier: &Event) -> Result<Duration, Error> {
+        let mut milliseconds = 0.0;
+        let (from, to) = (earlier.event.as_ptr(), self.event.as_ptr());
+        // SAFETY: both events are alive, and a valid place to write to.
+        check(unsafe { sys::torch_ext_event_elapsed(from, to, &mut milliseconds) })?;
+        Ok(Duration::try_from_secs_f64(f64::from(milliseconds) / 1e3).unwrap_or_default())
     }
 
     /// Waits on the host.

@@ -142,10 +142,12 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_set_current_stream(device: c_int, stream_id: i64) -> Text;
     pub(crate) fn torch_ext_stream_synchronize(device: c_int, stream_id: i64) -> Text;
     pub(crate) fn torch_ext_stream_handle(device: c_int, stream_id: i64, handle: *mut *mut c_void) -> Text;
-    pub(crate) fn torch_ext_event_new(event: *mut *mut c_void) -> Text;
+    pub(crate) fn torch_ext_event_new(timed: bool, event: *mut *mut c_void) -> Text;
     pub(crate) fn torch_ext_event_free(event: *mut c_void);
     pub(crate) fn torch_ext_event_record(event: *mut c_void, device: c_int, stream_id: i64) -> Text;
     pub(crate) fn torch_ext_event_block(event: *mut c_void, device: c_int, stream_id: i64) -> Text;
     pub(crate) fn torch_ext_event_query(event: *mut c_void, done: *mut bool) -> Text;
     pub(crate) fn torch_ext_event_synchronize(event: *mut c_void) -> Text;
+    pub(crate) fn torch_ext_event_elapsed(from: *mut c_void, to: *mut c_void, milliseconds: *mut f32)
+    -> Text;
 }

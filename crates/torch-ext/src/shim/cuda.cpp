@@ -39,8 +39,8 @@ Error torch_ext_stream_synchronize(int device, int64_t stream_id) {
 Error torch_ext_stream_handle(int device, int64_t stream_id, void **handle) {
   return guarded([&] { *handle = stream(device, stream_id).stream(); });
 }
-Error torch_ext_event_new(void **event) {
-  return guarded([&] { *event = new Event(); });
+Error torch_ext_event_new(bool timed, void **event) {
+  return guarded([&] { *event = timed ? new Event(cudaEventDefault) : new Event(); });
 }
 void torch_ext_event_free(void *event) { delete static_cast<Event *>(event); }
 Error torch_ext_event_record(void *event, int device, int64_t stream_id) {
@@ -54,6 +54,9 @@ Error torch_ext_event_query(void *event, bool *done) {
 }
 Error torch_ext_event_synchronize(void *event) {
   return guarded([&] { static_cast<Event *>(event)->synchronize(); });
+}
+Error torch_ext_event_elapsed(void *from, void *to, float *milliseconds) {
+  return guarded([&] { *milliseconds = static_cast<Event *>(from)->elapsed_time(*static_cast<Event *>(to)); });
 }
 
 #else
@@ -72,11 +75,12 @@ Error torch_ext_current_stream(int, int64_t *) { return unavailable(); }
 Error torch_ext_set_current_stream(int, int64_t) { return unavailable(); }
 Error torch_ext_stream_synchronize(int, int64_t) { return unavailable(); }
 Error torch_ext_stream_handle(int, int64_t, void **) { return unavailable(); }
-Error torch_ext_event_new(void **) { return unavailable(); }
+Error torch_ext_event_new(bool, void **) { return unavailable(); }
 void torch_ext_event_free(void *) {}
 Error torch_ext_event_record(void *, int, int64_t) { return unavailable(); }
 Error torch_ext_event_block(void *, int, int64_t) { return unavailable(); }
 Error torch_ext_event_query(void *, bool *) { return unavailable(); }
 Error torch_ext_event_synchronize(void *) { return unavailable(); }
+Error torch_ext_event_elapsed(void *, void *, float *) { return unavailable(); }
 
 #endif

@@ -101,10 +101,11 @@ Error torch_ext_current_stream(int device, int64_t *stream_id);
 Error torch_ext_set_current_stream(int device, int64_t stream_id);
 Error torch_ext_stream_synchronize(int device, int64_t stream_id);
 Error torch_ext_stream_handle(int device, int64_t stream_id, void **handle);
-Error torch_ext_event_new(void **event);
+Error torch_ext_event_new(bool timed, void **event);
 void torch_ext_event_free(void *event);
 Error torch_ext_event_record(void *event, int device, int64_t stream_id);
 Error torch_ext_event_block(void *event, int device, int64_t stream_id);
 Error torch_ext_event_query(void *event, bool *done);
 Error torch_ext_event_synchronize(void *event);
+Error torch_ext_event_elapsed(void *from, void *to, float *milliseconds);
 }

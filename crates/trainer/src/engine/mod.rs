@@ -7,10 +7,12 @@
 //! | file | holds |
 //! |---|---|
 //! | [`outcome`] | what goes into a step and what comes of it |
+//! | [`laps`] | how long its parts take |
 //! | [`update`] | what averages change |
 //! | [`search`] | where numbers that are not finite come from |
 //! | [`rehearsal`] | faults on demand |
 
+mod laps;
 mod outcome;
 mod rehearsal;
 mod search;
@@ -28,6 +30,7 @@ use torch_ext::copy::Readback;
 use torch_ext::sync_norm::Ranks;
 use torch_ext::{autocast, hooks};
 
+use self::laps::{Laps, Part};
 use self::outcome::mean_of_counted;
 pub(crate) use self::outcome::{Phases, StepError, StepOutcome, WeightSet, Wishes};
 use crate::averaging::{Averaged, Rule};
@@ -90,7 +93,7 @@ pub(crate) struct Engine<'plan> {
 struct Launched {
     step: u64,
     begin: Instant,
-    phases: Phases,
+    laps: Laps,
     numbers: Numbers,
     gradient_norm: Option<f64>,
 }
@@ -253,11 +256,11 @@ impl<'plan> Engine<'plan> {
         feed: &mut Feed,
     ) -> Result<(), Error> {
         let begin = Instant::now();
-        let mut phases = Phases::default();
+        let mut laps = Laps::begin(self.compute.device, self.launched.back().map(|before| &before.laps))?;
         self.inputs.begin(step, learning_rate);
         self.reducer.begin_step(self.plan.batches.local_micro_batches().len());
         if self.failure.is_none() {
-            let computed = self.run_micro_batches(step, wishes, feed, &mut phases);
+            let computed = self.run_micro_batches(step, wishes, feed, &mut laps);
             self.hooks_count.store(false, Ordering::Release);
             if self.norm_ranks.is_some() {
                 // The others wait in a batch norm, which a rank that failed cannot come to any more.
@@ -274,8 +277,8 @@ impl<'plan> Engine<'plan> {
         }
         self.enter(step, "communication");
         self.exchange()?;
+        laps.lap(Part::Exchange)?;
         self.enter(step, "optimizer");
-        let clock = Instant::now();
         let mut gradient_norm = None;
         let numbers = if self.failure.is_some() {
             Numbers::OfAFailure
@@ -297,14 +300,12 @@ impl<'plan> Engine<'plan> {
             }
             Numbers::Read(numbers)
         };
-        let waited = self.state.optimizer.take_waited();
-        phases.exposed_communication += waited;
-        phases.optimizer = clock.elapsed().saturating_sub(waited);
+        laps.lap(Part::Optimizer)?;
+        laps.waited(Part::Optimizer, self.state.optimizer.take_waited());
         if self.fault_of(step) == Some(FaultKind::FlipBit) {
             self.flip_bit()?;
         }
-        self.computed = phases.input + phases.forward + phases.backward + phases.optimizer;
-        self.launched.push_back(Launched { step, begin, phases, numbers, gradient_norm });
+        self.launched.push_back(Launched { step, begin, laps, numbers, gradient_norm });
         Ok(())
     }
 
@@ -325,10 +326,9 @@ impl<'plan> Engine<'plan> {
     /// When all have been settled.
     pub(crate) fn settle(&mut self) -> Result<StepOutcome, StepError> {
         let launched = self.launched.pop_front().expect("a step is launched before it is settled");
-        let Launched { step, begin, mut phases, numbers, gradient_norm } = launched;
+        let Launched { step, begin, laps, numbers, gradient_norm } = launched;
         self.enter(step, "communication");
         let exchange = self.reducer.settle().map_err(|error| StepError::Exchange(error.into()))?;
-        phases.exposed_communication += exchange.exposed;
         let tail = match numbers {
             Numbers::Read(numbers) => numbers,
             Numbers::UnderWay(mut readback) => {
@@ -345,6 +345,8 @@ impl<'plan> Engine<'plan> {
         if tail[Tail::Failed as usize] > 0.0 {
             return Err(StepError::Elsewhere);
         }
+        let mut phases = laps.read().map_err(StepError::Exchange)?;
+        self.computed = phases.input + phases.forward + phases.backward + phases.optimizer;
         phases.step = self.settled.map_or(begin, |settled| settled.max(begin)).elapsed();
         self.settled = Some(Instant::now());
         let micro_batches = self.plan.batches.micro_batches() as f32;
@@ -394,35 +396,31 @@ impl<'plan> Engine<'plan> {
         step: u64,
         wishes: &dyn Fn() -> Wishes,
         feed: &mut Feed,
-        phases: &mut Phases,
+        laps: &mut Laps,
     ) -> Result<(), Error> {
         let _ = self.state.exchange.f_zero_()?;
+        laps.lap(Part::Optimizer)?;
         let micro_batches = self.plan.batches.local_micro_batches();
         let (first, last) = (micro_batches.start, micro_batches.end - 1);
         for micro_batch in micro_batches {
             self.enter(step, "data wait");
-            let clock = Instant::now();
             if micro_batch == first {
                 self.await_slow_data(step);
             }
             let mut delivery = feed.next()?;
-            phases.data_wait += clock.elapsed();
+            laps.lap(Part::DataWait)?;
 
             self.enter(step, "input");
-            let clock = Instant::now();
             let (images, targets) = self.load(&mut delivery, step, micro_batch)?;
             drop(delivery);
-            phases.input += clock.elapsed();
+            laps.lap(Part::Input)?;
 
             self.enter(step, "forward");
-            let clock = Instant::now();
             let loss = self.forward(&images, &targets, step, micro_batch)?;
-            let waited = self.state.optimizer.take_waited();
-            phases.exposed_communication += waited;
-            phases.forward += clock.elapsed().saturating_sub(waited);
+            laps.lap(Part::Forward)?;
+            laps.waited(Part::Forward, self.state.optimizer.take_waited());
 
             self.enter(step, "backward");
-            let clock = Instant::now();
             if micro_batch == last {
                 if let Some(fault) = self.fault_of(step) {
                     fault.strike(self)?;
@@ -434,7 +432,7 @@ impl<'plan> Engine<'plan> {
                 self.reducer.seal();
             }
             self.backward(&loss)?;
-            phases.backward += clock.elapsed();
+            laps.lap(Part::Backward)?;
             // A GPU is still at work.
             feed.stage_ahead();
             if micro_batch != last {

@@ -6,7 +6,8 @@ use allreduce::StepExchange;
 
 use crate::error::Error;
 
-/// Seconds that this rank spent in each part of a step; on a GPU those that the host took to queue it.
+/// How long this rank took for each part of a step. Where it computes on a GPU, that GPU: it waits for data when the host
+/// has queued nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Phases {
     pub(crate) data_wait: Duration,
