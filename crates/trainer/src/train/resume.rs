@@ -191,16 +191,26 @@ pub(super) fn refuse_other_keys(
         return Ok(());
     }
     let now: BTreeMap<String, String> = plan.config.meaning().into_iter().collect();
-    let keys: BTreeSet<&String> = now.keys().chain(saved.meaning.keys()).filter(|key| matters(key)).collect();
-    let value =
-        |values: &BTreeMap<String, String>, key| values.get(key).map_or("absent".to_owned(), String::clone);
+    // A version that did not know a key did what the key's default does.
+    let mut then = saved.meaning.clone();
+    let new: Vec<&str> = now.keys().filter(|key| !then.contains_key(*key)).map(String::as_str).collect();
+    then.extend(plan.default_meaning(&new));
+    let keys: BTreeSet<&String> = now.keys().chain(then.keys()).filter(|key| matters(key)).collect();
     let differences: Vec<String> = keys
         .into_iter()
-        .map(|key| (key, value(&saved.meaning, key), value(&now, key)))
-        .filter(|(_, then, now)| then != now)
-        .map(|(key, then, now)| {
-            let advice = if key == DERIVED { advice(&then) } else { String::new() };
-            format!("{key} was {then}, is {now}{advice}")
+        .filter(|key| now.get(*key) != then.get(*key))
+        .map(|key| {
+            let value = |values: &BTreeMap<String, String>| {
+                values.get(key).map_or("absent", String::as_str).to_owned()
+            };
+            let (then, now) = (value(&then), value(&now));
+            match key.as_str() {
+                _ if !plan.config.knows(key) => {
+                    format!("{key} was {then}, and this version does not know that key")
+                }
+                DERIVED => format!("{key} was {then}, is {now}{}", advice(&then)),
+                _ => format!("{key} was {then}, is {now}"),
+            }
         })
         .collect();
     if differences.is_empty() {
