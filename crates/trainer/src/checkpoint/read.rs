@@ -1,8 +1,7 @@
 //! Reading and verifying. Nothing is used whose checksum was not found right.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -12,6 +11,10 @@ use super::retention::{checkpoint_name, list, step_of};
 use super::{
     BEST, CHECKSUMS, Checkpoint, CheckpointError, FILES, FORMAT, LATEST, Part, RunState, STATE, file_error,
 };
+use crate::files;
+
+/// Longest of the small files: those of names and checksums, and the state with its 10,000 latest losses.
+const MOST_SMALL_BYTES: u64 = 16 << 20;
 
 /// Reads and verifies parts of a checkpoint. `path` is its folder, or its file of weights or of averaged weights, which
 /// then are the weights, or a run directory or `checkpoints` folder, meaning the latest one there, or `latest` or `best`
@@ -81,7 +84,7 @@ fn read_checksums(folder: &Path) -> Result<BTreeMap<String, String>, CheckpointE
     if !path.exists() {
         return Err(damaged(folder, format!("it has no {CHECKSUMS}, which is written last")));
     }
-    decode_checksums(&read_file(&path)?)
+    decode_checksums(&read_file(&path, MOST_SMALL_BYTES)?)
         .ok_or_else(|| damaged(folder, format!("{CHECKSUMS} is not as sha256sum writes it")))
 }
 
@@ -107,7 +110,13 @@ fn read_verified(
 ) -> Result<Vec<u8>, CheckpointError> {
     let expected = (checksums.get(file))
         .ok_or_else(|| damaged(folder, format!("{CHECKSUMS} does not name {file}, which is expected")))?;
-    let bytes = read_file(&folder.join(file))?;
+    let most = if file == STATE { MOST_SMALL_BYTES } else { files::MOST_BYTES };
+    let bytes = match files::read(&folder.join(file), most) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(damaged(folder, format!("{file} is missing")));
+        }
+        bytes => bytes.map_err(file_error("read", &folder.join(file)))?,
+    };
     let found = checksum(&bytes);
     if found != *expected {
         let reason = format!(
@@ -119,15 +128,13 @@ fn read_verified(
     Ok(bytes)
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(file_error("read", path))?;
-    Ok(bytes)
+fn read_file(path: &Path, most: u64) -> Result<Vec<u8>, CheckpointError> {
+    files::read(path, most).map_err(file_error("read", path))
 }
 
 /// The name in a pointer file, if it is that of a checkpoint beside it.
 fn pointed_at(pointer: &Path) -> Result<Option<u64>, CheckpointError> {
-    let name = match fs::read(pointer) {
+    let name = match files::read(pointer, MOST_SMALL_BYTES) {
         Ok(name) => name,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(file_error("read", pointer)(error)),

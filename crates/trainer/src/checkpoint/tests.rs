@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use super::read::latest;
@@ -215,6 +216,65 @@ fn any_damage_is_found_and_the_checkpoint_before_is_used() {
     });
     let (path, ..) = newest_whole(dir.path()).unwrap().unwrap();
     assert_eq!(path, newest, "repaired");
+}
+
+#[test]
+fn what_is_no_regular_file_of_a_sensible_length_is_not_read() {
+    use std::os::unix::fs::symlink;
+
+    let dir = tempfile::tempdir().unwrap();
+    let before = save_step(dir.path(), 1);
+    let newest = save_step(dir.path(), 2);
+    let fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let sparse = |path: &Path| fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
+    let kinds: [(&dyn Fn(&Path), &str); 5] = [
+        (&fifo, "it is a FIFO, expected a regular file"),
+        (&|path| fs::create_dir(path).unwrap(), "it is a folder, expected a regular file"),
+        (&|path| symlink("/dev/zero", path).unwrap(), "it is a device, expected a regular file"),
+        (&|path| symlink("nowhere", path).unwrap(), ""),
+        (&sparse, "it has 1099511627776 bytes, expected at most "),
+    ];
+    for file in [STATE, CHECKSUMS, Part::Weights.file(), Part::Optimizer.file()] {
+        let (path, aside) = (newest.join(file), dir.path().join("aside"));
+        fs::rename(&path, &aside).unwrap();
+        for (make, part) in kinds {
+            make(&path);
+            let message = load_all(&newest).unwrap_err().to_string();
+            assert!(message.contains(part) && message.contains(file), "{file}: {message}");
+            let (found, ..) = newest_whole(dir.path()).unwrap().unwrap();
+            assert_eq!(found, before, "{file}: {message}");
+            fs::remove_dir(&path).or_else(|_| fs::remove_file(&path)).unwrap();
+        }
+        // A store that keeps equal files once has links to them.
+        symlink(&aside, &path).unwrap();
+        assert!(load_all(&newest).is_ok(), "{file}");
+        fs::rename(&aside, &path).unwrap();
+    }
+    for name in [LATEST, BEST] {
+        let path = dir.path().join(name);
+        let _ = fs::remove_file(&path);
+        fifo(&path);
+        let parts = parts().into_iter().map(|(part, tensors)| (part, Ok(tensors)));
+        let saved = save(dir.path(), &state(3, Some(0.5)), parts, Keep { last: 9, best: 1 });
+        let message = match saved {
+            Ok(written) => written.untidy.unwrap(),
+            Err(error) => error.to_string(),
+        };
+        let expected = format!("cannot replace {}: it is a FIFO", path.display());
+        assert!(message.contains(&expected), "{message}");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn what_a_terminal_obeys_is_written_out_in_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let newest = save_step(dir.path(), 1);
+    let evil = format!("{}  \u{1b}[31mred\n", "0".repeat(64));
+    let sums = fs::read_to_string(newest.join(CHECKSUMS)).unwrap();
+    fs::write(newest.join(CHECKSUMS), evil + &sums).unwrap();
+    let message = load_all(&newest).unwrap_err().to_string();
+    assert!(message.contains("SHA256SUMS names \\u{1b}[31mred, which"), "{message}");
 }
 
 #[test]
