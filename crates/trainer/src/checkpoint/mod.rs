@@ -37,7 +37,7 @@ use crate::health::HealthState;
 pub(crate) use background::{Job, LazyTensors, Outcome, Writer};
 pub(crate) use content::checksum;
 pub(crate) use read::{
-    candidates, candidates_up_to, load, load_all, load_state, newest_whole, weights_checksum,
+    candidates, candidates_up_to, load, load_all, load_state, newest_whole, pointer_warning, weights_checksum,
 };
 pub(crate) use retention::{ABANDONED, Keep, Later, drop_later};
 #[cfg(test)]

@@ -39,6 +39,10 @@ fn load_parts(
     if let Some(unknown) = checksums.keys().find(|name| !known(name)) {
         return Err(damaged(folder, format!("{CHECKSUMS} names {unknown}, which no checkpoint has")));
     }
+    let optimizer = Part::Optimizer.file();
+    if wanted.is_none() && state.imported.is_none() && !checksums.contains_key(optimizer) {
+        return Err(damaged(folder, format!("it has no {optimizer}, which a run needs to go on")));
+    }
     // Weights are always there.
     let all = |part, file| part == Part::Weights || checksums.contains_key(file);
     let mut parts = BTreeMap::new();
@@ -100,7 +104,14 @@ fn read_state(folder: &Path, checksums: &BTreeMap<String, String>) -> Result<Run
         let reason = format!("its format is {format}, this version reads {FORMAT}");
         return Err(CheckpointError::Foreign { path: folder.to_owned(), reason });
     }
-    serde_json::from_slice(&json).map_err(unreadable)
+    let state: RunState = serde_json::from_slice(&json).map_err(unreadable)?;
+    let named = folder.file_name().and_then(|name| step_of(name.to_str()?));
+    match named.filter(|named| state.imported.is_none() && *named != state.step) {
+        Some(_) => {
+            Err(damaged(folder, format!("{STATE} says step {}, unlike the folder's name", state.step)))
+        }
+        None => Ok(state),
+    }
 }
 
 fn read_verified(
@@ -162,15 +173,36 @@ pub(super) fn latest(folder: &Path) -> Result<Option<PathBuf>, CheckpointError> 
     Ok(candidates(folder)?.into_iter().find(|path| path.join(CHECKSUMS).is_file()))
 }
 
-/// The newest whole checkpoint below `folder`, with what is wrong with each newer one; `None` where there is not
-/// one checkpoint.
+/// Where `path`, as for [`load`], leaves it to the pointer which checkpoint is meant, and that names none: which one is
+/// taken instead, as a sentence.
+pub(crate) fn pointer_warning(path: &Path) -> Option<String> {
+    let taken = resolve(path).ok()?;
+    let pointer = taken.with_file_name(LATEST);
+    // A checkpoint, or a file in one.
+    if path.starts_with(&taken) || !pointer.exists() {
+        return None;
+    }
+    match pointed_at(&pointer) {
+        Ok(None) => Some(format!(
+            "{} names no checkpoint that is there; the one of the highest step is taken: {}",
+            pointer.display(),
+            taken.display()
+        )),
+        _ => None,
+    }
+}
+
+/// The newest whole checkpoint below `folder` that `check` finds no damage in either, with what is wrong with each newer
+/// one; `None` where there is not one checkpoint.
 #[allow(clippy::type_complexity, reason = "a name for what is taken apart at once would say less")]
 pub(crate) fn newest_whole(
     folder: &Path,
+    check: impl Fn(&Path, &Checkpoint) -> Result<(), CheckpointError>,
 ) -> Result<Option<(PathBuf, Checkpoint, Vec<CheckpointError>)>, CheckpointError> {
     let mut passed_over = Vec::new();
     for path in candidates(folder)? {
-        match load_all(&path) {
+        let loaded = load_all(&path).and_then(|checkpoint| check(&path, &checkpoint).map(|()| checkpoint));
+        match loaded {
             Ok(checkpoint) => return Ok(Some((path, checkpoint, passed_over))),
             Err(error @ (CheckpointError::Damaged { .. } | CheckpointError::File { .. })) => {
                 passed_over.push(error);

@@ -8,6 +8,7 @@ use model::{Architecture, Content, ModelError, Naming, Network, Options};
 use super::{NumberFormat, file, fit};
 use crate::checkpoint::{self, CheckpointError, NamedTensor, Part, RunState};
 use crate::error::Error;
+use crate::telemetry::print_warning;
 
 /// What `wrn-dist model export` was asked to do.
 #[derive(Clone, Debug)]
@@ -30,6 +31,9 @@ pub struct ExportOptions {
 pub fn export_weights(options: &ExportOptions) -> Result<String, Error> {
     let ExportOptions { input, output, format, .. } = options;
     checkpoint::refuse_existing(output)?;
+    if let Some(warning) = checkpoint::pointer_warning(input) {
+        print_warning(&warning);
+    }
     let mut saved = checkpoint::load(input, &[Part::Weights])?;
     super::require_classifier(&saved.state, input)?;
     let damaged = |reason: String| CheckpointError::Damaged { path: input.clone(), reason };
