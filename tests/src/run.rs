@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::command::{
@@ -121,6 +122,27 @@ impl Experiment {
         let folder = self.path(name).join("checkpoints");
         let latest = fs::read_to_string(folder.join("latest")).expect("the run has a checkpoint");
         folder.join(latest)
+    }
+
+    /// Changes `state.json` of the latest checkpoint of run `name`, whose checksums fit afterwards, too.
+    ///
+    /// # Panics
+    /// When there is no checkpoint.
+    pub fn change_state(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let folder = self.checkpoint_folder(name);
+        let read = |file: &str| fs::read_to_string(folder.join(file)).expect("a checkpoint is complete");
+        let (text, sums) = (read("state.json"), read("SHA256SUMS"));
+        let mut state: Value = serde_json::from_str(&text).expect("the state is JSON");
+        change(&mut state);
+        let changed = state.to_string();
+        let sum = |text: &str| -> String {
+            Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        for (file, text) in
+            [("state.json", &changed), ("SHA256SUMS", &sums.replace(&sum(&text), &sum(&changed)))]
+        {
+            fs::write(folder.join(file), text).expect("the checkpoint is writable");
+        }
     }
 
     /// Lines of `metrics.jsonl` of run `name`, but for those of checkpoints, of which two runs that are otherwise

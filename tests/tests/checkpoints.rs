@@ -70,6 +70,103 @@ fn a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before_it() {
 }
 
 #[test]
+fn a_checkpoint_from_before_a_key_existed_is_gone_on_from_with_the_default() {
+    let experiment = experiment(1);
+    let _ = experiment.train("run", 1, &["--stop-after", "step:2"]).expect_code(STOPPED);
+    experiment.change_state("run", |state| {
+        let meaning = state["meaning"].as_object_mut().unwrap();
+        assert_eq!(meaning.remove("precision.tf32").unwrap(), "false");
+    });
+    let refused = experiment.train("run", 1, &["--set", "precision.tf32=true"]).expect_code(1);
+    assert!(refused.stderr.contains("precision.tf32 was false, is true"), "{}", refused.stderr);
+    let _ = experiment.train("run", 1, &["--stop-after", "step:3"]).expect_code(STOPPED);
+    experiment.change_state("run", |state| state["meaning"]["model.later"] = "\u{1b}[2J".into());
+    let refused = experiment.train("run", 1, &[]).expect_code(1);
+    let sentence = "model.later was \\u{1b}[2J, and this version does not know that key";
+    assert!(refused.stderr.contains(sentence), "{}", refused.stderr);
+}
+
+#[test]
+fn a_state_that_no_run_saves_is_passed_over_and_a_pointer_that_names_nothing_is_told() {
+    let experiment = experiment(1);
+    let stop = |step: &'static str| ["--set", "checkpoint.keep_last=3", "--stop-after", step];
+    let _ = experiment.train("run", 1, &stop("step:2")).expect_code(STOPPED);
+    let _ = experiment.train("run", 1, &stop("step:3")).expect_code(STOPPED);
+    experiment.change_state("run", |state| state["epoch_correct"] = 1_000_000.into());
+    let outcome = experiment.train("run", 1, &stop("step:4")).expect_code(STOPPED);
+    let warning =
+        " is damaged: state.json says epoch_correct 1000000, expected at most 96; it is passed over";
+    assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+    assert!(outcome.stdout.contains("resumed after step 2 of 6"), "{}", outcome.stdout);
+
+    let latest = experiment.path("run/checkpoints/latest");
+    fs::write(&latest, "nonsense").unwrap();
+    let run = experiment.path("run");
+    let eval = ["eval", "--config", experiment.config(), "--checkpoint", run.to_str().unwrap()];
+    let told = "warning: ";
+    for outcome in
+        [wrn_dist(1, &eval).expect_code(0), experiment.train("run", 1, &stop("step:5")).expect_code(STOPPED)]
+    {
+        let line = outcome.stderr.lines().find(|line| line.contains("latest names no checkpoint")).unwrap();
+        assert!(line.starts_with(told) && line.ends_with("step-000000004"), "{line}");
+    }
+}
+
+#[test]
+fn what_has_another_kind_than_a_run_gave_it_is_named_and_nothing_waits_for_it() {
+    let experiment = experiment(1);
+    for (name, kind) in [
+        ("lock", "folder"),
+        ("lock", "FIFO"),
+        ("report", "file"),
+        ("checkpoints", "file"),
+        ("metrics.jsonl", "folder"),
+        ("metrics.jsonl", "FIFO"),
+        ("run.json", "FIFO"),
+        ("checkpoints/latest", "folder"),
+        ("checkpoints/latest", "FIFO"),
+    ] {
+        let run = format!("{} {kind}", name.replace('/', " "));
+        let path = experiment.path(&run).join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let found = match kind {
+            "folder" => fs::create_dir(&path).map(|()| "it is a folder, expected a regular file"),
+            "file" => fs::write(&path, "").map(|()| "it is a regular file, expected a folder"),
+            _ => Command::new("mkfifo").arg(&path).status().map(|_| "it is a FIFO, expected a regular file"),
+        };
+        let sentence = format!("{}: {}", path.display(), found.unwrap());
+        let outcome = experiment.train(&run, 1, &[]).expect_code(1);
+        assert!(outcome.stderr.contains(&sentence), "{run}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_way_back_counts_sound_checkpoints_alone() {
+    let experiment = experiment(1);
+    let often = ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep_last=9"];
+    let back = ["--set", "train.on_nan=roll-back", "--set", "train.roll_back.checkpoints_back=2"];
+    let with = |more: &[&'static str]| [&often[..], &back, more].concat();
+    for step in ["step:1", "step:2", "step:3", "step:4"] {
+        let _ = experiment.train("run", 1, &with(&["--stop-after", step])).expect_code(STOPPED);
+    }
+    // The one that the run goes on from is good, the one before it is not, and the one before that is another run's.
+    let folder = experiment.path("run/checkpoints");
+    change_a_byte(&folder.join("step-000000003/weights.safetensors"));
+    fs::write(folder.join("latest"), "step-000000002").unwrap();
+    experiment.change_state("run", |state| state["data"] = "another".into());
+    fs::write(folder.join("latest"), "step-000000004").unwrap();
+    let outcome = experiment.train("run", 1, &with(&["--inject-fault", "5:0:nan"])).expect_code(0);
+    assert!(outcome.stdout.contains("; back to the checkpoint of step 1 with"), "{}", outcome.stdout);
+    for part in ["step-000000003 is damaged: ", "step-000000002 does not belong to this run: "] {
+        let line = outcome.stderr.lines().find(|line| line.contains(part)).unwrap();
+        assert!(
+            line.starts_with("warning: ") && line.ends_with("it is passed over for the one before it"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
 fn a_run_none_of_whose_checkpoints_is_whole_does_not_begin_anew() {
     let experiment = experiment(2);
     let _ = experiment.train("run", 1, &["--stop-after", "step:3"]).expect_code(STOPPED);

@@ -242,12 +242,27 @@ fn a_way_back_or_a_smaller_loss_scale_comes_out_alike_however_the_weights_are_up
 }
 
 #[test]
-fn without_a_checkpoint_or_too_often_a_way_back_is_the_end() {
+fn before_the_first_save_that_is_due_a_way_back_leads_to_the_start_and_too_often_it_is_the_end() {
     let experiment = experiment(2);
     let policy = ["--set", "train.on_nan=roll-back"];
-    let outcome =
-        experiment.train("none", 1, &[&policy[..], &["--inject-fault", "3:0:nan"]].concat()).expect_code(1);
-    assert!(outcome.stderr.contains("there is no checkpoint in "), "{}", outcome.stderr);
+    for shard in ["optimizer.shard=false", "optimizer.shard=true"] {
+        let ranks = if mpirun_or_skip() { 2 } else { 1 };
+        let more = ["--inject-fault", "3:0:nan", "--set", shard];
+        let outcome = experiment.train(shard, ranks, &[&policy[..], &more].concat()).expect_code(0);
+        assert!(
+            outcome.stdout.contains("; back to the checkpoint of step 0 with 0.5 times"),
+            "{}",
+            outcome.stdout
+        );
+        let metrics = experiment.metrics(shard);
+        let steps = of_kind(&metrics, "step");
+        assert_eq!(steps.len(), 20, "one line a step");
+        assert!(steps.iter().all(|step| step["learning_rate"] == 0.025), "{steps:?}");
+        assert_eq!(experiment.saves(shard)[0]["step"], 0);
+    }
+    // A run that nothing leads back saves when it is due.
+    let _ = experiment.train("plain", 1, &[]).expect_code(0);
+    assert_eq!(experiment.saves("plain")[0]["step"], 10);
 
     // After the first step already, no rate helps these weights any more.
     let often = ["--set", "schedule.rate=1e30", "--set", "train.roll_back.most=2"];

@@ -58,4 +58,5 @@ pub use progress::Progress;
 pub use sampler::{EpochOrder, Order, Sampler, class_balanced_subset};
 pub use shards::{ReadMode, ShardSet, index};
 pub use source::{Adapt, DataSet, EncodedSource, ImageShape, Labelled, Source, open};
+pub use text::printable;
 pub use verify::verify;

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::path::Path;
 
 /// The text with its control characters written out, such as `\u{1b}`.
-pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(char::is_control) {
         return text.into();
     }

@@ -22,6 +22,7 @@ mod evaluate;
 mod exchange_memory;
 mod fault;
 mod feed;
+mod files;
 mod flat;
 mod health;
 mod input;

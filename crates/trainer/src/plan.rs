@@ -67,10 +67,7 @@ impl Plan {
                 .into());
         }
         config.train.micro_batch = NonZeroUsize::new(parts.batches.micro_batch()).map(AutoOr::Exactly);
-        synchronization::write_defaults(&mut config.comm);
-        if config.precision.dtype == Dtype::Fp16 {
-            let _ = config.precision.loss_scale.get_or_insert_default();
-        }
+        write_defaults(&mut config);
 
         let steps_per_epoch = parts.batches.steps_per_epoch(data.sampler.len()) as u64;
         if steps_per_epoch == 0 {
@@ -105,6 +102,15 @@ impl Plan {
         })
     }
 
+    /// What [`Config::meaning`] says of `keys` where nobody writes them; nothing where one of them has to be written.
+    pub(crate) fn default_meaning(&self, keys: &[&str]) -> Vec<(String, String)> {
+        let Some(mut config) = self.config.without(keys) else { return Vec::new() };
+        write_defaults(&mut config);
+        let mut meaning = config.meaning();
+        meaning.retain(|(key, _)| keys.contains(&key.as_str()));
+        meaning
+    }
+
     /// How many there are, for people, and how many of them an epoch takes where that is another number.
     pub(crate) fn training_images(&self) -> String {
         let (all, an_epoch) = (self.data.train.len(), self.data.sampler.len());
@@ -120,6 +126,14 @@ impl Plan {
 
     pub(crate) fn micro_batch(&self) -> usize {
         self.batches.micro_batch()
+    }
+}
+
+/// Defaults that follow from other keys, once these are known to make sense together.
+fn write_defaults(config: &mut Config) {
+    synchronization::write_defaults(&mut config.comm);
+    if config.precision.dtype == Dtype::Fp16 {
+        let _ = config.precision.loss_scale.get_or_insert_default();
     }
 }
 

@@ -1,7 +1,7 @@
 //! The folder of one run and the files that describe it: `config.yaml`, `run.json`. Metrics and checkpoints
 //! have modules of their own.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use allreduce::CommThread;
@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::checkpoint::replace_file;
 use crate::device::Compute;
 use crate::error::Error;
+use crate::files;
 use crate::flat::FlatLayout;
 use crate::plan::Plan;
 
@@ -47,9 +48,10 @@ impl RunDir {
 
     /// Creates the folder and keeps other processes out of it until the lock is dropped.
     pub(crate) fn lock(&self) -> Result<File, Error> {
-        fs::create_dir_all(&self.root).map_err(Error::file("create", &self.root))?;
+        files::create_folder(&self.root).map_err(Error::file("create", &self.root))?;
         let path = self.root.join("lock");
-        let file = File::create(&path).map_err(Error::file("create", &path))?;
+        let open = || File::options().write(true).create(true).truncate(false).open(&path);
+        let file = files::expect_file(&path).and_then(|()| open()).map_err(Error::file("open", &path))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(Error::Other(format!(
@@ -72,7 +74,7 @@ impl RunDir {
         layout: &FlatLayout,
     ) -> Result<(), Error> {
         let report = self.root.join("report");
-        fs::create_dir_all(&report).map_err(Error::file("create", &report))?;
+        files::create_folder(&report).map_err(Error::file("create", &report))?;
         let versions = torch_ext::runtime::versions();
         let record = RunRecord {
             wrn_dist: env!("CARGO_PKG_VERSION"),

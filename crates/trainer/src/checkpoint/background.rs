@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::content::is_finite;
 use super::retention::Keep;
 use super::write::{Written, save};
 use super::{CheckpointError, NamedTensor, NotFiniteTensor, Part, RunState, file_error};
@@ -106,7 +107,7 @@ fn work(job: Job) -> Outcome {
 }
 
 fn finite(tensors: Vec<NamedTensor>, step: u64) -> Result<Vec<NamedTensor>, CheckpointError> {
-    match tensors.iter().find(|tensor| tensor.values.iter().any(|value| !value.is_finite())) {
+    match tensors.iter().find(|tensor| !is_finite(&tensor.values)) {
         Some(tensor) => Err(NotFiniteTensor { tensor: tensor.name.clone(), step }.into()),
         None => Ok(tensors),
     }

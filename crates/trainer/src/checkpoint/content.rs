@@ -65,7 +65,12 @@ pub(super) fn encode(tensors: &[NamedTensor]) -> Result<Vec<u8>, String> {
     safetensors::serialize(views, None).map_err(|error| error.to_string())
 }
 
-/// The opposite of [`encode`]; tensors may come in another order.
+/// Whether all numbers are. Looks at each without a way out, so that the compiler takes many at once.
+pub(super) fn is_finite(values: &[f32]) -> bool {
+    values.iter().fold(true, |finite, value| finite & value.is_finite())
+}
+
+/// The opposite of [`encode`]; tensors may come in another order. Numbers that are not finite are damage: none are saved.
 pub(super) fn decode(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
     let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
     file.iter()
@@ -73,11 +78,14 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
             if view.dtype() != Dtype::F32 {
                 return Err(format!("{name} is {:?}, expected F32", view.dtype()));
             }
-            let values = view
+            let values: Vec<f32> = view
                 .data()
                 .chunks_exact(size_of::<f32>())
                 .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
                 .collect();
+            if !is_finite(&values) {
+                return Err(format!("{name} holds numbers that are infinite or NaN"));
+            }
             Ok(NamedTensor { name: name.to_owned(), shape: view.shape().to_vec(), values })
         })
         .collect()

@@ -29,6 +29,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use data_sharding::printable;
 use serde::{Deserialize, Serialize};
 
 use crate::health::HealthState;
@@ -36,7 +37,7 @@ use crate::health::HealthState;
 pub(crate) use background::{Job, LazyTensors, Outcome, Writer};
 pub(crate) use content::checksum;
 pub(crate) use read::{
-    candidates, candidates_up_to, load, load_all, load_state, newest_whole, weights_checksum,
+    candidates, candidates_up_to, load, load_all, load_state, newest_whole, pointer_warning, weights_checksum,
 };
 pub(crate) use retention::{ABANDONED, Keep, Later, drop_later};
 #[cfg(test)]
@@ -89,7 +90,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The content is not what was written.
-    #[error("the checkpoint {} is damaged: {reason}", path.display())]
+    #[error("the checkpoint {} is damaged: {}", path.display(), printable(reason))]
     Damaged {
         /// The checkpoint's folder.
         path: PathBuf,
@@ -107,7 +108,7 @@ pub enum CheckpointError {
         reasons: Vec<String>,
     },
     /// A whole checkpoint, but of another network or run.
-    #[error("the checkpoint {} does not belong to this run: {reason}", path.display())]
+    #[error("the checkpoint {} does not belong to this run: {}", path.display(), printable(reason))]
     Foreign {
         /// The checkpoint's folder.
         path: PathBuf,

@@ -1,8 +1,7 @@
 //! Reading and verifying. Nothing is used whose checksum was not found right.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -12,6 +11,10 @@ use super::retention::{checkpoint_name, list, step_of};
 use super::{
     BEST, CHECKSUMS, Checkpoint, CheckpointError, FILES, FORMAT, LATEST, Part, RunState, STATE, file_error,
 };
+use crate::files;
+
+/// Longest of the small files: those of names and checksums, and the state with its 10,000 latest losses.
+const MOST_SMALL_BYTES: u64 = 16 << 20;
 
 /// Reads and verifies parts of a checkpoint. `path` is its folder, or its file of weights or of averaged weights, which
 /// then are the weights, or a run directory or `checkpoints` folder, meaning the latest one there, or `latest` or `best`
@@ -35,6 +38,10 @@ fn load_parts(
     let known = |name: &String| name == STATE || FILES.iter().any(|(_, file)| file == name);
     if let Some(unknown) = checksums.keys().find(|name| !known(name)) {
         return Err(damaged(folder, format!("{CHECKSUMS} names {unknown}, which no checkpoint has")));
+    }
+    let optimizer = Part::Optimizer.file();
+    if wanted.is_none() && state.imported.is_none() && !checksums.contains_key(optimizer) {
+        return Err(damaged(folder, format!("it has no {optimizer}, which a run needs to go on")));
     }
     // Weights are always there.
     let all = |part, file| part == Part::Weights || checksums.contains_key(file);
@@ -81,7 +88,7 @@ fn read_checksums(folder: &Path) -> Result<BTreeMap<String, String>, CheckpointE
     if !path.exists() {
         return Err(damaged(folder, format!("it has no {CHECKSUMS}, which is written last")));
     }
-    decode_checksums(&read_file(&path)?)
+    decode_checksums(&read_file(&path, MOST_SMALL_BYTES)?)
         .ok_or_else(|| damaged(folder, format!("{CHECKSUMS} is not as sha256sum writes it")))
 }
 
@@ -97,7 +104,14 @@ fn read_state(folder: &Path, checksums: &BTreeMap<String, String>) -> Result<Run
         let reason = format!("its format is {format}, this version reads {FORMAT}");
         return Err(CheckpointError::Foreign { path: folder.to_owned(), reason });
     }
-    serde_json::from_slice(&json).map_err(unreadable)
+    let state: RunState = serde_json::from_slice(&json).map_err(unreadable)?;
+    let named = folder.file_name().and_then(|name| step_of(name.to_str()?));
+    match named.filter(|named| state.imported.is_none() && *named != state.step) {
+        Some(_) => {
+            Err(damaged(folder, format!("{STATE} says step {}, unlike the folder's name", state.step)))
+        }
+        None => Ok(state),
+    }
 }
 
 fn read_verified(
@@ -107,7 +121,13 @@ fn read_verified(
 ) -> Result<Vec<u8>, CheckpointError> {
     let expected = (checksums.get(file))
         .ok_or_else(|| damaged(folder, format!("{CHECKSUMS} does not name {file}, which is expected")))?;
-    let bytes = read_file(&folder.join(file))?;
+    let most = if file == STATE { MOST_SMALL_BYTES } else { files::MOST_BYTES };
+    let bytes = match files::read(&folder.join(file), most) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(damaged(folder, format!("{file} is missing")));
+        }
+        bytes => bytes.map_err(file_error("read", &folder.join(file)))?,
+    };
     let found = checksum(&bytes);
     if found != *expected {
         let reason = format!(
@@ -119,15 +139,13 @@ fn read_verified(
     Ok(bytes)
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(file_error("read", path))?;
-    Ok(bytes)
+fn read_file(path: &Path, most: u64) -> Result<Vec<u8>, CheckpointError> {
+    files::read(path, most).map_err(file_error("read", path))
 }
 
 /// The name in a pointer file, if it is that of a checkpoint beside it.
 fn pointed_at(pointer: &Path) -> Result<Option<u64>, CheckpointError> {
-    let name = match fs::read(pointer) {
+    let name = match files::read(pointer, MOST_SMALL_BYTES) {
         Ok(name) => name,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(file_error("read", pointer)(error)),
@@ -155,15 +173,36 @@ pub(super) fn latest(folder: &Path) -> Result<Option<PathBuf>, CheckpointError> 
     Ok(candidates(folder)?.into_iter().find(|path| path.join(CHECKSUMS).is_file()))
 }
 
-/// The newest whole checkpoint below `folder`, with what is wrong with each newer one; `None` where there is not
-/// one checkpoint.
+/// Where `path`, as for [`load`], leaves it to the pointer which checkpoint is meant, and that names none: which one is
+/// taken instead, as a sentence.
+pub(crate) fn pointer_warning(path: &Path) -> Option<String> {
+    let taken = resolve(path).ok()?;
+    let pointer = taken.with_file_name(LATEST);
+    // A checkpoint, or a file in one.
+    if path.starts_with(&taken) || !pointer.exists() {
+        return None;
+    }
+    match pointed_at(&pointer) {
+        Ok(None) => Some(format!(
+            "{} names no checkpoint that is there; the one of the highest step is taken: {}",
+            pointer.display(),
+            taken.display()
+        )),
+        _ => None,
+    }
+}
+
+/// The newest whole checkpoint below `folder` that `check` finds no damage in either, with what is wrong with each newer
+/// one; `None` where there is not one checkpoint.
 #[allow(clippy::type_complexity, reason = "a name for what is taken apart at once would say less")]
 pub(crate) fn newest_whole(
     folder: &Path,
+    check: impl Fn(&Path, &Checkpoint) -> Result<(), CheckpointError>,
 ) -> Result<Option<(PathBuf, Checkpoint, Vec<CheckpointError>)>, CheckpointError> {
     let mut passed_over = Vec::new();
     for path in candidates(folder)? {
-        match load_all(&path) {
+        let loaded = load_all(&path).and_then(|checkpoint| check(&path, &checkpoint).map(|()| checkpoint));
+        match loaded {
             Ok(checkpoint) => return Ok(Some((path, checkpoint, passed_over))),
             Err(error @ (CheckpointError::Damaged { .. } | CheckpointError::File { .. })) => {
                 passed_over.push(error);

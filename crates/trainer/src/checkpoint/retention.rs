@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::read::load_state;
 use super::write::{remove_folder, replace_file};
 use super::{BEST, CheckpointError, LATEST, file_error};
+use crate::files;
 
 /// Folder within that of the checkpoints for those that a run has turned away from.
 pub(crate) const ABANDONED: &str = "abandoned";
@@ -41,6 +42,7 @@ fn is_partial(name: &str) -> bool {
 
 /// The steps of all checkpoints of a folder, and the names of interrupted saves.
 pub(super) fn list(folder: &Path) -> Result<(Vec<u64>, Vec<String>), CheckpointError> {
+    files::expect_folder(folder).map_err(file_error("list", folder))?;
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
         entries => entries.map_err(file_error("list", folder))?,
@@ -87,7 +89,7 @@ pub(crate) fn drop_later(
     }
     let place = folder.join(ABANDONED);
     if later == Later::SetAside {
-        fs::create_dir_all(&place).map_err(file_error("create", &place))?;
+        files::create_folder(&place).map_err(file_error("create", &place))?;
     }
     for &step in gone.iter().rev() {
         match later {
@@ -117,11 +119,11 @@ fn point_at_best(folder: &Path, steps: &[u64], keep: Keep) -> Result<Vec<u64>, C
     match by_error.first() {
         Some(&(_, step)) => {
             let name = checkpoint_name(step);
-            if fs::read_to_string(&pointer).ok().as_ref() != Some(&name) {
+            if files::read(&pointer, name.len() as u64).ok().as_deref() != Some(name.as_bytes()) {
                 replace_file(&pointer, name.as_bytes())?;
             }
         }
-        None => match fs::remove_file(&pointer) {
+        None => match files::expect_file(&pointer).and_then(|()| fs::remove_file(&pointer)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(file_error("remove", &pointer)(error));
             }

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
+use super::content::{encode, encode_checksums};
 use super::read::latest;
 use super::retention::list;
 use super::write::save;
@@ -206,15 +208,142 @@ fn any_damage_is_found_and_the_checkpoint_before_is_used() {
     let dir = tempfile::tempdir().unwrap();
     let before = save_step(dir.path(), 1);
     let newest = save_step(dir.path(), 2);
-    assert!(newest_whole(dir.path()).unwrap().unwrap().2.is_empty());
+    assert!(newest_whole(dir.path(), |_, _| Ok(())).unwrap().unwrap().2.is_empty());
     each_damage(&newest, |what| {
         let error = load_all(&newest).expect_err(what);
         assert!(error.to_string().contains(newest.to_str().unwrap()), "{what}: {error}");
-        let (path, found, passed_over) = newest_whole(dir.path()).unwrap().unwrap();
+        let (path, found, passed_over) = newest_whole(dir.path(), |_, _| Ok(())).unwrap().unwrap();
         assert_eq!((&path, found.state.step, passed_over.len()), (&before, 1, 1), "{what}");
     });
-    let (path, ..) = newest_whole(dir.path()).unwrap().unwrap();
+    let (path, ..) = newest_whole(dir.path(), |_, _| Ok(())).unwrap().unwrap();
     assert_eq!(path, newest, "repaired");
+}
+
+#[test]
+fn what_is_no_regular_file_of_a_sensible_length_is_not_read() {
+    use std::os::unix::fs::symlink;
+
+    let dir = tempfile::tempdir().unwrap();
+    let before = save_step(dir.path(), 1);
+    let newest = save_step(dir.path(), 2);
+    let fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let sparse = |path: &Path| fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
+    let kinds: [(&dyn Fn(&Path), &str); 5] = [
+        (&fifo, "it is a FIFO, expected a regular file"),
+        (&|path| fs::create_dir(path).unwrap(), "it is a folder, expected a regular file"),
+        (&|path| symlink("/dev/zero", path).unwrap(), "it is a device, expected a regular file"),
+        (&|path| symlink("nowhere", path).unwrap(), ""),
+        (&sparse, "it has 1099511627776 bytes, expected at most "),
+    ];
+    for file in [STATE, CHECKSUMS, Part::Weights.file(), Part::Optimizer.file()] {
+        let (path, aside) = (newest.join(file), dir.path().join("aside"));
+        fs::rename(&path, &aside).unwrap();
+        for (make, part) in kinds {
+            make(&path);
+            let message = load_all(&newest).unwrap_err().to_string();
+            assert!(message.contains(part) && message.contains(file), "{file}: {message}");
+            let (found, ..) = newest_whole(dir.path(), |_, _| Ok(())).unwrap().unwrap();
+            assert_eq!(found, before, "{file}: {message}");
+            fs::remove_dir(&path).or_else(|_| fs::remove_file(&path)).unwrap();
+        }
+        // A store that keeps equal files once has links to them.
+        symlink(&aside, &path).unwrap();
+        assert!(load_all(&newest).is_ok(), "{file}");
+        fs::rename(&aside, &path).unwrap();
+    }
+    for name in [LATEST, BEST] {
+        let path = dir.path().join(name);
+        let _ = fs::remove_file(&path);
+        fifo(&path);
+        let parts = parts().into_iter().map(|(part, tensors)| (part, Ok(tensors)));
+        let saved = save(dir.path(), &state(3, Some(0.5)), parts, Keep { last: 9, best: 1 });
+        let message = match saved {
+            Ok(written) => written.untidy.unwrap(),
+            Err(error) => error.to_string(),
+        };
+        let expected = format!("cannot replace {}: it is a FIFO", path.display());
+        assert!(message.contains(&expected), "{message}");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+/// Writes a checkpoint whose checksums fit and whose content no run has saved.
+fn forge(folder: &Path, state: &RunState, parts: &BTreeMap<Part, Vec<NamedTensor>>) {
+    let tensors = parts.iter().map(|(part, tensors)| (part.file(), encode(tensors).unwrap()));
+    let mut files: BTreeMap<&str, Vec<u8>> = tensors.collect();
+    files.insert(STATE, serde_json::to_vec(state).unwrap());
+    let sums = files.iter().map(|(name, bytes)| ((*name).to_owned(), checksum(bytes))).collect();
+    fs::remove_dir_all(folder).unwrap();
+    fs::create_dir(folder).unwrap();
+    for (name, bytes) in files {
+        fs::write(folder.join(name), bytes).unwrap();
+    }
+    fs::write(folder.join(CHECKSUMS), encode_checksums(&sums)).unwrap();
+}
+
+#[test]
+fn what_no_run_saves_is_damage_also_where_the_checksums_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = save_step(dir.path(), 1);
+    let newest = save_step(dir.path(), 2);
+    let expect = |parts: BTreeMap<Part, Vec<NamedTensor>>, state: RunState, expected: &str| {
+        forge(&newest, &state, &parts);
+        let message = load_all(&newest).unwrap_err().to_string();
+        assert!(message.contains("is damaged: ") && message.contains(expected), "{message}");
+        let (found, _, passed_over) = newest_whole(dir.path(), |_, _| Ok(())).unwrap().unwrap();
+        assert_eq!((found, passed_over.len()), (before.clone(), 1));
+    };
+    for part in [Part::Weights, Part::Optimizer, Part::Averaged] {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut parts = parts();
+            parts.get_mut(&part).unwrap()[0].values[1] = value;
+            expect(
+                parts,
+                state(2, None),
+                &format!("{}: a holds numbers that are infinite or NaN", part.file()),
+            );
+        }
+    }
+    let mut without = parts();
+    without.remove(&Part::Optimizer);
+    expect(without, state(2, None), "it has no optimizer.safetensors");
+    expect(parts(), state(3, None), "state.json says step 3, unlike the folder's name");
+    forge(&newest, &state(2, None), &parts());
+    assert!(load_all(&newest).is_ok());
+    let check = |path: &Path, found: &Checkpoint| match found.state.step {
+        2 => Err(CheckpointError::Damaged { path: path.to_owned(), reason: "odd".into() }),
+        _ => Ok(()),
+    };
+    assert_eq!(newest_whole(dir.path(), check).unwrap().unwrap().0, before);
+}
+
+#[test]
+fn a_pointer_that_names_nothing_is_told_where_it_is_what_was_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let newest = save_step(dir.path(), 2);
+    assert_eq!(pointer_warning(dir.path()), None);
+    fs::write(dir.path().join(LATEST), "nonsense").unwrap();
+    let sentence = pointer_warning(dir.path()).unwrap();
+    assert!(
+        sentence.contains("latest names no checkpoint") && sentence.ends_with("step-000000002"),
+        "{sentence}"
+    );
+    for named in [newest.clone(), newest.join(Part::Weights.file()), newest.join(Part::Averaged.file())] {
+        assert_eq!(pointer_warning(&named), None, "{}", named.display());
+    }
+    fs::remove_file(dir.path().join(LATEST)).unwrap();
+    assert_eq!(pointer_warning(dir.path()), None);
+}
+
+#[test]
+fn what_a_terminal_obeys_is_written_out_in_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let newest = save_step(dir.path(), 1);
+    let evil = format!("{}  \u{1b}[31mred\n", "0".repeat(64));
+    let sums = fs::read_to_string(newest.join(CHECKSUMS)).unwrap();
+    fs::write(newest.join(CHECKSUMS), evil + &sums).unwrap();
+    let message = load_all(&newest).unwrap_err().to_string();
+    assert!(message.contains("SHA256SUMS names \\u{1b}[31mred, which"), "{message}");
 }
 
 #[test]
@@ -223,11 +352,11 @@ fn where_no_checkpoint_is_whole_each_is_named() {
     for step in [1, 2] {
         fs::remove_file(save_step(dir.path(), step).join(CHECKSUMS)).unwrap();
     }
-    let message = newest_whole(dir.path()).unwrap_err().to_string();
+    let message = newest_whole(dir.path(), |_, _| Ok(())).unwrap_err().to_string();
     for part in ["step-000000001", "step-000000002", "SHA256SUMS"] {
         assert!(message.contains(part), "{message}");
     }
-    assert!(newest_whole(&dir.path().join("nothing")).unwrap().is_none());
+    assert!(newest_whole(&dir.path().join("nothing"), |_, _| Ok(())).unwrap().is_none());
 }
 
 #[test]
@@ -235,7 +364,7 @@ fn a_checkpoint_of_another_format_is_not_passed_over() {
     let dir = tempfile::tempdir().unwrap();
     save_step(dir.path(), 1);
     save_with(dir.path(), &RunState { format: FORMAT + 1, ..state(2, None) }, KEEP);
-    let message = newest_whole(dir.path()).unwrap_err().to_string();
+    let message = newest_whole(dir.path(), |_, _| Ok(())).unwrap_err().to_string();
     assert!(message.contains("format is 3, this version reads 2"), "{message}");
 }
 

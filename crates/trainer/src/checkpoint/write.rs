@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::content::{checksum, encode, encode_checksums};
 use super::retention::{self, Keep, checkpoint_name};
 use super::{CHECKSUMS, CheckpointError, LATEST, NamedTensor, Part, RunState, STATE, file_error};
+use crate::files;
 
 /// What a save brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,7 @@ pub(super) fn save(
     parts: impl IntoIterator<Item = (Part, Result<Vec<NamedTensor>, CheckpointError>)>,
     keep: Keep,
 ) -> Result<Written, CheckpointError> {
+    files::expect_folder(folder).map_err(file_error("create", folder))?;
     // Not the folders above: where a file system is gone, nothing must fill the one below it.
     match fs::create_dir(folder) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -122,6 +124,7 @@ fn write_files(
 
 /// Writes a small file so that its name always holds either the old or the new content.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    files::expect_file(path).map_err(file_error("replace", path))?;
     let partial = path.with_extension("partial");
     write_synced(&partial, bytes)
         .and_then(|()| fs::rename(&partial, path).map_err(file_error("rename", &partial)))
@@ -137,7 +140,8 @@ fn parent(path: &Path) -> &Path {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let mut file = File::create(path).map_err(file_error("create", path))?;
+    let mut file =
+        files::expect_file(path).and_then(|()| File::create(path)).map_err(file_error("create", path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(file_error("write", path))
 }
 

@@ -16,7 +16,8 @@ pub enum OnNan {
     RollBack,
 }
 
-/// `train.roll_back:` the way back to an earlier checkpoint.
+/// `train.roll_back:` the way back to an earlier checkpoint. A run that may have to take it saves one before its first
+/// step, too. Damaged checkpoints are passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RollBackConfig {
@@ -24,7 +25,7 @@ pub struct RollBackConfig {
     pub most: u32,
     /// What the learning rate is multiplied by each time, from then on.
     pub rate_factor: f64,
-    /// 1 for the newest checkpoint, 2 for the one before it, and so on; the oldest where there are fewer.
+    /// 1 for the newest sound checkpoint, 2 for the one before it, and so on; the oldest where there are fewer.
     pub checkpoints_back: u32,
 }
 

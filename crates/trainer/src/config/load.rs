@@ -92,9 +92,7 @@ fn parse(path: &Path, text: String, arguments: &[String]) -> Result<LoadedConfig
         let message = error.inner().to_string();
         origins.error(&key_of(&path, &message), message)
     })?;
-    config.optimizer.write_defaults();
-    config.schedule.write_defaults();
-    let _ = config.train.autotune.get_or_insert(config.train.determinism == Determinism::Off);
+    config.write_defaults();
     Ok(LoadedConfig { config, path: path.to_owned(), text, overrides })
 }
 
@@ -184,6 +182,29 @@ impl Config {
         self.keys_without(&["data.path", "data.read", "data.workers", "data.prefetch", "telemetry"])
     }
 
+    /// Defaults that follow from other keys.
+    fn write_defaults(&mut self) {
+        self.optimizer.write_defaults();
+        self.schedule.write_defaults();
+        let _ = self.train.autotune.get_or_insert(self.train.determinism == Determinism::Off);
+    }
+
+    /// This configuration as if nobody had written `keys`; `None` where one of them has to be written.
+    pub(crate) fn without(&self, keys: &[&str]) -> Option<Config> {
+        let mut value = serde_yaml::to_value(self).ok()?;
+        for key in keys {
+            remove(&mut value, key);
+        }
+        let mut config: Config = serde_yaml::from_value(value).ok()?;
+        config.write_defaults();
+        Some(config)
+    }
+
+    /// Whether there is such a key, or a section of that name, or a key that lies in one that is not given here.
+    pub(crate) fn knows(&self, key: &str) -> bool {
+        self.keys_without(&[]).iter().any(|(known, _)| is_within(known, key) || is_within(key, known))
+    }
+
     /// The values that decide what a run computes, as dotted keys: two runs whose values agree are the same
     /// experiment. Paths, reporting, thread pools and the shape of the exchange are left out, and the micro batch where
     /// batch norm sees the global batch.
@@ -243,6 +264,20 @@ fn is_within(section: &str, key: &str) -> bool {
     key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
+/// Takes a dotted key out, and with it the sections that then are empty: a section that is there is not the same as one
+/// that is not.
+fn remove(value: &mut Value, key: &str) {
+    let Some(mapping) = value.as_mapping_mut() else { return };
+    let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
+    if let (Some(rest), Some(section)) = (rest, mapping.get_mut(first)) {
+        remove(section, rest);
+    }
+    let is_empty = |value: &Value| value.as_mapping().is_some_and(Mapping::is_empty);
+    if rest.is_none() || mapping.get(first).is_some_and(is_empty) {
+        let _ = mapping.remove(first);
+    }
+}
+
 fn flatten(prefix: &str, value: &Value, flat: &mut Vec<(String, String)>) {
     match value {
         Value::Mapping(mapping) => {
@@ -261,7 +296,7 @@ fn flatten(prefix: &str, value: &Value, flat: &mut Vec<(String, String)>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::AutoOr;
+    use super::super::{AutoOr, Dtype};
     use super::*;
 
     const GOOD: &str = "model:\n  arch: wrn-10-1\ndata:\n  kind: cifar10\n  path: data\ntrain:\n  epochs: 2\n  global_batch: 8\nschedule:\n  kind: constant\n  rate: 0.1\n";
@@ -314,6 +349,55 @@ mod tests {
         let loaded = parsed(GOOD, &[]).unwrap();
         let again = parsed(&loaded.config.to_yaml(), &[]).unwrap();
         assert_eq!(loaded.config, again.config);
+    }
+
+    #[test]
+    fn a_key_that_is_taken_out_has_its_default_again_and_a_section_without_keys_is_none() {
+        let without = |sets: &[&str], keys: &[&str]| parsed(GOOD, sets).unwrap().config.without(keys);
+        let plain = parsed(GOOD, &[]).unwrap().config;
+        for (set, keys) in [
+            ("precision.tf32=true", &["precision.tf32"][..]),
+            ("optimizer.momentum=0.5", &["optimizer.momentum"]),
+            (
+                "train.averaging={decay: 0.9}",
+                &["train.averaging.decay", "train.averaging.every_steps", "train.averaging.warmup_epochs"],
+            ),
+            // One that has a default for each of its keys.
+            (
+                "precision.loss_scale={initial: 65536}",
+                &[
+                    "precision.loss_scale.initial",
+                    "precision.loss_scale.growth_factor",
+                    "precision.loss_scale.backoff_factor",
+                    "precision.loss_scale.growth_interval",
+                ],
+            ),
+            (
+                "precision={dtype: bf16, tf32: true}",
+                &["precision.dtype", "precision.tf32", "precision.loss_scale"],
+            ),
+        ] {
+            assert_eq!(without(&[set], keys).as_ref(), Some(&plain), "{set}");
+        }
+        assert_eq!(without(&[], &["model.arch"]), None, "it has no default");
+        let with = without(&["precision={dtype: bf16, tf32: true}"], &["precision.tf32"]).unwrap();
+        assert_eq!((with.precision.dtype, with.precision.tf32), (Dtype::Bf16, false));
+    }
+
+    #[test]
+    fn keys_of_sections_that_are_not_given_are_known_and_those_of_other_versions_are_not() {
+        let config = parsed(GOOD, &["train.averaging={decay: 0.9}"]).unwrap().config;
+        for (key, known) in [
+            ("precision.tf32", true),
+            ("precision.loss_scale.initial", true),
+            ("train.averaging", true),
+            ("train.averaging.decay", true),
+            ("train.averages", false),
+            ("precision.tf", false),
+            ("", false),
+        ] {
+            assert_eq!(config.knows(key), known, "{key}");
+        }
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What is kept of a run that had to end because its numbers did: `evidence/step-N.json` in the run's folder, with the
 //! step, the ranks, what was not finite there and from which samples. Small; weights are in the checkpoints.
 
-use std::fs;
 use std::path::PathBuf;
 
 use data_sharding::SampleKey;
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::replace_file;
 use crate::error::Error;
+use crate::files;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::Session;
@@ -91,7 +91,7 @@ pub(crate) fn save(
     let folder = dir.root().join("evidence");
     let path = folder.join(format!("step-{:09}.json", evidence.step));
     let text = serde_json::to_vec_pretty(&evidence).map_err(json)?;
-    let written = fs::create_dir_all(&folder)
+    let written = files::create_folder(&folder)
         .map_err(Error::file("create", &folder))
         .and_then(|()| Ok(replace_file(&path, &text)?));
     match written {

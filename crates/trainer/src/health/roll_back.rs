@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{self, Checkpoint};
-use crate::config::{ConfigError, LoadedConfig, OnNan, OnSpike, RollBackConfig};
+use crate::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::config::{ConfigError, LoadedConfig, OnNan, OnSpike, RollBackConfig, TrainConfig};
 use crate::error::Error;
 
 /// One way back; part of a checkpoint's state and a line of the metrics.
@@ -40,8 +40,7 @@ pub(super) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
             format!("{checkpoints_back} is out of range; expected 1 to checkpoint.keep_last ({kept})"),
         );
     }
-    let used = train.on_nan == OnNan::RollBack || train.loss_spike.action == OnSpike::RollBack;
-    if !used && train.roll_back != RollBackConfig::default() {
+    if !is_policy(train) && train.roll_back != RollBackConfig::default() {
         let message = "has no meaning without train.on_nan: roll-back or train.loss_spike.action: roll-back";
         return Err(loaded.error("train.roll_back", message));
     }
@@ -53,24 +52,49 @@ pub(crate) fn lowers_the_rate(factor: f64) -> bool {
     factor > 0.0 && factor <= 1.0
 }
 
+/// Whether something may lead a run back to an earlier checkpoint.
+pub(crate) fn is_policy(train: &TrainConfig) -> bool {
+    train.on_nan == OnNan::RollBack || train.loss_spike.action == OnSpike::RollBack
+}
+
+/// Where a run goes back to.
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    pub(crate) checkpoint: Checkpoint,
+    /// What is wrong with newer ones.
+    pub(crate) passed_over: Vec<CheckpointError>,
+}
+
 /// On rank 0, for a run that has completed `step` steps: the checkpoint to go back to below `folder`: the newest one up
-/// to there, or as many before it as `config` says if there are so many. Damaged ones are passed over.
+/// to there, or as many before it as `config` says if there are so many. Those that are damaged, or that `check` finds to
+/// be no good or another run's, are passed over and not counted.
 pub(crate) fn find(
     folder: &Path,
     step: u64,
     config: &RollBackConfig,
-) -> Result<(PathBuf, Checkpoint), Error> {
-    let found = checkpoint::candidates_up_to(folder, step)?;
-    let wanted = (config.checkpoints_back as usize - 1).min(found.len().saturating_sub(1));
-    for path in found.into_iter().skip(wanted) {
-        match checkpoint::load_all(&path) {
-            Ok(saved) => return Ok((path, saved)),
-            Err(error) => tracing::error!("passed over: {error}"),
+    check: impl Fn(&Path, &Checkpoint) -> Result<(), CheckpointError>,
+) -> Result<Found, Error> {
+    let mut passed_over = Vec::new();
+    let (mut found, mut sound) = (None, 0);
+    for path in checkpoint::candidates_up_to(folder, step)? {
+        match checkpoint::load_all(&path).and_then(|saved| check(&path, &saved).map(|()| saved)) {
+            Ok(saved) => {
+                found = Some((path, saved));
+                sound += 1;
+                if sound == config.checkpoints_back {
+                    break;
+                }
+            }
+            Err(error) => passed_over.push(error),
         }
     }
+    if let Some((path, checkpoint)) = found {
+        return Ok(Found { path, checkpoint, passed_over });
+    }
+    let reasons: Vec<String> = passed_over.iter().map(|error| format!("{error}; ")).collect();
     Err(Error::Other(format!(
-        "there is no checkpoint in {} to roll back to; save earlier (checkpoint.every_steps), or begin another run with a \
-         lower schedule.rate or a longer warm-up",
+        "{}there is no checkpoint in {} to roll back to; begin another run with a lower schedule.rate or a longer warm-up",
+        reasons.concat(),
         folder.display()
     )))
 }

@@ -1,12 +1,13 @@
 //! `metrics.jsonl` as a file: cut back to where the run stands, and added to.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use super::records::Record;
 use crate::checkpoint::replace_file;
 use crate::error::Error;
+use crate::files;
 
 /// Lines that wait for room take at most so much memory: some 100,000 steps.
 const MOST_PENDING_BYTES: usize = 64 << 20;
@@ -24,7 +25,7 @@ impl MetricsFile {
     /// Opens `path` for a run that stands at `step`. Lines of later steps, left by a process that died after
     /// its last checkpoint, are removed, and so is a line that was cut short.
     pub(crate) fn open(path: &Path, epoch: u32, step: u64) -> Result<Self, Error> {
-        match fs::read(path) {
+        match files::read(path, files::MOST_BYTES) {
             Ok(bytes) => {
                 let text = String::from_utf8_lossy(&bytes);
                 let is_kept = |line: &&str| {
@@ -89,6 +90,8 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::engine::Phases;
     use crate::telemetry::records::{CheckpointRecord, EpochRecord, ExchangeRecord, StepRecord, read_epochs};

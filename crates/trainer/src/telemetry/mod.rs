@@ -10,5 +10,5 @@ mod records;
 pub(crate) use curves::draw as draw_curves;
 pub(crate) use exporter::{Exporter, export_checkpoint, export_epoch, export_step, export_straggler};
 pub(crate) use metrics_file::MetricsFile;
-pub(crate) use progress::Progress;
+pub(crate) use progress::{Progress, print_warning};
 pub(crate) use records::{CheckpointRecord, EpochRecord, PhaseSeconds, Record, StepRecord, read_epochs};

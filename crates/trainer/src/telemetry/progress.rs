@@ -51,8 +51,7 @@ impl Progress {
 
     /// Something went wrong that does not end the run.
     pub(crate) fn warn(&self, sentence: &str) {
-        // Whether or not anybody reads it.
-        let print = || drop(writeln!(std::io::stderr(), "warning: {sentence}"));
+        let print = || print_warning(sentence);
         match &self.display {
             Display::Silent => {}
             Display::Bar(bar) => bar.suspend(print),
@@ -111,6 +110,11 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// To standard error, whether or not anybody reads it; for what has no [`Progress`].
+pub(crate) fn print_warning(sentence: &str) {
+    let _ = writeln!(std::io::stderr(), "warning: {sentence}");
 }
 
 /// A reader that has gone away, as `head` does, is no reason to end a run.

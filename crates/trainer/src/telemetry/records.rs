@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::Phases;
 use crate::error::Error;
+use crate::files;
 use crate::health::roll_back::RollBack;
 use crate::health::straggler::Straggler;
 
@@ -188,7 +189,7 @@ pub(crate) struct CheckpointRecord {
 
 /// The epoch lines of a metrics file.
 pub(crate) fn read_epochs(path: &Path) -> Result<Vec<EpochRecord>, Error> {
-    let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
+    let bytes = files::read(path, files::MOST_BYTES).map_err(Error::file("read", path))?;
     let text = String::from_utf8_lossy(&bytes);
     Ok(text
         .lines()

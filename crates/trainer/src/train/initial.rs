@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::Session;
+use crate::telemetry::print_warning;
 use crate::transfer::{self, Classifier, Part};
 
 /// Refuses keys that say something about initial weights when there are none.
@@ -57,6 +58,9 @@ pub(super) fn load(plan: &Plan, engine: &Engine) -> Result<(), Error> {
     let model = &plan.config.model;
     let Some(path) = &model.weights else { return Ok(()) };
     let foreign = |reason: String| Error::from(CheckpointError::Foreign { path: path.clone(), reason });
+    if let Some(warning) = checkpoint::pointer_warning(path) {
+        print_warning(&warning);
+    }
     let found = checkpoint::weights_checksum(path)?;
     if let Some(expected) = model.weights_sha256.as_ref().filter(|expected| **expected != found) {
         return Err(foreign(format!(

@@ -2,6 +2,7 @@
 //! hands over to [`run`], which loops over steps.
 
 pub(crate) mod initial;
+mod position;
 mod resume;
 mod run;
 mod saving;
@@ -30,6 +31,7 @@ use crate::micro_batch;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::{Session, with_session};
+use crate::telemetry::print_warning;
 use crate::transfer::{self, Classifier, Part};
 use crate::weights;
 
@@ -149,6 +151,9 @@ pub fn evaluate_checkpoint(
         let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
         let engine = session.agree(Engine::new(&plan, compute, session.comm().clone()))?;
         let read = if session.is_leader() {
+            if let Some(warning) = checkpoint::pointer_warning(path) {
+                print_warning(&warning);
+            }
             checkpoint::load(path, &[Part::Weights]).map_err(Error::from).and_then(|saved| {
                 weights::require_classifier(&saved.state, path)?;
                 refuse_other_architecture(&plan, &saved.state, path)?;

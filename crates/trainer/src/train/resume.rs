@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::position::Bounds;
 use super::{Resume, TrainOptions, initial};
 use crate::checkpoint::{self, Checkpoint, CheckpointError, Part, RunState};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::health::HealthState;
-use crate::health::roll_back::lowers_the_rate;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::Session;
@@ -22,8 +22,8 @@ pub(super) struct Start {
     pub(super) position: RunState,
     /// The checkpoint that it goes on from.
     pub(super) from: Option<PathBuf>,
-    /// What is wrong with newer checkpoints.
-    pub(super) passed_over: Vec<CheckpointError>,
+    /// What is wrong with newer checkpoints and the pointer to them.
+    pub(super) warnings: Vec<String>,
 }
 
 /// The position of a run that has not begun.
@@ -54,6 +54,11 @@ pub(super) fn resume(
     fresh: Start,
 ) -> Result<Start, Error> {
     let holds_a_run = dir.metrics().exists() || dir.checkpoints().exists();
+    let pointer = match &options.resume {
+        Resume::Path(path) => checkpoint::pointer_warning(path),
+        Resume::Auto => checkpoint::pointer_warning(&dir.checkpoints()),
+        Resume::None => None,
+    };
     let found = match &options.resume {
         Resume::Path(path) => {
             let (path, _) = checkpoint::load_state(path)?;
@@ -66,9 +71,12 @@ pub(super) fn resume(
                 )));
             }
             let saved = checkpoint::load_all(&path)?;
+            require_own(plan, &path, &saved)?;
             Some((path, saved, Vec::new()))
         }
-        Resume::Auto => checkpoint::newest_whole(&dir.checkpoints())?,
+        Resume::Auto => {
+            checkpoint::newest_whole(&dir.checkpoints(), |path, saved| require_own(plan, path, saved))?
+        }
         Resume::None if holds_a_run => {
             return Err(Error::Other(format!(
                 "{} already holds a run; name another --out, or leave --resume at auto to go on with it",
@@ -85,41 +93,43 @@ pub(super) fn resume(
         }
         return Ok(fresh);
     };
-    let foreign = |reason: String| Error::from(CheckpointError::Foreign { path: path.clone(), reason });
-    if saved.state.imported.is_some() {
+    let position = take_over(plan, engine, saved, &path, fresh.position.versions)?;
+    let told = passed_over.iter().map(told_as_passed_over);
+    Ok(Start { position, from: Some(path), warnings: pointer.into_iter().chain(told).collect() })
+}
+
+/// A checkpoint that is passed over, as a warning.
+pub(super) fn told_as_passed_over(error: &CheckpointError) -> String {
+    format!("{error}; it is passed over for the one before it")
+}
+
+/// Refuses a checkpoint that is not of the run that `plan` is, or says of itself what no such run does.
+pub(super) fn require_own(plan: &Plan, path: &Path, saved: &Checkpoint) -> Result<(), CheckpointError> {
+    let state = &saved.state;
+    let foreign = |reason: String| CheckpointError::Foreign { path: path.to_owned(), reason };
+    if state.imported.is_some() {
         return Err(foreign(
             "it holds imported weights alone; set model.weights to it instead of --resume".to_owned(),
         ));
     }
-    refuse_other_architecture(plan, &saved.state, &path)?;
-    refuse_other_keys(plan, &saved.state, &path, |_| true)?;
-    let fresh = fresh.position;
-    if saved.state.data != fresh.data {
-        return Err(foreign(format!(
-            "its training data had fingerprint {}, this has {}",
-            saved.state.data, fresh.data
-        )));
+    refuse_other_architecture(plan, state, path)?;
+    refuse_other_keys(plan, state, path, |_| true)?;
+    let data = plan.data.train.fingerprint();
+    if state.data != data {
+        return Err(foreign(format!("its training data had fingerprint {}, this has {data}", state.data)));
     }
-    let RunState { epoch, step, .. } = saved.state;
-    // After the last step of an epoch its evaluation may be outstanding.
-    let begin = u64::from(epoch) * plan.steps_per_epoch;
-    if step > plan.total_steps() || !(begin..=begin + plan.steps_per_epoch).contains(&step) {
-        let reason = format!(
-            "state.json says step {step} and epoch {epoch}, but the run has {} steps, {} an epoch",
-            plan.total_steps(),
-            plan.steps_per_epoch
-        );
-        return Err(CheckpointError::Damaged { path, reason }.into());
+    let bounds = Bounds {
+        total_steps: plan.total_steps(),
+        steps_per_epoch: plan.steps_per_epoch,
+        global_batch: plan.config.train.global_batch as u64,
+    };
+    let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
+    bounds.check(state).map_err(damaged)?;
+    let averaged = Part::Averaged;
+    if plan.config.train.averaging.is_some() && !saved.parts.contains_key(&averaged) {
+        return Err(damaged(format!("it has no {}, which train.averaging needs to go on", averaged.file())));
     }
-    let factor = saved.state.health.rate_factor();
-    if !lowers_the_rate(factor) {
-        let reason = format!(
-            "state.json says {factor} times the scheduled learning rate; expected more than 0, at most 1"
-        );
-        return Err(CheckpointError::Damaged { path, reason }.into());
-    }
-    let position = take_over(plan, engine, saved, &path, fresh.versions)?;
-    Ok(Start { position, from: Some(path), passed_over })
+    Ok(())
 }
 
 /// Collective: what rank 0 knows, on every rank.
@@ -163,7 +173,11 @@ pub(super) fn lies_in(checkpoint: &Path, folder: &Path) -> bool {
 }
 
 /// Names both when a checkpoint is of another network.
-pub(super) fn refuse_other_architecture(plan: &Plan, saved: &RunState, origin: &Path) -> Result<(), Error> {
+pub(super) fn refuse_other_architecture(
+    plan: &Plan,
+    saved: &RunState,
+    origin: &Path,
+) -> Result<(), CheckpointError> {
     let classes = plan.network.classes();
     let arch = plan.architecture.to_string();
     if saved.arch == arch && saved.classes == classes {
@@ -175,8 +189,7 @@ pub(super) fn refuse_other_architecture(plan: &Plan, saved: &RunState, origin: &
             "it holds {} for {} classes, the configuration says {arch} for {classes}",
             saved.arch, saved.classes
         ),
-    }
-    .into())
+    })
 }
 
 /// Names every key, of those that `matters`, that had another value in the run that saved. Of imported weights
@@ -186,28 +199,38 @@ pub(super) fn refuse_other_keys(
     saved: &RunState,
     origin: &Path,
     matters: impl Fn(&str) -> bool,
-) -> Result<(), Error> {
+) -> Result<(), CheckpointError> {
     if saved.imported.is_some() {
         return Ok(());
     }
     let now: BTreeMap<String, String> = plan.config.meaning().into_iter().collect();
-    let keys: BTreeSet<&String> = now.keys().chain(saved.meaning.keys()).filter(|key| matters(key)).collect();
-    let value =
-        |values: &BTreeMap<String, String>, key| values.get(key).map_or("absent".to_owned(), String::clone);
+    // A version that did not know a key did what the key's default does.
+    let mut then = saved.meaning.clone();
+    let new: Vec<&str> = now.keys().filter(|key| !then.contains_key(*key)).map(String::as_str).collect();
+    then.extend(plan.default_meaning(&new));
+    let keys: BTreeSet<&String> = now.keys().chain(then.keys()).filter(|key| matters(key)).collect();
     let differences: Vec<String> = keys
         .into_iter()
-        .map(|key| (key, value(&saved.meaning, key), value(&now, key)))
-        .filter(|(_, then, now)| then != now)
-        .map(|(key, then, now)| {
-            let advice = if key == DERIVED { advice(&then) } else { String::new() };
-            format!("{key} was {then}, is {now}{advice}")
+        .filter(|key| now.get(*key) != then.get(*key))
+        .map(|key| {
+            let value = |values: &BTreeMap<String, String>| {
+                values.get(key).map_or("absent", String::as_str).to_owned()
+            };
+            let (then, now) = (value(&then), value(&now));
+            match key.as_str() {
+                _ if !plan.config.knows(key) => {
+                    format!("{key} was {then}, and this version does not know that key")
+                }
+                DERIVED => format!("{key} was {then}, is {now}{}", advice(&then)),
+                _ => format!("{key} was {then}, is {now}"),
+            }
         })
         .collect();
     if differences.is_empty() {
         return Ok(());
     }
     let reason = format!("{}; a run of its own needs another --out", differences.join("; "));
-    Err(CheckpointError::Foreign { path: origin.to_owned(), reason }.into())
+    Err(CheckpointError::Foreign { path: origin.to_owned(), reason })
 }
 
 /// The key that changes with the number of ranks where it is not set.

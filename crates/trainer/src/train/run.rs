@@ -21,8 +21,8 @@ use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
 use crate::feed::Feed;
-use crate::health::desync;
 use crate::health::straggler::StragglerWatch;
+use crate::health::{desync, roll_back};
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::session::Session;
@@ -85,9 +85,9 @@ impl<'a> Run<'a> {
         // nothing, and is not made for a run that is refused.
         let lock_early = session.is_leader() && dir.root().exists();
         let held = session.agree(if lock_early { dir.lock().map(Some) } else { Ok(None) })?;
-        let fresh = Start { position: fresh_position(plan), from: None, passed_over: Vec::new() };
+        let fresh = Start { position: fresh_position(plan), from: None, warnings: Vec::new() };
         let start = if session.is_leader() { resume(plan, &engine, &dir, options, fresh) } else { Ok(fresh) };
-        let Start { position, from, passed_over } = session.agree(start)?;
+        let Start { position, from, warnings } = session.agree(start)?;
         let from = from.filter(|path| lies_in(path, &dir.checkpoints()));
         let (position, is_saved): (RunState, bool) = share(session, &(position, from.is_some()))?;
         broadcast_state(session, &engine)?;
@@ -123,8 +123,8 @@ impl<'a> Run<'a> {
         };
         let (metrics, set_aside) = session.agree(opened)?;
         let progress = Progress::new(session.is_leader(), plan.config.train.epochs, plan.steps_per_epoch);
-        for error in &passed_over {
-            progress.warn(&format!("{error}; it is passed over for the one before it"));
+        for warning in &warnings {
+            progress.warn(warning);
         }
         if !set_aside.is_empty() {
             let steps: Vec<String> = set_aside.iter().map(u64::to_string).collect();
@@ -240,6 +240,10 @@ impl<'a> Run<'a> {
             return Ok(Finish::Reached);
         }
         let mut feed = self.session.agree(self.feed(self.position.step))?;
+        if self.saved.is_none() && roll_back::is_policy(&self.plan.config.train) {
+            // Something to go back to before the first save that is due.
+            self.save()?;
+        }
         loop {
             let mut wishes = Wishes::default();
             if !self.awaits_evaluation() {

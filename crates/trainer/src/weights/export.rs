@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
-use model::{Architecture, Content, Naming, Network, Options};
+use model::{Architecture, Content, ModelError, Naming, Network, Options};
 
 use super::{NumberFormat, file, fit};
 use crate::checkpoint::{self, CheckpointError, NamedTensor, Part, RunState};
 use crate::error::Error;
+use crate::telemetry::print_warning;
 
 /// What `wrn-dist model export` was asked to do.
 #[derive(Clone, Debug)]
@@ -30,11 +31,18 @@ pub struct ExportOptions {
 pub fn export_weights(options: &ExportOptions) -> Result<String, Error> {
     let ExportOptions { input, output, format, .. } = options;
     checkpoint::refuse_existing(output)?;
+    if let Some(warning) = checkpoint::pointer_warning(input) {
+        print_warning(&warning);
+    }
     let mut saved = checkpoint::load(input, &[Part::Weights])?;
     super::require_classifier(&saved.state, input)?;
-    let architecture: Architecture = saved.state.arch.parse()?;
+    let damaged = |reason: String| CheckpointError::Damaged { path: input.clone(), reason };
+    let no_network = |error: ModelError| damaged(format!("state.json describes no network: {error}"));
+    let architecture: Architecture = saved.state.arch.parse().map_err(no_network)?;
     let weights = saved.parts.remove(&Part::Weights).unwrap_or_default();
-    let network = network_of(&architecture, &saved.state, &weights)?;
+    let of_network = options_of(&saved.state)
+        .map_err(|error| damaged(format!("state.json describes no network: model.projection: {error}")))?;
+    let network = network_of(&architecture, of_network, &weights).map_err(no_network)?;
     let naming = match options.naming {
         Some(naming) => {
             super::require_naming(&network, &architecture, naming)?;
@@ -51,8 +59,7 @@ pub fn export_weights(options: &ExportOptions) -> Result<String, Error> {
         weights.iter().map(|tensor| (tensor.name.as_str(), &*tensor.shape)),
     );
     if !misfits.is_empty() {
-        let (path, reason) = (input.clone(), misfits.join("; "));
-        return Err(CheckpointError::Damaged { path, reason }.into());
+        return Err(damaged(misfits.join("; ")).into());
     }
     let mut weights: BTreeMap<String, Vec<f32>> =
         weights.into_iter().map(|tensor| (tensor.name, tensor.values)).collect();
@@ -80,22 +87,26 @@ pub fn export_weights(options: &ExportOptions) -> Result<String, Error> {
     ))
 }
 
+/// What a checkpoint's state says of its network, beside the architecture.
+fn options_of(state: &RunState) -> Result<Options, serde_yaml::Error> {
+    let options = Options { classes: state.classes, ..Options::default() };
+    match state.meaning.get("model.projection") {
+        Some(projection) => Ok(Options { projection: serde_yaml::from_str(projection)?, ..options }),
+        None => Ok(options),
+    }
+}
+
 /// The network whose weights a checkpoint holds.
 fn network_of(
     architecture: &Architecture,
-    state: &RunState,
+    mut options: Options,
     weights: &[NamedTensor],
-) -> Result<Network, Error> {
-    let mut options = Options { classes: state.classes, ..Options::default() };
-    if let Some(projection) = state.meaning.get("model.projection") {
-        options.projection = serde_yaml::from_str(projection)
-            .map_err(|error| Error::Other(format!("model.projection of the checkpoint: {error}")))?;
-    }
+) -> Result<Network, ModelError> {
     // Only the first convolution knows the channels of the images.
     let first = Network::new(architecture, &options)?.parameters()[0].name.clone();
     let shape = weights.iter().find(|tensor| tensor.name == first).map(|tensor| tensor.shape.as_slice());
     if let Some(&[_, channels, ..]) = shape {
         options.in_channels = u32::try_from(channels).unwrap_or(u32::MAX);
     }
-    Ok(Network::new(architecture, &options)?)
+    Network::new(architecture, &options)
 }

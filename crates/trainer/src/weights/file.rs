@@ -1,7 +1,6 @@
 //! Safetensors files with numbers of any floating-point format. Knows no networks.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -10,6 +9,7 @@ use tch::{Kind, Tensor};
 use super::WeightsError;
 use crate::checkpoint::NamedTensor;
 use crate::error::Error;
+use crate::files;
 
 /// How numbers of weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,11 @@ fn kind(dtype: Dtype) -> Option<Kind> {
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
-    fs::read(path).map_err(|source| WeightsError::File { action: "read", path: path.to_owned(), source })
+    files::read(path, files::MOST_BYTES).map_err(|source| WeightsError::File {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The header, whose lengths and shapes are checked against each other and the file's length.

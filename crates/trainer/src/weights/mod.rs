@@ -10,8 +10,10 @@ mod file;
 pub(crate) mod fit;
 mod import;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use data_sharding::printable;
 use model::{Architecture, Naming, Network};
 
 pub use export::{ExportOptions, export_weights};
@@ -34,7 +36,7 @@ pub enum WeightsError {
         source: std::io::Error,
     },
     /// Not a file of safetensors, or one that contradicts itself.
-    #[error("{} is no safetensors file: {reason}", path.display())]
+    #[error("{} is no safetensors file: {}", path.display(), printable(reason))]
     Format {
         /// Which file.
         path: PathBuf,
@@ -42,7 +44,7 @@ pub enum WeightsError {
         reason: String,
     },
     /// Names or shapes of a file are not those of the network.
-    #[error("{} does not fit {network}, so nothing was read from it:\n  {}", path.display(), misfits.join("\n  "))]
+    #[error("{} does not fit {network}, so nothing was read from it:\n  {}", path.display(), printed(misfits).join("\n  "))]
     Misfit {
         /// Which file.
         path: PathBuf,
@@ -65,7 +67,7 @@ pub enum WeightsError {
         expected: u32,
     },
     /// Numbers that no trained network has, or that the chosen format cannot hold.
-    #[error("{}: {}", path.display(), reasons.join("; "))]
+    #[error("{}: {}", path.display(), printable(&reasons.join("; ")))]
     Numbers {
         /// Which file.
         path: PathBuf,
@@ -88,6 +90,11 @@ pub enum WeightsError {
         /// Namings that exist for it.
         known: String,
     },
+}
+
+/// Lines with names of another program's file.
+fn printed(lines: &[String]) -> Vec<Cow<'_, str>> {
+    lines.iter().map(|line| printable(line)).collect()
 }
 
 /// Refuses a checkpoint that was imported without a classifier.

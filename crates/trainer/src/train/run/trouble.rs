@@ -1,19 +1,19 @@
 //! What a run does when the numbers of a step go wrong: a gradient that is not finite, a loss that jumps. All ranks see
 //! the same averages, so they come to the same decision.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Run;
-use crate::checkpoint::{self, Later, RunState};
+use crate::checkpoint::{self, Checkpoint, Later, RunState};
 use crate::config::{OnNan, OnSpike};
 use crate::engine::StepOutcome;
 use crate::error::Error;
 use crate::health::evidence;
-use crate::health::roll_back::{self, RollBack};
+use crate::health::roll_back::{self, Found, RollBack};
 use crate::telemetry::{MetricsFile, Record};
 use crate::train::broadcast_state;
-use crate::train::resume::{share, take_over};
+use crate::train::resume::{require_own, share, take_over, told_as_passed_over};
 
 /// So many steps without an update, one after the other, will not be followed by a good one.
 const MOST_SKIPPED: u64 = 16;
@@ -178,8 +178,14 @@ impl Run<'_> {
     /// On rank 0: an earlier checkpoint's tensors in place of the present ones.
     fn restore(&self) -> Result<(PathBuf, RunState), Error> {
         let folder = self.dir.checkpoints();
-        let (path, saved) = roll_back::find(&folder, self.position.step, &self.plan.config.train.roll_back)?;
-        let position = take_over(self.plan, &self.engine, saved, &path, self.position.versions.clone())?;
+        let check = |path: &Path, saved: &Checkpoint| require_own(self.plan, path, saved);
+        let config = &self.plan.config.train.roll_back;
+        let Found { path, checkpoint, passed_over } =
+            roll_back::find(&folder, self.position.step, config, check)?;
+        for error in &passed_over {
+            self.progress.warn(&told_as_passed_over(error));
+        }
+        let position = take_over(self.plan, &self.engine, checkpoint, &path, self.position.versions.clone())?;
         checkpoint::drop_later(&folder, position.step, Later::Removed, self.saving.keep())?;
         Ok((path, position))
     }
