@@ -26,6 +26,11 @@ pub(super) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// The first step, counted from 1, whose loss is judged where none before it is left out.
+pub(crate) fn first_judged(config: &LossSpikeConfig) -> u64 {
+    config.window.div_ceil(2) as u64 + 1
+}
+
 /// The latest losses; part of a checkpoint, so that a resumed run decides as the uninterrupted one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LossWatch {
@@ -110,6 +115,19 @@ mod tests {
             }
         }
         assert_eq!(spikes, [(150, true), (151, false)]);
+    }
+
+    #[test]
+    fn the_first_loss_that_is_judged_is_known() {
+        for window in [8, 9, 50, 51] {
+            let config = LossSpikeConfig { window, ..CONFIG };
+            let first = (1..100).find(|&step| {
+                let mut watch = LossWatch::default();
+                (1..step).for_each(|_| assert!(watch.step(&config, 1.0).is_none()));
+                watch.step(&config, 100.0).is_some()
+            });
+            assert_eq!(first, Some(first_judged(&config)), "window {window}");
+        }
     }
 
     #[test]
