@@ -5,26 +5,12 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, LoadedConfig, LossSpikeConfig};
+use crate::config::LossSpikeConfig;
 
 /// Makes the median absolute deviation comparable with a standard deviation, for normal noise.
 const MAD_TO_DEVIATION: f64 = 1.4826;
 /// Losses whose noise is smaller are judged as if it were this: late in training hardly anything is noise.
 const LEAST_DEVIATION: f64 = 0.05;
-
-/// Refuses values that make no sense.
-pub(super) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
-    let LossSpikeConfig { window, deviations, .. } = loaded.config.train.loss_spike;
-    if !(8..=10_000).contains(&window) {
-        let message = format!("{window} is out of range; expected 8 to 10000");
-        return Err(loaded.error("train.loss_spike.window", message));
-    }
-    if !(deviations.is_finite() && deviations > 0.0) {
-        let message = format!("{deviations} is out of range; expected more than 0");
-        return Err(loaded.error("train.loss_spike.deviations", message));
-    }
-    Ok(())
-}
 
 /// The first step, counted from 1, whose loss is judged where none before it is left out.
 pub(crate) fn first_judged(config: &LossSpikeConfig) -> u64 {
