@@ -76,8 +76,18 @@ impl DataPlan {
         data: &mut DataConfig,
     ) -> Result<Self, Error> {
         require_folder(loaded)?;
-        let train = open(loaded, kind, Split::Train)?;
-        let test = open(loaded, kind, Split::Test)?;
+        let sets = [open(loaded, kind, Split::Train)?, open(loaded, kind, Split::Test)?];
+        Self::of(loaded, kind, seed, data, sets)
+    }
+
+    /// The same of data sets that are open, of training and of test.
+    pub(crate) fn of(
+        loaded: &LoadedConfig,
+        kind: Kind,
+        seed: u64,
+        data: &mut DataConfig,
+        [train, test]: [DataSet; 2],
+    ) -> Result<Self, Error> {
         if train.classes() != test.classes() {
             let (train, test) = (train.classes().len(), test.classes().len());
             let problem = format!(
@@ -184,7 +194,9 @@ fn require_folder(loaded: &LoadedConfig) -> Result<(), ConfigError> {
         Ok(_) => "is no folder".into(),
         Err(error) => format!("cannot be opened: {error}"),
     };
-    Err(loaded.error("data.path", format!("{} {problem}; expected the data set's folder", path.display())))
+    let expected = "expected the data set's folder, which `wrn-dist data prepare` makes of archives that `wrn-dist data \
+                    fetch` brings";
+    Err(loaded.error("data.path", format!("{} {problem}; {expected}", path.display())))
 }
 
 fn open(loaded: &LoadedConfig, kind: Kind, split: Split) -> Result<DataSet, Error> {

@@ -24,6 +24,7 @@ mod fault;
 mod feed;
 mod flat;
 mod health;
+mod imagenet;
 mod input;
 mod loss_scale;
 mod memory;

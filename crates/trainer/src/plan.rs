@@ -4,12 +4,13 @@
 
 use std::num::NonZeroUsize;
 
-use data_sharding::BatchLayout;
+use data_sharding::{BatchLayout, DataSet};
 use model::{Architecture, Network, Options};
 
 use crate::config::{AutoOr, Backend, Config, ConfigError, Determinism, Dtype, LoadedConfig, Reduce, ranges};
 use crate::data::{self, DataPlan, Kind};
 use crate::error::Error;
+use crate::imagenet;
 use crate::input::Whitening;
 use crate::micro_batch;
 use crate::optimizer::rule;
@@ -36,24 +37,52 @@ impl Plan {
     /// # Errors
     /// The first key whose value is impossible, or what is wrong with the data.
     pub(crate) fn open(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Self, Error> {
+        Self::open_with(loaded, rank, world_size, None)
+    }
+
+    /// As rank 0. Where the data is not there and must be ImageNet's, from the known number of images; nothing but
+    /// sizes can be said of such a plan. The second value is whether that was so.
+    pub(crate) fn open_or_estimate(loaded: &LoadedConfig, world_size: usize) -> Result<(Self, bool), Error> {
+        let config = &loaded.config;
+        let must_be_imagenet = config.model.classes.is_none_or(|classes| classes == imagenet::CLASSES);
+        let absent = Kind::parse(loaded)? == Kind::Shards && must_be_imagenet && !config.data.path.exists();
+        let sets = absent.then(imagenet::known_sizes);
+        Ok((Self::open_with(loaded, 0, world_size, sets.as_ref())?, absent))
+    }
+
+    fn open_with(
+        loaded: &LoadedConfig,
+        rank: usize,
+        world_size: usize,
+        sets: Option<&[DataSet; 2]>,
+    ) -> Result<Self, Error> {
         ranges::check(loaded)?;
         micro_batch::check(loaded)?;
         if loaded.config.train.micro_batch != Some(AutoOr::Auto) {
-            return Self::open_resolved(loaded, rank, world_size);
+            return Self::open_resolved(loaded, rank, world_size, sets);
         }
         // Network and data do not depend on it.
         let mut resolved = loaded.clone();
         resolved.config.train.micro_batch = None;
-        let plan = Self::open_resolved(&resolved, rank, world_size)?;
+        let plan = Self::open_resolved(&resolved, rank, world_size, sets)?;
         resolved.config.train.micro_batch = Some(AutoOr::Exactly(micro_batch::choose(loaded, &plan)?));
         drop(plan);
-        Self::open_resolved(&resolved, rank, world_size)
+        Self::open_resolved(&resolved, rank, world_size, sets)
     }
 
-    fn open_resolved(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Self, Error> {
+    fn open_resolved(
+        loaded: &LoadedConfig,
+        rank: usize,
+        world_size: usize,
+        sets: Option<&[DataSet; 2]>,
+    ) -> Result<Self, Error> {
         let parts = checked_parts(loaded, rank, world_size)?;
         let mut config = loaded.config.clone();
-        let data = DataPlan::open(loaded, parts.kind, config.seed, &mut config.data)?;
+        let (kind, seed, data) = (parts.kind, config.seed, &mut config.data);
+        let data = match sets {
+            Some(sets) => DataPlan::of(loaded, kind, seed, data, sets.clone())?,
+            None => DataPlan::open(loaded, kind, seed, data)?,
+        };
         let classes = data.train.classes().len() as u32;
         let configured = *config.model.classes.get_or_insert(classes);
         if configured < classes {
