@@ -178,6 +178,12 @@ fn a_checkpoint_of_another_architecture_or_experiment_is_refused() {
 }
 
 #[test]
+fn a_checkpoint_that_is_not_there_is_wrong_usage() {
+    let parts = ["there is no checkpoint", "at /nowhere/at/all"];
+    expect_error(&experiment(), &["--resume", "/nowhere/at/all"], 2, &parts);
+}
+
+#[test]
 fn a_damaged_checkpoint_is_refused() {
     let experiment = experiment();
     let _ = experiment.train("first", 1, &[]).expect_code(0);

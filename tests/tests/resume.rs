@@ -175,7 +175,7 @@ fn a_finished_run_is_left_alone_and_none_refuses_it() {
     let again = experiment.train("run", 1, &[]).expect_code(0);
     assert!(again.stdout.contains("test accuracy"), "{}", again.stdout);
     assert!(before == (experiment.metrics("run"), experiment.checkpoint("run")));
-    let refused = experiment.train("run", 1, &["--resume", "none"]).expect_code(1);
+    let refused = experiment.train("run", 1, &["--resume", "none"]).expect_code(2);
     assert!(refused.stderr.contains("already holds a run"), "{}", refused.stderr);
 }
 
@@ -186,7 +186,7 @@ fn a_checkpoint_of_one_run_does_not_enter_the_folder_of_another() {
     let _ = experiment.train("two", 1, &["--set", "seed=8", "--stop-after", "step:2"]).expect_code(STOPPED);
     let before = experiment.metrics("two");
     let one = experiment.path("one");
-    let refused = experiment.train("two", 1, &["--resume", one.to_str().unwrap()]).expect_code(1);
+    let refused = experiment.train("two", 1, &["--resume", one.to_str().unwrap()]).expect_code(2);
     assert!(refused.stderr.contains("already holds a run"), "{}", refused.stderr);
     assert_eq!(experiment.metrics("two"), before);
 }
@@ -239,7 +239,7 @@ fn a_run_that_the_user_takes_back_never_meets_its_later_checkpoints_again() {
     // What was set aside belongs to another course, which can go on in a folder of its own.
     let abandoned = folder.join("abandoned").join("step-000000018");
     let from = ["--resume", abandoned.to_str().unwrap()];
-    let refused = train(&from).expect_code(1);
+    let refused = train(&from).expect_code(2);
     assert!(refused.stderr.contains("is not part of it; leave --resume out"), "{}", refused.stderr);
     let _ = experiment.train("other", 1, &[&policy[..], &from].concat()).expect_code(0);
 }

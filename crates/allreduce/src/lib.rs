@@ -15,12 +15,14 @@ mod accumulate;
 mod agreement;
 mod backoff;
 mod buckets;
+mod callers;
 mod communicator;
 mod compressed;
 mod control;
 mod error;
 mod finite;
 mod flight;
+mod frames;
 mod hierarchical;
 mod hook;
 #[cfg(test)]

@@ -15,17 +15,11 @@ use crate::skip::change_unless;
 
 /// Refuses values that make no sense.
 pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
-    let Some(AveragingConfig { decay, every_steps, warmup_epochs }) = loaded.config.train.averaging else {
+    let Some(AveragingConfig { warmup_epochs, .. }) = loaded.config.train.averaging else {
         return Ok(());
     };
     let error = |key: &str, message: String| Err(loaded.error(&format!("train.averaging.{key}"), message));
     let epochs = f64::from(loaded.config.train.epochs);
-    if !(0.0..1.0).contains(&decay) {
-        return error("decay", format!("{decay} is outside 0 to 1 (1 excluded)"));
-    }
-    if every_steps == 0 {
-        return error("every_steps", "0 is out of range; expected 1 or more".into());
-    }
     if !(0.0..=epochs).contains(&warmup_epochs) {
         return error("warmup_epochs", format!("{warmup_epochs} is outside 0 to train.epochs ({epochs})"));
     }

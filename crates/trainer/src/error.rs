@@ -86,6 +86,7 @@ impl Error {
             | Error::Usage(_)
             | Error::Comm(CommError::Environment(_) | CommError::NoLibrary { .. })
             | Error::Model(ModelError::Architecture { .. } | ModelError::Option(_))
+            | Error::Checkpoint(CheckpointError::Absent { .. })
             | Error::Weights(WeightsError::Naming { .. }) => EXIT_USAGE,
             Error::Agreed(agreed) => agreed.failure.exit_code,
             _ => EXIT_FAILURE,
@@ -96,5 +97,29 @@ impl Error {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Failure { exit_code: error.exit_code(), sentence: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_tells_what_cannot_be_from_what_went_wrong() {
+        let path = || PathBuf::from("run");
+        let not_found = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let cases: [(Error, i32); 8] = [
+            (ConfigError::Unreadable { path: path(), source: not_found() }.into(), EXIT_USAGE),
+            (Error::Usage(String::new()), EXIT_USAGE),
+            (Error::NoMargins, EXIT_USAGE),
+            (CheckpointError::Absent { path: path() }.into(), EXIT_USAGE),
+            (CheckpointError::Damaged { path: path(), reason: String::new() }.into(), EXIT_FAILURE),
+            (CheckpointError::Foreign { path: path(), reason: String::new() }.into(), EXIT_FAILURE),
+            (Error::file("read", &path())(not_found()), EXIT_FAILURE),
+            (Error::Other(String::new()), EXIT_FAILURE),
+        ];
+        for (error, code) in cases {
+            assert_eq!(error.exit_code(), code, "{error}");
+        }
     }
 }

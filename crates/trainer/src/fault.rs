@@ -4,8 +4,10 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::config::{Config, OnSpike};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::health::spike;
 
 /// One fault of one rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,66 @@ impl FromStr for Fault {
     }
 }
 
+/// What a run has in which a fault is to happen.
+pub(crate) struct Stage<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) steps: u64,
+    pub(crate) ranks: usize,
+    pub(crate) buckets: usize,
+}
+
+impl Fault {
+    /// Refuses a fault that this run would never see, with what would have to be otherwise.
+    pub(crate) fn check(&self, stage: &Stage) -> Result<(), Error> {
+        self.why_void(stage).map_or(Ok(()), |why| Err(Error::Usage(format!("--inject-fault: {why}"))))
+    }
+
+    fn why_void(&self, stage: &Stage) -> Option<String> {
+        let Fault { step, rank, kind } = *self;
+        let Stage { steps, ranks, buckets, .. } = *stage;
+        let train = &stage.config.train;
+        if step > steps || rank >= ranks {
+            return Some(format!(
+                "the run has steps 1 to {steps} and ranks 0 to {}, so step {step} of rank {rank} never comes",
+                ranks - 1
+            ));
+        }
+        let compared_every = train.check_replicas_every;
+        let first_judged = spike::first_judged(&train.loss_spike);
+        match kind {
+            FaultKind::Reorder if buckets < 2 => Some(
+                "the exchange has one bucket, so there is no order to change; smaller comm.first_bucket_kib and \
+                 comm.bucket_kib make more"
+                    .into(),
+            ),
+            FaultKind::Reorder | FaultKind::FlipBit if ranks == 1 => {
+                Some("with one rank there is no other that could differ; expected 2 ranks or more".into())
+            }
+            FaultKind::FlipBit if stage.config.optimizer.shard => Some(
+                "with optimizer.shard the ranks give each other their weights in every step, which overwrites the \
+                 flipped bit or gives it to all; expected optimizer.shard: false"
+                    .into(),
+            ),
+            FaultKind::FlipBit if compared_every == 0 => Some(
+                "with train.check_replicas_every: 0 nothing compares the ranks' weights; expected 1 or more".into(),
+            ),
+            FaultKind::FlipBit if step > steps - steps % compared_every => Some(format!(
+                "the ranks compare their weights after each {compared_every} steps (train.check_replicas_every), and of \
+                 {steps} steps no such one comes after a bit that flips in step {step}"
+            )),
+            FaultKind::Spike if train.loss_spike.action == OnSpike::Ignore => {
+                Some("with train.loss_spike.action: ignore nothing looks for a spike; expected another action".into())
+            }
+            FaultKind::Spike if step < first_judged => Some(format!(
+                "a loss is compared with those of half a window of steps before it (train.loss_spike.window: {}), so a \
+                 spike can be seen from step {first_judged} on",
+                train.loss_spike.window
+            )),
+            _ => None,
+        }
+    }
+}
+
 impl FaultKind {
     /// Lets it happen on this rank.
     pub(crate) fn strike(self, engine: &mut Engine) -> Result<(), Error> {
@@ -107,6 +169,61 @@ mod tests {
         for text in ["", "17", "17:2", "0:2:kill", "17:-1:kill", "17:2:sneeze", "17:2:kill:now"] {
             let error = text.parse::<Fault>().unwrap_err();
             assert!(error.contains("STEP:RANK:KIND") && error.contains("panic, kill"), "{text}: {error}");
+        }
+    }
+    #[test]
+    fn a_fault_that_nothing_would_notice_is_refused_and_its_neighbours_are_not() {
+        let config = |keys: &str| -> Config {
+            let text = format!(
+                "{{model: {{arch: wrn-10-1}}, data: {{kind: cifar10, path: data}}, \
+                 schedule: {{kind: constant, rate: 0.1}}, {keys}}}"
+            );
+            serde_yaml::from_str(&text).unwrap()
+        };
+        let plain = "train: {epochs: 1, global_batch: 8}";
+        let cases = [
+            // Keys, ranks, buckets, a fault, and what is said about it.
+            (plain, 2, 1, "250:1:kill", None),
+            (plain, 2, 1, "251:1:kill", Some("steps 1 to 250 and ranks 0 to 1")),
+            (plain, 2, 1, "1:2:kill", Some("never comes")),
+            (plain, 2, 1, "1:1:reorder", Some("one bucket")),
+            (plain, 1, 2, "1:0:reorder", Some("expected 2 ranks")),
+            (plain, 2, 2, "1:0:reorder", None),
+            (plain, 1, 1, "1:0:flip-bit", Some("expected 2 ranks")),
+            (plain, 2, 1, "200:0:flip-bit", None),
+            (plain, 2, 1, "201:0:flip-bit", Some("check_replicas_every")),
+            (
+                "train: {epochs: 1, global_batch: 8, check_replicas_every: 0}",
+                2,
+                1,
+                "1:0:flip-bit",
+                Some("expected 1 or more"),
+            ),
+            (
+                "optimizer: {shard: true}, train: {epochs: 1, global_batch: 8}",
+                2,
+                1,
+                "1:1:flip-bit",
+                Some("optimizer.shard: false"),
+            ),
+            (plain, 1, 1, "26:0:spike", None),
+            (plain, 1, 1, "25:0:spike", Some("from step 26 on")),
+            (
+                "train: {epochs: 1, global_batch: 8, loss_spike: {action: ignore}}",
+                1,
+                1,
+                "26:0:spike",
+                Some("ignore"),
+            ),
+        ];
+        for (keys, ranks, buckets, fault, expected) in cases {
+            let stage = Stage { config: &config(keys), steps: 250, ranks, buckets };
+            let refused = fault.parse::<Fault>().unwrap().check(&stage).map_err(|error| error.to_string());
+            match (refused, expected) {
+                (Ok(()), None) => {}
+                (Err(refused), Some(expected)) if refused.contains(expected) => {}
+                (other, _) => panic!("{fault} with {keys}: {other:?}"),
+            }
         }
     }
 }

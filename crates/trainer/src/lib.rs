@@ -25,6 +25,7 @@ mod feed;
 mod files;
 mod flat;
 mod health;
+mod imagenet;
 mod input;
 mod loss_scale;
 mod memory;

@@ -9,30 +9,12 @@ use crate::config::{ConfigError, Dtype, LoadedConfig, LossScaleConfig};
 /// A step that is not finite with this scale or a smaller one has another reason than fp16's range.
 const LEAST: f32 = 1.0;
 
-/// Refuses values that make no sense, and a scale without fp16.
+/// Refuses a scale without fp16.
 pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     let precision = &loaded.config.precision;
-    let Some(LossScaleConfig { initial, growth_factor, backoff_factor, growth_interval }) =
-        precision.loss_scale
-    else {
-        return Ok(());
-    };
-    let error =
-        |key: &str, message: String| Err(loaded.error(&format!("precision.loss_scale{key}"), message));
-    if precision.dtype != Dtype::Fp16 {
-        return error("", format!("has no meaning with precision.dtype: {}; expected fp16", precision.dtype));
-    }
-    if !(initial.is_finite() && initial >= LEAST) {
-        return error(".initial", format!("{initial} is out of range; expected {LEAST} or more"));
-    }
-    if !(growth_factor.is_finite() && growth_factor > 1.0) {
-        return error(".growth_factor", format!("{growth_factor} is out of range; expected more than 1"));
-    }
-    if !(backoff_factor > 0.0 && backoff_factor < 1.0) {
-        return error(".backoff_factor", format!("{backoff_factor} is outside 0 to 1 (both excluded)"));
-    }
-    if growth_interval == 0 {
-        return error(".growth_interval", "0 is out of range; expected 1 or more".into());
+    if precision.loss_scale.is_some() && precision.dtype != Dtype::Fp16 {
+        let message = format!("has no meaning with precision.dtype: {}; expected fp16", precision.dtype);
+        return Err(loaded.error("precision.loss_scale", message));
     }
     Ok(())
 }

@@ -19,15 +19,10 @@ use crate::session::Session;
 const WORKSPACE: f64 = 0.5;
 const GIB: f64 = (1_u64 << 30) as f64;
 
-/// Refuses a limit that is missing or says nothing.
+/// Refuses `auto` without the limit that it needs.
 pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     let train = &loaded.config.train;
     let limit = train.memory_limit_gib;
-    if let Some(limit) = limit.filter(|limit| !(limit.is_finite() && *limit > 0.0)) {
-        return Err(
-            loaded.error("train.memory_limit_gib", format!("{limit} is out of range; expected more than 0"))
-        );
-    }
     if train.micro_batch == Some(AutoOr::Auto) && limit.is_none() {
         let message = "auto needs train.memory_limit_gib, but for training on GPUs, where it is found out";
         return Err(loaded.error("train.micro_batch", message));

@@ -22,7 +22,8 @@ const LEARNING_RATES_SHOWN: usize = 24;
 const MOST_RANKS: usize = 4096;
 
 /// Describes the run of `config` on `ranks` ranks, and with `scaling` how it would scale on such a cluster, its sums
-/// travelling as `comm.reduce` says where no algorithm is given. Needs the data set, but neither MPI nor a GPU.
+/// travelling as `comm.reduce` says where no algorithm is given. Needs the data set, unless it is ImageNet, but neither
+/// MPI nor a GPU.
 ///
 /// # Errors
 /// What is wrong with the configuration or the data.
@@ -33,7 +34,7 @@ pub fn describe_plan(
     scaling: Option<(Cluster, Option<Algorithm>)>,
 ) -> Result<String, Error> {
     let loaded = config::load(config, overrides)?;
-    let plan = Plan::open(&loaded, 0, ranks)?;
+    let (plan, is_estimate) = Plan::open_or_estimate(&loaded, ranks)?;
     let layout = FlatLayout::new(&plan.network);
     let buckets = layout.buckets(&plan.config.comm);
     let mib = |elements: usize| elements as f64 * 4.0 / f64::from(1 << 20);
@@ -65,6 +66,15 @@ pub fn describe_plan(
             plan.network.classes()
         ),
     );
+    if is_estimate {
+        line(
+            "",
+            format!(
+                "{} not found: planned from the known size of ImageNet; `wrn-dist data prepare imagenet` makes it",
+                plan.config.data.path.display()
+            ),
+        );
+    }
     line(
         "global batch",
         format!(
@@ -182,4 +192,30 @@ pub fn describe_plan(
         text += &cluster.table(&load, images, MOST_RANKS);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn imagenet_is_planned_without_its_files_and_what_cannot_be_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.yaml");
+        let text = "model: {arch: resnet-18}\ndata: {kind: shards, path: nowhere}\ntrain: {epochs: 90, global_batch: 256}\n\
+                    schedule: {kind: cosine, rate: 0.1}\n";
+        std::fs::write(&path, text).unwrap();
+        let described = describe_plan(&path, &[], 8, None).unwrap();
+        for part in [
+            "1281167 training images, and 50000 test images, of 224x224x3, 1000 classes",
+            "nowhere not found: planned from the known size of ImageNet",
+            "5004 an epoch",
+        ] {
+            assert!(described.contains(part), "{described}");
+        }
+        for set in ["model.classes=10", "data.kind=cifar10"] {
+            let refused = describe_plan(&path, &[set.to_owned()], 8, None).unwrap_err().to_string();
+            assert!(refused.contains("nowhere") && refused.contains("`wrn-dist data prepare`"), "{refused}");
+        }
+    }
 }

@@ -4,20 +4,18 @@
 
 use std::num::NonZeroUsize;
 
-use data_sharding::BatchLayout;
+use data_sharding::{BatchLayout, DataSet};
 use model::{Architecture, Network, Options};
 
-use crate::config::{AutoOr, Backend, Config, ConfigError, Determinism, Dtype, LoadedConfig, Reduce};
+use crate::config::{AutoOr, Backend, Config, ConfigError, Determinism, Dtype, LoadedConfig, Reduce, ranges};
 use crate::data::{self, DataPlan, Kind};
 use crate::error::Error;
+use crate::imagenet;
 use crate::input::Whitening;
 use crate::micro_batch;
 use crate::optimizer::rule;
 use crate::schedule::Schedule;
 use crate::synchronization;
-
-/// No run is longer; a larger number is a slip of the pen.
-pub(crate) const MOST_EPOCHS: u32 = 1_000_000;
 
 /// A run, ready to start.
 pub(crate) struct Plan {
@@ -39,23 +37,52 @@ impl Plan {
     /// # Errors
     /// The first key whose value is impossible, or what is wrong with the data.
     pub(crate) fn open(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Self, Error> {
+        Self::open_with(loaded, rank, world_size, None)
+    }
+
+    /// As rank 0. Where the data is not there and must be ImageNet's, from the known number of images; nothing but
+    /// sizes can be said of such a plan. The second value is whether that was so.
+    pub(crate) fn open_or_estimate(loaded: &LoadedConfig, world_size: usize) -> Result<(Self, bool), Error> {
+        let config = &loaded.config;
+        let must_be_imagenet = config.model.classes.is_none_or(|classes| classes == imagenet::CLASSES);
+        let absent = Kind::parse(loaded)? == Kind::Shards && must_be_imagenet && !config.data.path.exists();
+        let sets = absent.then(imagenet::known_sizes);
+        Ok((Self::open_with(loaded, 0, world_size, sets.as_ref())?, absent))
+    }
+
+    fn open_with(
+        loaded: &LoadedConfig,
+        rank: usize,
+        world_size: usize,
+        sets: Option<&[DataSet; 2]>,
+    ) -> Result<Self, Error> {
+        ranges::check(loaded)?;
         micro_batch::check(loaded)?;
         if loaded.config.train.micro_batch != Some(AutoOr::Auto) {
-            return Self::open_resolved(loaded, rank, world_size);
+            return Self::open_resolved(loaded, rank, world_size, sets);
         }
         // Network and data do not depend on it.
         let mut resolved = loaded.clone();
         resolved.config.train.micro_batch = None;
-        let plan = Self::open_resolved(&resolved, rank, world_size)?;
+        let plan = Self::open_resolved(&resolved, rank, world_size, sets)?;
         resolved.config.train.micro_batch = Some(AutoOr::Exactly(micro_batch::choose(loaded, &plan)?));
         drop(plan);
-        Self::open_resolved(&resolved, rank, world_size)
+        Self::open_resolved(&resolved, rank, world_size, sets)
     }
 
-    fn open_resolved(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Self, Error> {
+    fn open_resolved(
+        loaded: &LoadedConfig,
+        rank: usize,
+        world_size: usize,
+        sets: Option<&[DataSet; 2]>,
+    ) -> Result<Self, Error> {
         let parts = checked_parts(loaded, rank, world_size)?;
         let mut config = loaded.config.clone();
-        let data = DataPlan::open(loaded, parts.kind, config.seed, &mut config.data)?;
+        let (kind, seed, data) = (parts.kind, config.seed, &mut config.data);
+        let data = match sets {
+            Some(sets) => DataPlan::of(loaded, kind, seed, data, sets.clone())?,
+            None => DataPlan::open(loaded, kind, seed, data)?,
+        };
         let classes = data.train.classes().len() as u32;
         let configured = *config.model.classes.get_or_insert(classes);
         if configured < classes {
@@ -147,69 +174,15 @@ struct Parts {
 fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Result<Parts, ConfigError> {
     let config = &loaded.config;
     let error = |key: &str, message: String| loaded.error(key, message);
-    let share = |key: &str, value: f64| {
-        (0.0..1.0)
-            .contains(&value)
-            .then_some(())
-            .ok_or_else(|| error(key, format!("{value} is outside 0 to 1 (1 excluded)")))
-    };
     let architecture: Architecture =
         config.model.arch.parse().map_err(|e: model::ModelError| error("model.arch", e.to_string()))?;
     let kind = Kind::parse(loaded)?;
     data::check(loaded, kind)?;
-    share("model.dropout", config.model.dropout)?;
-    share("model.shortcut_dropout", config.model.shortcut_dropout)?;
-    share("model.stochastic_depth", config.model.stochastic_depth)?;
-    share("train.label_smoothing", config.train.label_smoothing)?;
-    if !(config.model.norm_momentum > 0.0 && config.model.norm_momentum <= 1.0) {
-        return Err(error(
-            "model.norm_momentum",
-            format!("{} is outside 0 to 1 (0 excluded)", config.model.norm_momentum),
-        ));
-    }
     rule::check(loaded)?;
-    let workers = match config.data.workers {
-        AutoOr::Auto => 1,
-        AutoOr::Exactly(workers) => workers.get(),
-    };
     let micro_batch = match config.train.micro_batch {
         Some(AutoOr::Exactly(micro_batch)) => Some(micro_batch.get()),
         Some(AutoOr::Auto) | None => None,
     };
-    let bounds = [
-        ("train.epochs", config.train.epochs as usize, MOST_EPOCHS as usize),
-        ("train.global_batch", config.train.global_batch, 1 << 24),
-        ("train.micro_batch", micro_batch.unwrap_or(1), 1 << 20),
-        ("train.evaluate_every_epochs", config.train.evaluate_every_epochs as usize, usize::MAX),
-        ("data.workers", workers, 1024),
-        ("data.prefetch", config.data.prefetch, 1024),
-        ("comm.first_bucket_kib", config.comm.first_bucket_kib, 1 << 30),
-        ("comm.bucket_kib", config.comm.bucket_kib, 1 << 30),
-        (
-            "schedule.scale_rate.reference_batch",
-            config.schedule.scale_rate.map_or(1, |scale| scale.reference_batch),
-            1 << 24,
-        ),
-        ("comm.timeout_s", config.comm.timeout_s as usize, 7 * 24 * 3600),
-        ("checkpoint.every_epochs", config.checkpoint.every_epochs as usize, usize::MAX),
-        ("checkpoint.every_steps", config.checkpoint.every_steps.map_or(1, |n| n as usize), usize::MAX),
-        ("checkpoint.keep_last", config.checkpoint.keep_last, usize::MAX),
-        ("model.classes", config.model.classes.unwrap_or(1) as usize, 1 << 20),
-    ];
-    for (key, value, largest) in bounds {
-        if value == 0 || value > largest {
-            let expected = if largest == usize::MAX { "1 or more".into() } else { format!("1 to {largest}") };
-            return Err(error(key, format!("{value} is out of range; expected {expected}")));
-        }
-    }
-    if let Some(minutes) =
-        config.checkpoint.every_minutes.filter(|minutes| !(*minutes > 0.0 && minutes.is_finite()))
-    {
-        return Err(error(
-            "checkpoint.every_minutes",
-            format!("{minutes} is out of range; expected more than 0"),
-        ));
-    }
     let global_batch = config.train.global_batch;
     let micro_batch = micro_batch.unwrap_or((global_batch / world_size).max(1));
     let batches = BatchLayout::new(global_batch, micro_batch, rank, world_size)

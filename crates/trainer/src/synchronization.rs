@@ -13,8 +13,6 @@ use crate::config::{
 const POWER_SGD_RANK: usize = 2;
 /// `comm.power_sgd_start_step` when absent, as in PyTorch's `powerSGD_hook.py`.
 const POWER_SGD_START_STEP: u64 = 1000;
-/// More would be no compression of any network here.
-const LARGEST_RANK: usize = 256;
 
 /// A combination that is refused.
 struct Refusal {
@@ -26,11 +24,6 @@ struct Refusal {
 /// # Errors
 /// The first combination that has no meaning.
 pub(crate) fn check(loaded: &LoadedConfig, batches: &BatchLayout) -> Result<(), ConfigError> {
-    let comm = &loaded.config.comm;
-    if let Some(rank) = comm.power_sgd_rank.filter(|rank| !(1..=LARGEST_RANK).contains(rank)) {
-        let message = format!("{rank} is out of range; expected 1 to {LARGEST_RANK}");
-        return Err(loaded.error("comm.power_sgd_rank", message));
-    }
     let mut refusals = exchange(&loaded.config).into_iter().chain(batch_norm(&loaded.config, batches));
     match refusals.find(|refusal| refusal.applies) {
         Some(Refusal { key, sentence, .. }) => Err(loaded.error(key, sentence)),
@@ -198,10 +191,6 @@ mod tests {
             (&["comm.overlap=sync+step", "optimizer.kind=adamw"], "comm.overlap"),
             (&["comm.power_sgd_rank=2"], "comm.power_sgd_rank"),
             (&["comm.compression=bf16", "comm.power_sgd_start_step=0"], "comm.power_sgd_start_step"),
-            (
-                &["comm.compression=power-sgd", "comm.power_sgd_rank=0"],
-                "comm.power_sgd_rank: 0 is out of range",
-            ),
             (&["comm.overlap=sync+step", "train.on_nan=skip"], "comm.overlap"),
             (&["comm.overlap=sync+step", "precision.dtype=fp16"], "comm.overlap"),
             (&["model.sync_norm=true", "model.frozen_norm=true"], "model.sync_norm"),

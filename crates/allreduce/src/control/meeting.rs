@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{HostAddress, choose, of_this_host};
-use super::wire::{Message, PROTOCOL, receive, send};
+use super::wire::PROTOCOL;
+use crate::callers::{Callers, is_open};
+use crate::frames::{LONGEST_WORD, receive_word, send_word};
 use crate::{Agreed, CommThread, Failure};
 
 /// Within this time all ranks must have met.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Within this time somebody who knocks must say who he is.
-const HELLO: Duration = Duration::from_secs(2);
-/// Within this time an address must answer.
+/// Within this time an address must be reached.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Within this time rank 0 must answer. A rank comes again where it does not: others may listen at its other addresses.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The connections of one rank: of rank 0 to all others, of the others to rank 0.
 #[derive(Debug)]
@@ -44,6 +46,18 @@ struct Invitation {
     token: String,
 }
 
+/// What is said at the door.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Word {
+    /// A rank introduces itself; the token shows that it belongs to this job.
+    Hello { protocol: u32, token: String, rank: usize },
+    /// Rank 0 knows the rank. How long a collective may take is rank 0's to say.
+    Welcome { timeout: Duration },
+    /// Rank 0 does not take it.
+    Refused { reason: String },
+}
+
 /// Collective: makes the connections.
 pub(super) fn meet(comm: &CommThread, timeout: Duration) -> Result<Connections, Agreed> {
     let topology = comm.topology();
@@ -69,7 +83,7 @@ pub(super) fn meet(comm: &CommThread, timeout: Duration) -> Result<Connections, 
         .flatten()
         .ok_or_else(|| found_by_all(comm, "rank 0 does not say where it listens"))?;
     let streams = match &listening {
-        Some((listener, _)) => admit(listener, &invitation.token, &hosts, timeout),
+        Some((listener, _)) => admit(listener, &invitation.token, &hosts, timeout, PATIENCE),
         None => {
             knock(&invitation, topology.rank, &hosts[0]).map(|(stream, timeout)| (timeout, vec![(0, stream)]))
         }
@@ -124,36 +138,29 @@ fn admit(
     token: &str,
     hosts: &[String],
     timeout: Duration,
+    patience: Duration,
 ) -> Result<(Duration, Vec<(usize, TcpStream)>), String> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     let mut streams: Vec<Option<TcpStream>> = hosts.iter().map(|_| None).collect();
-    while streams.iter().skip(1).any(Option::is_none) {
-        match listener.accept() {
-            Ok((stream, from)) => match admit_one(stream, token, &streams, timeout) {
+    let mut callers = Callers::new(listener);
+    while let Some(missing) = (1..streams.len()).find(|&rank| streams[rank].is_none()) {
+        let called = callers.hear();
+        if called.is_empty() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for (from, called) in called {
+            match called.and_then(|(stream, word)| admit_one(stream, word, token, &streams, timeout)) {
                 Ok((rank, stream)) => streams[rank] = Some(stream),
                 Err(error) => tracing::warn!(%from, %error, "the control plane turned somebody away"),
-            },
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock) => {
-                if Instant::now() > deadline {
-                    let missing =
-                        streams.iter().skip(1).position(Option::is_none).map_or(0, |index| index + 1);
-                    return Err(format!(
-                        "rank {missing} on {} has not reached the control plane on {} within {} s",
-                        hosts[missing],
-                        hosts[0],
-                        PATIENCE.as_secs()
-                    ));
-                }
-                std::thread::sleep(Duration::from_millis(2));
             }
-            // The other side has gone again, or descriptors are short for a moment.
-            Err(error) => {
-                tracing::debug!(%error, "the control plane cannot accept a connection");
-                std::thread::sleep(Duration::from_millis(20));
-                if Instant::now() > deadline {
-                    return Err(format!("the control plane cannot accept connections: {error}"));
-                }
-            }
+        }
+        if Instant::now() > deadline {
+            return Err(format!(
+                "rank {missing} on {} has not reached the control plane on {} within {} s",
+                hosts[missing],
+                hosts[0],
+                patience.as_secs_f32()
+            ));
         }
     }
     let streams =
@@ -163,28 +170,27 @@ fn admit(
 
 fn admit_one(
     stream: TcpStream,
+    word: Word,
     token: &str,
     known: &[Option<TcpStream>],
     timeout: Duration,
 ) -> io::Result<(usize, TcpStream)> {
-    stream.set_nonblocking(false)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(HELLO))?;
-    let reason = match receive(&stream)? {
-        Message::Hello { protocol, .. } if protocol != PROTOCOL => {
+    let reason = match word {
+        Word::Hello { protocol, .. } if protocol != PROTOCOL => {
             format!("rank 0 speaks protocol {PROTOCOL}, not {protocol}")
         }
-        Message::Hello { token: shown, .. } if shown != token => "the token is that of another job".into(),
-        Message::Hello { rank, .. } if rank == 0 || known.get(rank).is_none_or(Option::is_some) => {
-            format!("there is no such rank, or it is here already: {rank}")
-        }
-        Message::Hello { rank, .. } => {
-            send(&stream, &Message::Welcome { timeout })?;
-            return Ok((rank, stream));
-        }
+        Word::Hello { token: shown, .. } if shown != token => "the token is that of another job".into(),
+        Word::Hello { rank, .. } => match known.get(rank) {
+            // One that has gone may come again.
+            Some(place) if rank != 0 && !place.as_ref().is_some_and(is_open) => {
+                send_word(&stream, &Word::Welcome { timeout }, Instant::now() + ANSWER)?;
+                return Ok((rank, stream));
+            }
+            _ => format!("there is no such rank, or it is here already: {rank}"),
+        },
         _ => "a rank says hello first".into(),
     };
-    send(&stream, &Message::Refused { reason: reason.clone() })?;
+    send_word(&stream, &Word::Refused { reason: reason.clone() }, Instant::now() + ANSWER)?;
     Err(io::Error::new(ErrorKind::PermissionDenied, reason))
 }
 
@@ -215,12 +221,11 @@ fn knock(invitation: &Invitation, rank: usize, host: &str) -> Result<(TcpStream,
 fn knock_at(address: SocketAddr, token: &str, rank: usize) -> io::Result<(TcpStream, Duration)> {
     let stream = TcpStream::connect_timeout(&address, CONNECT)?;
     stream.set_nodelay(true)?;
-    // Rank 0 may be busy turning strangers away.
-    stream.set_read_timeout(Some(PATIENCE))?;
-    send(&stream, &Message::Hello { protocol: PROTOCOL, token: token.to_owned(), rank })?;
-    match receive(&stream)? {
-        Message::Welcome { timeout } => Ok((stream, timeout)),
-        Message::Refused { reason } => Err(io::Error::new(ErrorKind::PermissionDenied, reason)),
+    let deadline = Instant::now() + ANSWER;
+    send_word(&stream, &Word::Hello { protocol: PROTOCOL, token: token.to_owned(), rank }, deadline)?;
+    match receive_word(&stream, LONGEST_WORD, deadline)? {
+        Word::Welcome { timeout } => Ok((stream, timeout)),
+        Word::Refused { reason } => Err(io::Error::new(ErrorKind::PermissionDenied, reason)),
         _ => Err(io::Error::new(ErrorKind::InvalidData, "no answer of ours")),
     }
 }
@@ -250,39 +255,100 @@ mod tests {
         }
     }
 
-    #[test]
-    fn strangers_and_impostors_are_turned_away() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn listener() -> (TcpListener, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let hosts = vec!["here".to_owned(), "there".to_owned()];
-        let hello = |protocol, token: &str, rank| Message::Hello { protocol, token: token.into(), rank };
+        (listener, address)
+    }
+
+    fn hosts() -> Vec<String> {
+        vec!["here".to_owned(), "there".to_owned()]
+    }
+
+    #[test]
+    fn strangers_and_impostors_are_turned_away() {
+        let (listener, address) = listener();
+        let hosts = hosts();
+        let hello = |protocol, token: &str, rank| Word::Hello { protocol, token: token.into(), rank };
+        let soon = || Instant::now() + ANSWER;
         std::thread::scope(|scope| {
             let admitted =
-                scope.spawn(|| admit(&listener, "secret", &hosts, Duration::from_secs(1)).unwrap());
+                scope.spawn(|| admit(&listener, "secret", &hosts, Duration::from_secs(1), PATIENCE).unwrap());
             let refused = [
                 (hello(PROTOCOL + 1, "secret", 1), "protocol"),
                 (hello(PROTOCOL, "guess", 1), "token"),
                 (hello(PROTOCOL, "secret", 2), "no such rank"),
                 (hello(PROTOCOL, "secret", 0), "no such rank"),
-                (Message::Farewell, "hello first"),
+                (Word::Refused { reason: String::new() }, "hello first"),
             ];
-            for (message, expected) in refused {
+            for (word, expected) in refused {
                 let stream = TcpStream::connect(address).unwrap();
-                send(&stream, &message).unwrap();
-                match receive(&stream).unwrap() {
-                    Message::Refused { reason } => assert!(reason.contains(expected), "{reason}"),
+                send_word(&stream, &word, soon()).unwrap();
+                match receive_word(&stream, LONGEST_WORD, soon()).unwrap() {
+                    Word::Refused { reason } => assert!(reason.contains(expected), "{reason}"),
                     other => panic!("{other:?}"),
                 }
             }
             // Whoever speaks another language is not answered at all.
             let stream = TcpStream::connect(address).unwrap();
             io::Write::write_all(&mut &stream, b"GET / HTTP/1.1\r\n\r\n").unwrap();
-            assert!(receive(&stream).is_err());
+            assert!(receive_word::<Word>(&stream, LONGEST_WORD, soon()).is_err());
             drop(TcpStream::connect(address).unwrap());
+            // Whoever says nothing is not waited for.
+            let _silent = [(); 8].map(|()| TcpStream::connect(address).unwrap());
+            let begin = Instant::now();
             let (_, timeout) = knock_at(address, "secret", 1).unwrap();
+            assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
             assert_eq!(timeout, Duration::from_secs(1));
             assert_eq!(admitted.join().unwrap().1.len(), 1);
+        });
+    }
+
+    #[test]
+    fn the_meeting_has_a_limit_however_many_knock() {
+        let (listener, address) = listener();
+        let hosts = hosts();
+        let patience = Duration::from_millis(500);
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let stranger = TcpStream::connect(address);
+                    std::thread::sleep(Duration::from_millis(1));
+                    drop(stranger);
+                }
+            });
+            let begin = Instant::now();
+            let refused = admit(&listener, "secret", &hosts, Duration::from_secs(1), patience).unwrap_err();
+            is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(begin.elapsed() < 4 * patience, "{:?}", begin.elapsed());
+            assert!(refused.starts_with("rank 1 on there has not reached the control plane"), "{refused}");
+        });
+    }
+
+    #[test]
+    fn a_rank_that_has_gone_may_come_again() {
+        let (listener, address) = listener();
+        let hosts = vec![String::new(); 3];
+        std::thread::scope(|scope| {
+            let admitted =
+                scope.spawn(|| admit(&listener, "secret", &hosts, Duration::from_secs(1), PATIENCE).unwrap());
+            drop(knock_at(address, "secret", 1).unwrap());
+            let begin = Instant::now();
+            let again = loop {
+                match knock_at(address, "secret", 1) {
+                    Ok(again) => break again,
+                    Err(error) => assert!(begin.elapsed() < PATIENCE / 2, "{error}"),
+                }
+            };
+            knock_at(address, "secret", 2).unwrap();
+            let (_, mut streams) = admitted.join().unwrap();
+            io::Write::write_all(&mut &again.0, b"a").unwrap();
+            assert_eq!(streams.len(), 2);
+            io::Read::read_exact(&mut streams[0].1, &mut [0]).unwrap();
         });
     }
 }

@@ -1,7 +1,6 @@
 //! The messages of the control plane: one line of JSON each, of bounded length.
 
-use std::io::{self, Read, Write};
-use std::time::Duration;
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +8,7 @@ use super::pace::Pace;
 use crate::flight::Status;
 
 /// Ranks of another protocol are refused.
-pub(super) const PROTOCOL: u32 = 2;
+pub(super) const PROTOCOL: u32 = 3;
 /// Longer lines come from a stranger.
 const LONGEST_LINE: usize = 16 * 1024;
 /// Longer sentences are cut.
@@ -19,12 +18,6 @@ const LONGEST_SENTENCE: usize = 2 * 1024;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Message {
-    /// A rank introduces itself; the token shows that it belongs to this job.
-    Hello { protocol: u32, token: String, rank: usize },
-    /// Rank 0 knows the rank. How long a collective may take is rank 0's to say.
-    Welcome { timeout: Duration },
-    /// Rank 0 does not take it.
-    Refused { reason: String },
     /// Heartbeat.
     Beat(Status),
     /// To rank 0: how fast a rank works.
@@ -90,25 +83,6 @@ fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-/// Writes one message.
-pub(super) fn send(mut to: impl Write, message: &Message) -> io::Result<()> {
-    to.write_all(&message.to_line())
-}
-
-/// Reads one message and not a byte beyond it.
-pub(super) fn receive(mut from: impl Read) -> io::Result<Message> {
-    let mut line = Vec::new();
-    loop {
-        let mut byte = [0];
-        from.read_exact(&mut byte)?;
-        match byte {
-            [b'\n'] => return parse(&line),
-            _ if line.len() == LONGEST_LINE => return Err(invalid("a message without an end")),
-            [byte] => line.push(byte),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,7 +94,7 @@ mod tests {
     #[test]
     fn messages_survive_however_they_are_cut() {
         let sent = [
-            Message::Welcome { timeout: Duration::from_millis(2500) },
+            Message::LastWords { exit_code: 2, sentence: "so".into() },
             end("größer\nals"),
             Message::Farewell,
         ];
@@ -130,18 +104,12 @@ mod tests {
             let received: Vec<_> = bytes.chunks(cut).flat_map(|part| lines.add(part).unwrap()).collect();
             assert_eq!(received, sent, "parts of {cut} bytes");
         }
-        let mut stream = &bytes[..];
-        for message in &sent {
-            assert_eq!(receive(&mut stream).unwrap(), *message);
-        }
-        assert_eq!(receive(&mut stream).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
     fn what_a_stranger_sends_is_an_error_of_bounded_size() {
         for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"\n", b"{\"end\": 3}\n", &[0xff; LONGEST_LINE + 1]] {
             assert_eq!(Lines::default().add(bytes).unwrap_err().kind(), io::ErrorKind::InvalidData);
-            assert_eq!(receive(bytes).unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
     }
 

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::frames::{LONGEST_WORD, receive_word, send_word};
 use super::rendezvous::{Place, Rendezvous};
 use crate::CommError;
+use crate::callers::Callers;
 use crate::control::addresses::{HostAddress, choose, of_this_host};
+use crate::frames::{LONGEST_WORD, receive_word, send_word};
 
 /// Within this time every two ranks must be connected.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Within this time somebody who connects must say who he is: ranks do at once. Others may come before a rank, which
-/// waits for longer.
-const HELLO: Duration = Duration::from_secs(2);
+/// Within this time a rank that has shown the key must confirm that it still waits.
+const CONFIRMATION: Duration = Duration::from_secs(2);
 /// Within this time an address must answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -145,14 +145,18 @@ fn accept(
     let mut streams: Vec<Option<TcpStream>> = (0..rank).map(|_| None).collect();
     // Those below give up first, and know why.
     let deadline = deadline + 2 * ANSWER;
+    let mut callers = Callers::new(listener);
     while let Some(missing) = streams.iter().position(Option::is_none) {
-        match listener.accept() {
-            Ok((stream, from)) => match admit(stream, rank, key) {
+        let called = callers.hear::<Hello>();
+        if called.is_empty() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for (from, called) in called {
+            match called.and_then(|(stream, hello)| admit(stream, &hello, rank, key)) {
                 Ok((peer, stream)) if peer < rank => streams[peer] = Some(stream),
                 Ok((peer, _)) => tracing::warn!(%from, peer, "turned away"),
                 Err(error) => tracing::warn!(%from, %error, "turned away"),
-            },
-            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
         }
         if Instant::now() > deadline {
             return Err(format!(
@@ -165,15 +169,12 @@ fn accept(
 }
 
 /// Lets a rank in that still waits: one that has given up meanwhile comes again.
-fn admit(stream: TcpStream, rank: usize, key: &str) -> io::Result<(usize, TcpStream)> {
-    stream.set_nonblocking(false)?;
-    stream.set_nodelay(true)?;
-    let hello: Hello = receive_word(&stream, LONGEST_WORD, Instant::now() + HELLO)?;
-    if hello != (Hello { key: key.to_owned(), from: hello.from, to: rank }) {
+fn admit(stream: TcpStream, hello: &Hello, rank: usize, key: &str) -> io::Result<(usize, TcpStream)> {
+    if *hello != (Hello { key: key.to_owned(), from: hello.from, to: rank }) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it does not know the key"));
     }
-    send_word(&stream, &rank, Instant::now() + HELLO)?;
-    let confirmed: usize = receive_word(&stream, LONGEST_WORD, Instant::now() + HELLO)?;
+    send_word(&stream, &rank, Instant::now() + CONFIRMATION)?;
+    let confirmed: usize = receive_word(&stream, LONGEST_WORD, Instant::now() + CONFIRMATION)?;
     if confirmed != hello.from {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it changes its name"));
     }
@@ -195,17 +196,19 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let card = Card { addresses: vec![address], key: "key".into() };
 
-        let _silent = TcpStream::connect(address).unwrap();
+        let _silent = [(); 4].map(|()| TcpStream::connect(address).unwrap());
         let given_up = TcpStream::connect(address).unwrap();
         let hello = Hello { key: card.key.clone(), from: 0, to: 1 };
         send_word(&given_up, &hello, Instant::now() + ANSWER).unwrap();
         drop(given_up);
 
-        let deadline = Instant::now() + ANSWER;
+        let begin = Instant::now();
+        let deadline = begin + ANSWER;
         let (mut connected, mut accepted) = std::thread::scope(|scope| {
             let accepted = scope.spawn(|| accept(&listener, 1, &card.key, &places, deadline));
             (connect(0, 1, &card, &places, deadline).unwrap(), accepted.join().unwrap().unwrap())
         });
+        assert!(begin.elapsed() < CONFIRMATION, "{:?}", begin.elapsed());
         connected.write_all(b"a word").unwrap();
         let mut word = [0; 6];
         accepted[0].read_exact(&mut word).unwrap();

@@ -12,7 +12,6 @@
 //! sums are the same. A connection between every two ranks suits some hundred ranks, not thousands.
 
 mod environment;
-mod frames;
 mod mesh;
 mod rendezvous;
 mod transport;

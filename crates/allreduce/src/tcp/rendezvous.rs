@@ -15,15 +15,15 @@ use serde::{Deserialize, Serialize};
 
 use self::invite::invite;
 use self::join::join;
-use super::frames::{LONGEST_FRAME, receive, send};
 use crate::communicator::hostname;
+use crate::frames::{LONGEST_FRAME, receive, send};
 use crate::{CommError, LaunchedRank, Topology, Way};
 
 /// Ranks of another protocol are refused.
 const PROTOCOL: u32 = 2;
-/// Within this time somebody who connects must say who he is.
+/// Within this time a rank must take a word of rank 0.
 const HELLO: Duration = Duration::from_secs(2);
-/// Within this time rank 0 must answer, which may be busy turning strangers away.
+/// Within this time rank 0 must answer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// When all have met, what is gathered comes within this time.
 const GATHER: Duration = Duration::from_secs(120);

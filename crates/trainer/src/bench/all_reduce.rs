@@ -8,7 +8,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use allreduce::{Region, measure_all_reduce, values_to_sum, wrong_sums};
+use allreduce::{Region, RegionDevice, measure_all_reduce, values_to_sum, wrong_sums};
 use serde::Serialize;
 use tch::{Device, Tensor};
 
@@ -92,7 +92,7 @@ pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBen
         let sizes = std::iter::successors(Some(options.min_bytes), |bytes| bytes.checked_mul(GROWTH));
         let rows = sizes
             .take_while(|&bytes| bytes <= options.max_bytes)
-            .map(|bytes| row(session, memory, options, bytes))
+            .map(|bytes| row(session, &memory, options, bytes))
             .collect::<Result<_, Error>>()?;
         Ok(session.is_leader().then(|| AllReduceBench {
             world_size: session.topology().world_size,
@@ -107,11 +107,10 @@ pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBen
 }
 
 /// Where the values of a measurement lie.
-#[derive(Clone, Copy, Debug)]
 struct Memory {
     device: Device,
-    /// Whether the communicator works there rather than on the host's memory.
-    on_device: bool,
+    /// Where the communicator works there rather than on the host's memory: with one stream for all sizes.
+    exchange: Option<RegionDevice>,
 }
 
 impl Memory {
@@ -120,7 +119,7 @@ impl Memory {
         let (comm, topology) = (session.comm(), session.topology());
         if comm.sums_host_memory() {
             let on_device = topology.world_size > 1 && comm.sums_device_memory();
-            return Ok(Memory { device: Device::Cpu, on_device });
+            return Memory::at(Device::Cpu, on_device);
         }
         if torch_ext::runtime::device_count() == 0 {
             return Err(Error::Usage(format!(
@@ -129,21 +128,24 @@ impl Memory {
                 Backend::Mpi.name()
             )));
         }
-        Ok(Memory { device: gpu_of(topology)?, on_device: true })
+        Memory::at(gpu_of(topology)?, true)
     }
 
-    fn regions(self, tensors: [&Tensor; 2]) -> Result<[Region; 2], Error> {
-        if !self.on_device {
+    fn at(device: Device, on_device: bool) -> Result<Memory, Error> {
+        Ok(Memory { device, exchange: on_device.then(|| exchange_device(device)).transpose()? })
+    }
+
+    fn regions(&self, tensors: [&Tensor; 2]) -> Result<[Region; 2], Error> {
+        let Some(device) = &self.exchange else {
             return Ok([region_of(tensors[0])?, region_of(tensors[1])?]);
-        }
-        let device = exchange_device(self.device)?;
-        Ok([region_on_device(tensors[0], &device)?, region_on_device(tensors[1], &device)?])
+        };
+        Ok([region_on_device(tensors[0], device)?, region_on_device(tensors[1], device)?])
     }
 }
 
 fn row(
     session: &Session,
-    memory: Memory,
+    memory: &Memory,
     options: AllReduceOptions,
     bytes: usize,
 ) -> Result<AllReduceRow, Error> {

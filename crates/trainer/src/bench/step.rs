@@ -11,12 +11,12 @@ use allreduce::{CommThread, Solo};
 use serde::Serialize;
 
 use super::median;
+use crate::config::ranges::MOST_EPOCHS;
 use crate::config::{self, Compression, LoadedConfig};
 use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
 use crate::feed::Feed;
-use crate::plan::MOST_EPOCHS;
 use crate::session::{Session, with_delayed_session};
 use crate::telemetry::PhaseSeconds;
 use crate::train::{configured_comm, decoder_threads, open_plan, training_feed};

@@ -89,6 +89,12 @@ pub enum CheckpointError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Nothing of ours is where a checkpoint should be.
+    #[error("there is no checkpoint (a folder with state.json, or a run directory) at {}", path.display())]
+    Absent {
+        /// Where.
+        path: PathBuf,
+    },
     /// The content is not what was written.
     #[error("the checkpoint {} is damaged: {}", path.display(), printable(reason))]
     Damaged {

@@ -239,9 +239,5 @@ fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
             return Ok(found);
         }
     }
-    Err(CheckpointError::File {
-        action: "find a checkpoint (a folder with state.json, or a run directory) at",
-        path: path.to_owned(),
-        source: std::io::Error::new(ErrorKind::NotFound, "there is none"),
-    })
+    Err(CheckpointError::Absent { path: path.to_owned() })
 }

@@ -87,13 +87,33 @@ fn parse(path: &Path, text: String, arguments: &[String]) -> Result<LoadedConfig
         overrides.push(apply_override(&mut value, argument)?);
     }
     let origins = Origins { path, text: &text, overrides: &overrides };
-    let mut config: Config = serde_path_to_error::deserialize(value).map_err(|error| {
+    let mut config: Config = serde_path_to_error::deserialize(value.clone()).map_err(|error| {
         let path = error.path().to_string();
-        let message = error.inner().to_string();
+        let mut message = error.inner().to_string();
+        if message.contains(NO_WORD) {
+            message = "expected one of the words that this key knows".into();
+            if let Some(words) = words_of(value, &path) {
+                message = format!("expected {words}");
+            }
+        }
         origins.error(&key_of(&path, &message), message)
     })?;
     config.write_defaults();
     Ok(LoadedConfig { config, path: path.to_owned(), text, overrides })
+}
+
+/// What serde_yaml says of a value that is no word where the key takes one of several.
+const NO_WORD: &str = "Value::Tagged enum";
+
+/// The words that the key at `path` takes: it tells them itself when it is given one that it does not know.
+fn words_of(mut value: Value, path: &str) -> Option<String> {
+    let mut node = &mut value;
+    for part in path.split('.') {
+        node = node.get_mut(part)?;
+    }
+    *node = Value::String(String::new());
+    let message = serde_yaml::from_value::<Config>(value).err()?.to_string();
+    message.split_once("expected ").map(|(_, words)| words.to_owned())
 }
 
 /// serde reports an unknown or missing field at the enclosing section; the field's name is in its message.
@@ -331,6 +351,14 @@ mod tests {
             (&GOOD.replace("  rate: 0.1\n", ""), &[], &["run.yaml:9", "schedule.rate", "missing field"]),
             (GOOD, &["data.workers=0"], &["--set data.workers=0", "data.workers", "above 0"]),
             (GOOD, &["schedule.kind=stepp"], &["schedule.kind", "unknown variant", "one-cycle"]),
+            (
+                GOOD,
+                &["schedule.kind=3"],
+                &["--set schedule.kind=3: schedule.kind: expected one of", "one-cycle"],
+            ),
+            (GOOD, &["train.on_nan=[1]"], &["train.on_nan: expected one of", "roll-back"]),
+            (GOOD, &["model.conv_init={a: 1}"], &["model.conv_init: expected `fan-in` or `fan-out`"]),
+            (GOOD, &["precision.dtype=null"], &["precision.dtype: expected one of", "bf16"]),
             (GOOD, &["train"], &["--set train", "key=value"]),
             (GOOD, &["seed.deep.er=1", "seed.x=1"], &["seed"]),
             ("- a\n", &[], &["run.yaml", "sections"]),

@@ -10,6 +10,7 @@ mod load;
 mod locate;
 mod max_wall;
 mod optimizer;
+pub(crate) mod ranges;
 
 use std::fmt;
 use std::net::SocketAddr;

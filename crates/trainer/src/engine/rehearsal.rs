@@ -4,29 +4,19 @@ use tch::Kind;
 
 use super::Engine;
 use crate::error::Error;
-use crate::fault::{Fault, FaultKind};
+use crate::fault::{Fault, FaultKind, Stage};
 use crate::flat::Tail;
 
 impl Engine<'_> {
     /// Lets `fault` happen when its step comes, if it is this rank's.
     pub(crate) fn rehearse(&mut self, fault: Option<Fault>) -> Result<(), Error> {
         let Some(fault) = fault else { return Ok(()) };
-        let (steps, ranks) = (self.plan.total_steps(), self.comm.topology().world_size);
-        if fault.step > steps || fault.rank >= ranks {
-            return Err(Error::Usage(format!(
-                "--inject-fault: the run has steps 1 to {steps} and ranks 0 to {}, so step {} of rank {} never comes",
-                ranks - 1,
-                fault.step,
-                fault.rank
-            )));
-        }
-        if fault.kind == FaultKind::Reorder && self.state.layout.buckets(&self.plan.config.comm).len() < 2 {
-            return Err(Error::Usage(
-                "--inject-fault: the exchange has one bucket, so there is no order to change; smaller \
-                 comm.first_bucket_kib and comm.bucket_kib make more"
-                    .into(),
-            ));
-        }
+        fault.check(&Stage {
+            config: &self.plan.config,
+            steps: self.plan.total_steps(),
+            ranks: self.comm.topology().world_size,
+            buckets: self.state.layout.buckets(&self.plan.config.comm).len(),
+        })?;
         self.fault = Some(fault).filter(|fault| fault.rank == self.comm.topology().rank);
         Ok(())
     }
@@ -44,7 +34,9 @@ impl Engine<'_> {
 
     /// A loss that is far too high, on this rank alone. The weights do not notice.
     pub(crate) fn spoil_loss(&mut self) -> Result<(), Error> {
-        let _ = self.state.tail(Tail::Loss)?.f_add_scalar_(1e3)?;
+        // The average over all micro batches is to be as much higher however many there are.
+        let excess = 1e3 * self.plan.batches.micro_batches() as f64;
+        let _ = self.state.tail(Tail::Loss)?.f_add_scalar_(excess)?;
         Ok(())
     }
 

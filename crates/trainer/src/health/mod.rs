@@ -51,7 +51,5 @@ impl HealthState {
 
 /// Refuses values of the configuration that make no sense.
 pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
-    straggler::check(loaded)?;
-    spike::check(loaded)?;
     roll_back::check(loaded)
 }

@@ -25,16 +25,10 @@ pub(crate) struct RollBack {
 /// Refuses values that make no sense, or without the policy that they belong to.
 pub(super) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     let train = &loaded.config.train;
-    let RollBackConfig { most, rate_factor, checkpoints_back } = train.roll_back;
+    let checkpoints_back = train.roll_back.checkpoints_back;
     let error = |key: &str, message: String| Err(loaded.error(&format!("train.roll_back.{key}"), message));
-    if most == 0 {
-        return error("most", "0 is out of range; expected 1 or more".into());
-    }
-    if !lowers_the_rate(rate_factor) {
-        return error("rate_factor", format!("{rate_factor} is outside 0 to 1 (0 excluded)"));
-    }
     let kept = loaded.config.checkpoint.keep_last;
-    if checkpoints_back == 0 || checkpoints_back as usize > kept {
+    if checkpoints_back as usize > kept {
         return error(
             "checkpoints_back",
             format!("{checkpoints_back} is out of range; expected 1 to checkpoint.keep_last ({kept})"),

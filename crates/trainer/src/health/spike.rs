@@ -5,25 +5,16 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, LoadedConfig, LossSpikeConfig};
+use crate::config::LossSpikeConfig;
 
 /// Makes the median absolute deviation comparable with a standard deviation, for normal noise.
 const MAD_TO_DEVIATION: f64 = 1.4826;
 /// Losses whose noise is smaller are judged as if it were this: late in training hardly anything is noise.
 const LEAST_DEVIATION: f64 = 0.05;
 
-/// Refuses values that make no sense.
-pub(super) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
-    let LossSpikeConfig { window, deviations, .. } = loaded.config.train.loss_spike;
-    if !(8..=10_000).contains(&window) {
-        let message = format!("{window} is out of range; expected 8 to 10000");
-        return Err(loaded.error("train.loss_spike.window", message));
-    }
-    if !(deviations.is_finite() && deviations > 0.0) {
-        let message = format!("{deviations} is out of range; expected more than 0");
-        return Err(loaded.error("train.loss_spike.deviations", message));
-    }
-    Ok(())
+/// The first step, counted from 1, whose loss is judged where none before it is left out.
+pub(crate) fn first_judged(config: &LossSpikeConfig) -> u64 {
+    config.window.div_ceil(2) as u64 + 1
 }
 
 /// The latest losses; part of a checkpoint, so that a resumed run decides as the uninterrupted one.
@@ -110,6 +101,19 @@ mod tests {
             }
         }
         assert_eq!(spikes, [(150, true), (151, false)]);
+    }
+
+    #[test]
+    fn the_first_loss_that_is_judged_is_known() {
+        for window in [8, 9, 50, 51] {
+            let config = LossSpikeConfig { window, ..CONFIG };
+            let first = (1..100).find(|&step| {
+                let mut watch = LossWatch::default();
+                (1..step).for_each(|_| assert!(watch.step(&config, 1.0).is_none()));
+                watch.step(&config, 100.0).is_some()
+            });
+            assert_eq!(first, Some(first_judged(&config)), "window {window}");
+        }
     }
 
     #[test]

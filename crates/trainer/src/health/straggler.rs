@@ -8,7 +8,6 @@ use std::time::Duration;
 use allreduce::{Pace, RankPace};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, LoadedConfig};
 use crate::engine::Phases;
 use crate::session::Session;
 use crate::telemetry::export_straggler;
@@ -58,15 +57,6 @@ impl Straggler {
             1e3 * self.others_seconds,
             self.phase
         )
-    }
-}
-
-/// Refuses a factor that would name every rank.
-pub(super) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
-    match loaded.config.telemetry.straggler_factor {
-        factor if factor > 1.0 && factor.is_finite() => Ok(()),
-        factor => Err(loaded
-            .error("telemetry.straggler_factor", format!("{factor} is out of range; expected more than 1"))),
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) fn resume(
         Resume::Path(path) => {
             let (path, _) = checkpoint::load_state(path)?;
             if holds_a_run && !lies_in(&path, &dir.checkpoints()) {
-                return Err(Error::Other(format!(
+                return Err(Error::Usage(format!(
                     "{} already holds a run, and {} is not part of it; leave --resume out to go on with that run, or name \
                      another --out to go on from there",
                     dir.root().display(),
@@ -78,7 +78,7 @@ pub(super) fn resume(
             checkpoint::newest_whole(&dir.checkpoints(), |path, saved| require_own(plan, path, saved))?
         }
         Resume::None if holds_a_run => {
-            return Err(Error::Other(format!(
+            return Err(Error::Usage(format!(
                 "{} already holds a run; name another --out, or leave --resume at auto to go on with it",
                 dir.root().display()
             )));

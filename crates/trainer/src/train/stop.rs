@@ -11,8 +11,13 @@ use signal_hook::iterator::Signals;
 use crate::config::MaxWall;
 use crate::error::Error;
 
-const SIGNALS: [(i32, &str); 4] =
-    [(SIGINT, "SIGINT"), (SIGTERM, "SIGTERM"), (SIGUSR1, "SIGUSR1"), (SIGUSR2, "SIGUSR2")];
+/// With names for people. Ranks hear SIGTERM where somebody has pressed Ctrl-C at `mpirun`.
+const SIGNALS: [(i32, &str); 4] = [
+    (SIGINT, "SIGINT"),
+    (SIGTERM, "SIGTERM (mpirun turns Ctrl-C into it)"),
+    (SIGUSR1, "SIGUSR1"),
+    (SIGUSR2, "SIGUSR2"),
+];
 /// A signal that reaches a process twice, by two ways, is one request.
 const SAME_REQUEST: Duration = Duration::from_secs(1);
 /// Before the end of a Slurm job, to save.

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::{ANSWER, HELLO, Hello, Place, Rendezvous, Word, own};
 use crate::CommError;
+use crate::callers::{Callers, is_open};
+use crate::frames::send_word;
 use crate::tcp::environment::{MeetingPoint, TOKEN};
-use crate::tcp::frames::{LONGEST_WORD, receive_word, send_word};
 
 /// Rank 0 says so when it waits for longer than this, and again after as long.
 const NOTICE: Duration = Duration::from_secs(15);
@@ -24,23 +25,23 @@ pub(super) fn invite(
     let world_size = me.world_size;
     let (listener, at) = listen(point).map_err(own)?;
     let mut known: Vec<Option<(Hello, TcpStream)>> = (1..world_size).map(|_| None).collect();
+    let mut callers = Callers::new(&listener);
     let mut turned_away = None;
     let mut notice = Instant::now() + NOTICE;
     while !all_wait(&mut known) {
-        let arrival = listener.accept().and_then(|(stream, from)| {
-            stream.set_nonblocking(false)?;
-            Ok((stream, from))
-        });
-        match arrival {
-            Ok((stream, from)) => {
-                let admitted = admit(stream, &me, &mut known);
-                turned_away = admitted
-                    .err()
-                    .map(|reason| format!("{}: {reason}", from.ip().to_canonical()))
-                    .or(turned_away);
-            }
-            // Nobody is there, or has gone again, or descriptors are short for a moment.
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        let called = callers.hear();
+        if called.is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for (from, called) in called {
+            let admitted = match called {
+                Ok((stream, word)) => admit(stream, word, &me, &mut known),
+                Err(error) => Err(error.to_string()),
+            };
+            turned_away = admitted
+                .err()
+                .map(|reason| format!("{}: {reason}", from.ip().to_canonical()))
+                .or(turned_away);
         }
         let now = Instant::now();
         if now > notice {
@@ -116,11 +117,14 @@ fn listen(point: &MeetingPoint) -> Result<(TcpListener, String), String> {
 }
 
 /// Lets one rank in, or says why not.
-fn admit(stream: TcpStream, me: &Hello, known: &mut [Option<(Hello, TcpStream)>]) -> Result<(), String> {
-    let in_words = |error: io::Error| error.to_string();
+fn admit(
+    stream: TcpStream,
+    word: Word,
+    me: &Hello,
+    known: &mut [Option<(Hello, TcpStream)>],
+) -> Result<(), String> {
     let deadline = Instant::now() + HELLO;
-    stream.set_nodelay(true).map_err(in_words)?;
-    let Word::Hello(hello) = receive_word(&stream, LONGEST_WORD, deadline).map_err(in_words)? else {
+    let Word::Hello(hello) = word else {
         return Err("a rank says hello first".into());
     };
     let reason = if hello.protocol != me.protocol {
@@ -142,7 +146,7 @@ fn admit(stream: TcpStream, me: &Hello, known: &mut [Option<(Hello, TcpStream)>]
             }
             // One that has gone may come again.
             Some(place) => {
-                send_word(&stream, &Word::Known, deadline).map_err(in_words)?;
+                send_word(&stream, &Word::Known, deadline).map_err(|error| error.to_string())?;
                 *place = Some((hello, stream));
                 return Ok(());
             }
@@ -168,13 +172,6 @@ fn all_wait(known: &mut [Option<(Hello, TcpStream)>]) -> bool {
         }
     }
     known.iter().all(Option::is_some)
-}
-
-/// Whether the other side has not closed it; a rank that waits says nothing.
-fn is_open(stream: &TcpStream) -> bool {
-    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
-    let open = peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-    open && stream.set_nonblocking(false).is_ok()
 }
 
 /// The ranks that are missing, for people.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::{ANSWER, Hello, Place, Rendezvous, Word, own};
 use crate::CommError;
+use crate::frames::{LONGEST_FRAME, LONGEST_WORD, receive_word, send_word};
 use crate::tcp::environment::MeetingPoint;
-use crate::tcp::frames::{LONGEST_FRAME, LONGEST_WORD, receive_word, send_word};
 
 /// Within this time an address must answer.
 const CONNECT: Duration = Duration::from_secs(5);
