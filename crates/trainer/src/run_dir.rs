@@ -5,6 +5,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use allreduce::CommThread;
+use data_sharding::own_file;
 use serde::Serialize;
 
 use crate::checkpoint::replace_file;
@@ -49,7 +50,7 @@ impl RunDir {
     pub(crate) fn lock(&self) -> Result<File, Error> {
         fs::create_dir_all(&self.root).map_err(Error::file("create", &self.root))?;
         let path = self.root.join("lock");
-        let file = File::create(&path).map_err(Error::file("create", &path))?;
+        let file = own_file::open_to_append(&path).map_err(Error::file("create", &path))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(Error::Other(format!(

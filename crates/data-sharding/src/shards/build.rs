@@ -12,6 +12,7 @@ use super::seek_index::{SeekIndex, SeekIndexWriter};
 use crate::atomic::unwritable;
 use crate::error::DataError;
 use crate::file;
+use crate::own_file;
 use crate::parallel;
 use crate::progress::Progress;
 
@@ -173,7 +174,7 @@ impl Lock {
     pub(crate) fn wait(folder: &Path) -> Result<Self, DataError> {
         let path = folder.join(LOCK);
         loop {
-            let file = File::create(&path).map_err(unwritable(&path))?;
+            let file = own_file::open_to_append(&path).map_err(unwritable(&path))?;
             // Some network file systems have no locks; there it is up to the user not to start two at once.
             let _ = file.lock();
             // The one who held it may have removed the file that was opened here.

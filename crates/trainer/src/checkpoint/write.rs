@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use data_sharding::own_file;
+
 use super::content::{checksum, encode, encode_checksums};
 use super::retention::{self, Keep, checkpoint_name};
 use super::{CHECKSUMS, CheckpointError, LATEST, NamedTensor, Part, RunState, STATE, file_error};
@@ -137,7 +139,7 @@ fn parent(path: &Path) -> &Path {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let mut file = File::create(path).map_err(file_error("create", path))?;
+    let mut file = own_file::create_anew(path).map_err(file_error("create", path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(file_error("write", path))
 }
 
