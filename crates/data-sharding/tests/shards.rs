@@ -174,6 +174,10 @@ fn wrong_shards_made_elsewhere_are_refused_in_words() {
             tar(&[("a.jpg", &image), ("a.cls", b"4294967295")]),
             "has the label 4294967295; expected labels below 1048576",
         ),
+        (
+            tar(&[("a.jpg", &image), ("a.cls", b"0"), ("b.jpg", &image), ("b.cls", b"1048575")]),
+            "s.tar: has the label 1048575 where the data set has 2 different label(s)",
+        ),
         (tar(&[("\x1b[31ma\r.cls", b"1")]), "sample `\\u{1b}[31ma\\r` has no .jpg"),
         (tar(&[("readme.txt", b"hello")]), "holds no samples"),
         (whole[..700].to_vec(), "`a.jpg` is said to have"),
