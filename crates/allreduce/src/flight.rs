@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -287,7 +287,11 @@ fn write_whole(folder: &Path, name: &str, text: &[u8]) -> io::Result<PathBuf> {
     std::fs::create_dir_all(folder)?;
     let path = folder.join(name);
     let unfinished = folder.join(format!("{name}.part"));
-    std::fs::write(&unfinished, text)?;
+    // What stands under the name may be a link to elsewhere: it is removed, and never written through.
+    match std::fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => std::fs::File::create_new(&unfinished)?.write_all(text)?,
+    }
     std::fs::rename(&unfinished, &path)?;
     Ok(path)
 }
@@ -345,7 +349,11 @@ mod tests {
             recorder.end(number, &Ok(()));
         }
         recorder.begin(Collective::of_kind(CollectiveKind::Barrier));
+        std::fs::create_dir(folder.path().join("flight")).unwrap();
+        let elsewhere = folder.path().join("elsewhere");
+        std::os::unix::fs::symlink(&elsewhere, folder.path().join("flight/rank-1.json.part")).unwrap();
         let path = recorder.write("a test").unwrap().unwrap();
+        assert!(!elsewhere.exists(), "nothing is written through a link");
         assert_eq!(path, folder.path().join("flight/rank-1.json"));
         let file: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         assert_eq!(

@@ -6,9 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
+use crate::own_file;
 
 /// A file in the making. Dropped without [`commit`](Self::commit), or after the process was killed, nothing
-/// stands under the final name; what is left of the temporary file is overwritten by the next attempt.
+/// stands under the final name; what is left of the temporary file is removed by the next attempt.
 pub(crate) struct AtomicFile {
     writer: BufWriter<File>,
     temporary: PathBuf,
@@ -25,7 +26,7 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 impl AtomicFile {
     pub(crate) fn create(path: &Path) -> Result<Self, DataError> {
         let temporary = temporary(path);
-        let file = File::create(&temporary).map_err(unwritable(&temporary))?;
+        let file = own_file::create_anew(&temporary).map_err(unwritable(&temporary))?;
         let writer = BufWriter::with_capacity(1 << 18, file);
         Ok(AtomicFile { writer, temporary, path: path.into(), committed: false })
     }

@@ -27,6 +27,7 @@ pub mod jpeg;
 mod kind;
 mod layout;
 mod mat;
+pub mod own_file;
 mod parallel;
 mod pool;
 mod prepare;

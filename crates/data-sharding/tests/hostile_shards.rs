@@ -251,3 +251,28 @@ fn a_bomb_of_zeros_is_not_inflated_into_memory() {
         assert!(result.is_err());
     }
 }
+
+/// Shards of somebody else come with links under every name that is written beside them.
+#[test]
+fn links_in_a_data_set_of_others_lead_no_writing_to_other_files() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let image = jpeg(8, 8, 0);
+    let shard = tar(&[("a.jpg", &image), ("a.cls", b"0")]);
+    let written = ["samples.index", "seek.index", "manifest.json", ".s.tar.part"];
+    let temporary = written.iter().map(|name| format!(".{name}.tmp"));
+    let names = written.iter().map(|name| (*name).to_owned()).chain(temporary).chain([".lock".into()]);
+    for name in names {
+        for target in ["precious", "missing"] {
+            let (dir, other) = (tempdir().unwrap(), tempdir().unwrap());
+            fs::write(dir.path().join("s.tar"), &shard).unwrap();
+            fs::write(other.path().join("precious"), "mine").unwrap();
+            std::os::unix::fs::symlink(other.path().join(target), dir.path().join(&name)).unwrap();
+            let indexed = data_sharding::index(dir.path(), &Progress::silent());
+            assert_eq!(fs::read_to_string(other.path().join("precious")).unwrap(), "mine", "{name}");
+            assert!(!other.path().join("missing").exists(), "{name}");
+            if name == ".lock" {
+                assert!(indexed.unwrap_err().to_string().contains("symbolic link"));
+            }
+        }
+    }
+}

@@ -236,6 +236,38 @@ fn an_interrupted_preparation_goes_on_and_ends_with_the_same_bytes() {
 }
 
 #[test]
+fn images_that_training_could_not_decode_are_named_in_its_words() {
+    let whole = jpeg(200, 160, 1);
+    let cut = whole[..whole.len() / 2].to_vec();
+    let mut huge_jpeg = whole.clone();
+    let frame = huge_jpeg.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
+    huge_jpeg[frame + 5..frame + 9].copy_from_slice(&[65_500_u16.to_be_bytes(); 2].concat());
+    let small_png = png(20, 16, 1);
+    let mut huge_png = small_png.clone();
+    huge_png[16..24].copy_from_slice(&[60_000_u32.to_be_bytes(); 2].concat());
+    let mut long_png = small_png.clone();
+    long_png[16..24].copy_from_slice(&[100_000_u32.to_be_bytes(), 1_u32.to_be_bytes()].concat());
+    let cases = [
+        (cut, "cannot be decoded: JPEG decoder: "),
+        (huge_jpeg, "cannot be decoded: claims 65500x65500 pixels"),
+        (huge_png, "cannot be decoded: claims 60000x60000 pixels"),
+        (long_png, "has 100000x1 pixels, and no side may be longer than 65535"),
+        (small_png[..small_png.len() / 2].to_vec(), "cannot be decoded: PNG decoder: "),
+        (b"GIF89a, no JPEG or PNG".to_vec(), "is no image"),
+    ];
+    for (bytes, said) in cases {
+        let dir = tempdir().unwrap();
+        let (source, out) = (dir.path().join("in"), dir.path().join("out"));
+        image_folder(&source, 1, 2);
+        fs::write(source.join("class-0/bad.jpg"), bytes).unwrap();
+        let error = prepare_folder(&source, &out, &options()).unwrap_err();
+        assert!(error.contains(&format!("class-0/bad.jpg: {said}")), "{error}");
+        prepare_folder(&source, &out, &PrepareOptions { skip_bad: true, ..options() }).unwrap();
+        assert_eq!(ShardSet::open(&out, ReadMode::Read).unwrap().len(), 2);
+    }
+}
+
+#[test]
 fn bad_files_can_be_left_out() {
     let dir = tempdir().unwrap();
     let (source, out) = (dir.path().join("in"), dir.path().join("out"));

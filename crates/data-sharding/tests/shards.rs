@@ -12,6 +12,7 @@ use std::process::Command;
 use data_sharding::{Cap, PrepareOptions, Progress, ReadMode, ShardSet, Side, index, jpeg, verify};
 use shards_support::{contents, image_folder, jpeg, options, png, prepare_folder, tar};
 use tempfile::tempdir;
+use xxhash_rust::xxh3::xxh3_64;
 
 fn problems(folder: &Path) -> Vec<String> {
     let problems = verify(folder, &Progress::silent()).unwrap();
@@ -174,6 +175,10 @@ fn wrong_shards_made_elsewhere_are_refused_in_words() {
             tar(&[("a.jpg", &image), ("a.cls", b"4294967295")]),
             "has the label 4294967295; expected labels below 1048576",
         ),
+        (
+            tar(&[("a.jpg", &image), ("a.cls", b"0"), ("b.jpg", &image), ("b.cls", b"1048575")]),
+            "s.tar: has the label 1048575 where the data set has 2 different label(s)",
+        ),
         (tar(&[("\x1b[31ma\r.cls", b"1")]), "sample `\\u{1b}[31ma\\r` has no .jpg"),
         (tar(&[("readme.txt", b"hello")]), "holds no samples"),
         (whole[..700].to_vec(), "`a.jpg` is said to have"),
@@ -238,6 +243,42 @@ fn verify_names_everything_that_is_wrong_at_once() {
     assert_eq!(found.iter().filter(|problem| problem.contains(&names[4])).count(), 0, "{found:#?}");
     let error = open(&shards).unwrap_err();
     assert!(error.contains("bytes; expected") || error.contains("cannot be read"), "{error}");
+}
+
+/// A seek index whose checksums are right, made for images of the same sizes in the same order.
+#[test]
+fn verify_compares_seek_records_with_the_images() {
+    let dir = tempdir().unwrap();
+    let (source, shards) = (dir.path().join("in"), dir.path().join("out"));
+    image_folder(&source, 1, 3);
+    prepare_folder(&source, &shards, &options()).unwrap();
+    let mut seek = fs::read(shards.join("seek.index")).unwrap();
+    let entry = 64 + 16;
+    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    let begin = 64 + 3 * 16 + word(&seek, entry) as usize;
+    let length = word(&seek, entry + 8) as u32 as usize;
+    // The first entry's DC value, behind the checksum and the identity of the file and a distance of 0 bits.
+    seek[begin + 18] ^= 2;
+    let inner = xxh3_64(&seek[begin + 9..begin + length]).to_le_bytes();
+    seek[begin + 1..begin + 9].copy_from_slice(&inner);
+    let outer = (xxh3_64(&seek[begin..begin + length]) as u32).to_le_bytes();
+    seek[entry + 12..entry + 16].copy_from_slice(&outer);
+    let entries = xxh3_64(&seek[64..64 + 3 * 16]).to_le_bytes();
+    seek[48..56].copy_from_slice(&entries);
+    let header = xxh3_64(&seek[..56]).to_le_bytes();
+    seek[56..64].copy_from_slice(&header);
+    fs::write(shards.join("seek.index"), &seek).unwrap();
+
+    assert!(open(&shards).unwrap().seek_record(1).is_some(), "nothing else tells");
+    let found = problems(&shards);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(
+        found[0].starts_with("seek.index: ") && found[0].contains("of sample 1; remove it"),
+        "{found:#?}"
+    );
+    fs::remove_file(shards.join("seek.index")).unwrap();
+    index(&shards, &Progress::silent()).unwrap();
+    assert_eq!(problems(&shards), [""; 0]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use allreduce::CommThread;
+use data_sharding::own_file;
 use serde::Serialize;
 
 use crate::checkpoint::replace_file;
@@ -50,8 +51,8 @@ impl RunDir {
     pub(crate) fn lock(&self) -> Result<File, Error> {
         files::create_folder(&self.root).map_err(Error::file("create", &self.root))?;
         let path = self.root.join("lock");
-        let open = || File::options().write(true).create(true).truncate(false).open(&path);
-        let file = files::expect_file(&path).and_then(|()| open()).map_err(Error::file("open", &path))?;
+        let opened = files::expect_file(&path).and_then(|()| own_file::open_to_append(&path));
+        let file = opened.map_err(Error::file("open", &path))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(Error::Other(format!(

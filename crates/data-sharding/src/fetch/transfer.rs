@@ -1,6 +1,6 @@
 //! One file over HTTP, in as many attempts as it takes.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::thread;
@@ -11,6 +11,7 @@ use ureq::{Agent, Body};
 
 use crate::atomic::unwritable;
 use crate::error::DataError;
+use crate::own_file;
 use crate::progress::Progress;
 
 /// Attempts without a new byte before giving up, and the pause before the next, which doubles each time.
@@ -151,7 +152,7 @@ impl Transfer<'_> {
     }
 
     fn open_at(&self, begin: u64) -> std::io::Result<File> {
-        let file = OpenOptions::new().create(true).append(true).open(self.partial)?;
+        let file = own_file::open_to_append(self.partial)?;
         file.set_len(begin)?;
         Ok(file)
     }

@@ -9,7 +9,7 @@ use super::plan::Plan;
 use super::resample::Resampler;
 use crate::atomic::{self, unwritable};
 use crate::error::DataError;
-use crate::image_size::{HeaderReader, ImageFormat};
+use crate::image_size::{ImageFormat, ImageProbe};
 use crate::progress::Progress;
 use crate::shards::archive::ShardWriter;
 use crate::shards::build::{self, Build, Lock, remove};
@@ -120,7 +120,7 @@ fn write_shard(
         return Ok(());
     }
     let mut writer = ShardWriter::create(path)?;
-    let mut headers = HeaderReader::new()?;
+    let mut probe = ImageProbe::new()?;
     let mut resampler = options.cap.map(Resampler::new).transpose()?;
     let mut image = Vec::new();
     for (index, sample) in plan.samples(listing, shard) {
@@ -131,18 +131,17 @@ fn write_shard(
             problem,
             expected: "a whole JPEG or PNG file".into(),
         };
-        let stored = match headers.read(&image) {
-            None => Err(bad("is no image".into())),
-            Some((format, width, height)) => match &mut resampler {
-                None => Ok((format, &image[..])),
-                Some(resampler) => match resampler.scale(&image, width, height) {
-                    Ok(None) => Ok((format, &image[..])),
-                    Ok(Some(scaled)) => Ok((ImageFormat::Jpeg, scaled)),
-                    Err(reason) => Err(bad(format!("cannot be decoded: {reason}"))),
-                },
-            },
-        };
-        match stored {
+        let stored = probe.header(&image).and_then(|(format, width, height)| {
+            let scaled = match &mut resampler {
+                Some(resampler) => resampler.scale(&image, width, height),
+                None => Ok(None),
+            };
+            match scaled.map_err(|reason| format!("cannot be decoded: {reason}"))? {
+                Some(scaled) => Ok((ImageFormat::Jpeg, scaled)),
+                None => probe.decode(&image, width, height).map(|()| (format, &image[..])),
+            }
+        });
+        match stored.map_err(bad) {
             Ok((format, bytes)) => writer.push(&key(index, sample), format, bytes, sample.label)?,
             Err(error) if options.skip_bad => progress.warn(&format!("left out: {error}")),
             Err(error) => return Err(error),

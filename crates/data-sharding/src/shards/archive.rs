@@ -12,7 +12,7 @@ use super::record::{BLOCK_BYTES, Record};
 use crate::atomic::AtomicFile;
 use crate::error::DataError;
 use crate::file;
-use crate::image_size::{HeaderReader, ImageFormat};
+use crate::image_size::{ImageFormat, ImageProbe};
 
 /// Extensions of images, in lower case.
 pub(crate) const IMAGE_EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
@@ -85,7 +85,7 @@ pub(crate) fn scan(
     let (opened, length) = file::open(path)?;
     let mut reader =
         Hashing { reader: io::BufReader::with_capacity(1 << 18, opened), hash: Xxh3Default::new() };
-    let mut headers = HeaderReader::new()?;
+    let mut probe = ImageProbe::new()?;
     let mut records = Vec::new();
     let mut open: Option<Incomplete> = None;
     let mut bytes = Vec::new();
@@ -144,7 +144,7 @@ pub(crate) fn scan(
                     return Err(invalid(path, "is too long", "at most 2 TiB"));
                 };
                 let (width, height) =
-                    headers.read(&bytes).map_or((0, 0), |(_, width, height)| (width, height));
+                    probe.header(&bytes).map_or((0, 0), |(_, width, height)| (width, height));
                 sample.image = Some(Record { block, length: size as u32, shard, label: 0, width, height });
                 image(&bytes)?;
             } else {

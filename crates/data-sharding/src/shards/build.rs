@@ -1,6 +1,7 @@
 //! From shards to a data set: scans them in parallel and joins what is found into the sample index, the seek index and
 //! the manifest. Whatever was scanned before an interruption is not scanned again.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use super::seek_index::{SeekIndex, SeekIndexWriter};
 use crate::atomic::unwritable;
 use crate::error::DataError;
 use crate::file;
+use crate::own_file;
 use crate::parallel;
 use crate::progress::Progress;
 
@@ -71,13 +73,14 @@ impl Build<'_> {
         let index_path = self.folder.join(SAMPLE_INDEX);
         let mut index = SampleIndexWriter::create(&index_path)?;
         let mut shards = Vec::with_capacity(self.shards.len());
-        let (mut samples, mut highest_label) = (0, None);
+        let (mut samples, mut highest, mut labels) = (0, None, BTreeSet::new());
         for (number, name) in self.shards.iter().enumerate() {
             let fragment = self.fragment(number)?;
             for record in &fragment.records {
                 let mut record = *record;
                 record.shard = number as u32;
-                highest_label = highest_label.max(Some(record.label));
+                highest = highest.max(Some((record.label, number)));
+                labels.insert(record.label);
                 index.push(&record)?;
             }
             samples += fragment.records.len();
@@ -96,7 +99,7 @@ impl Build<'_> {
             }
             shards.push(entry);
         }
-        let Some(highest_label) = highest_label else {
+        let Some((highest_label, of_shard)) = highest else {
             return Err(DataError::Empty { path: self.folder.into() });
         };
         if u32::try_from(samples).is_err() {
@@ -104,12 +107,14 @@ impl Build<'_> {
         }
         let classes = match &self.classes {
             Some(names) => names.clone(),
-            None if highest_label < LARGEST_NUMBERED_CLASS => {
-                (0..=highest_label).map(|label| label.to_string()).collect()
-            }
             None => {
-                let expected = format!("labels below {LARGEST_NUMBERED_CLASS}");
-                return Err(self.invalid(format!("has the label {highest_label}"), &expected));
+                let gaps = gaps(highest_label, &labels).map_err(|(problem, expected)| {
+                    DataError::Invalid { path: self.shard(of_shard), problem, expected }
+                })?;
+                if let Some(sentence) = gaps {
+                    self.progress.warn(&format!("{}: {sentence}", self.folder.display()));
+                }
+                (0..=highest_label).map(|label| label.to_string()).collect()
             }
         };
         if highest_label as usize >= classes.len() {
@@ -153,6 +158,29 @@ impl Build<'_> {
 
 /// Shards made elsewhere bring no class names; numbers stand in for them up to this.
 const LARGEST_NUMBERED_CLASS: u32 = 1 << 20;
+/// From here on a label is taken for a stray one, unless most of those below it occur. No published set of images has
+/// more classes.
+const FIRST_STRAY_LABEL: u32 = 1 << 16;
+
+/// What is to be said where not all labels up to the highest occur: each is a class, and an output of the network. An
+/// error, with what was expected, where that cannot be meant.
+fn gaps(highest: u32, labels: &BTreeSet<u32>) -> Result<Option<String>, (String, String)> {
+    let has = format!("has the label {highest}");
+    if highest >= LARGEST_NUMBERED_CLASS {
+        return Err((has, format!("labels below {LARGEST_NUMBERED_CLASS}")));
+    }
+    let (classes, found) = (highest as usize + 1, labels.len());
+    let Some(lowest) = (0..=highest).find(|label| !labels.contains(label)) else { return Ok(None) };
+    if highest >= FIRST_STRAY_LABEL && found < classes / 2 {
+        let problem = format!("{has} where the data set has {found} different label(s)");
+        return Err((problem, "the numbers of the classes, from 0 on without large gaps".into()));
+    }
+    Ok(Some(format!(
+        "labels go up to {highest}, but {} of these {classes} classes have no sample, the first is {lowest}; the \
+         network gets outputs for them too",
+        classes - found
+    )))
+}
 
 /// Removes a file, which may be missing.
 pub(crate) fn remove(path: &Path) -> Result<(), DataError> {
@@ -173,7 +201,7 @@ impl Lock {
     pub(crate) fn wait(folder: &Path) -> Result<Self, DataError> {
         let path = folder.join(LOCK);
         loop {
-            let file = File::create(&path).map_err(unwritable(&path))?;
+            let file = own_file::open_to_append(&path).map_err(unwritable(&path))?;
             // Some network file systems have no locks; there it is up to the user not to start two at once.
             let _ = file.lock();
             // The one who held it may have removed the file that was opened here.
@@ -266,4 +294,32 @@ pub(crate) fn index_locked(
     build.run(|_| Ok(()))?;
     progress.finish();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_with_gaps_are_told_and_stray_ones_refused() {
+        let labels = |labels: &[u32]| {
+            gaps(*labels.iter().max().unwrap(), &labels.iter().copied().collect())
+                .map(|said| said.unwrap_or_default())
+                .map_err(|(problem, _)| problem)
+        };
+        assert_eq!(labels(&[1, 0, 2]), Ok(String::new()));
+        for (few, said) in
+            [(&[0, 9][..], "8 of these 10 classes have no sample, the first is 1"), (&[1], "the first is 0")]
+        {
+            let sentence = labels(few).unwrap();
+            assert!(sentence.contains(said), "{sentence}");
+        }
+        for stray in [1 << 16, (1 << 20) - 1, 1 << 20, u32::MAX] {
+            let sentence = labels(&[0, 1, stray]).unwrap_err();
+            assert!(sentence.contains(&format!("has the label {stray}")), "{sentence}");
+        }
+        assert!(labels(&[0, 1, (1 << 16) - 1]).unwrap().contains("65533 of these 65536"));
+        let many: Vec<u32> = (0..1 << 17).filter(|label| label % 3 != 0).collect();
+        assert!(labels(&many).is_ok(), "most of them occur");
+    }
 }

@@ -7,6 +7,7 @@
 //! ```
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -15,6 +16,7 @@ use super::archive;
 use super::record::{RECORD_BYTES, Record};
 use crate::atomic;
 use crate::error::DataError;
+use crate::file;
 use crate::jpeg;
 
 const MAGIC: &[u8; 8] = b"wrn-frag";
@@ -39,6 +41,13 @@ pub(crate) struct SeekRecords {
 pub(crate) fn path_of(shard: &Path) -> PathBuf {
     let name = shard.file_name().unwrap_or_default().to_string_lossy();
     shard.with_file_name(format!(".{name}.part"))
+}
+
+fn read_whole(path: &Path) -> Result<Vec<u8>, DataError> {
+    let (opened, length) = file::open(path)?;
+    let mut bytes = Vec::new();
+    opened.take(length).read_to_end(&mut bytes).map_err(|e| file::unreadable(path, e))?;
+    Ok(bytes)
 }
 
 impl Fragment {
@@ -71,7 +80,7 @@ impl Fragment {
     /// The fragment kept beside `shard`; none where it is missing, damaged, of a shard of another size or made
     /// without the seek records that are wanted, as it is then made anew.
     pub(crate) fn read(shard: &Path, with_seek: bool) -> Option<Self> {
-        let fragment = Self::decode(&fs::read(path_of(shard)).ok()?)?;
+        let fragment = Self::decode(&read_whole(&path_of(shard)).ok()?)?;
         let same_size = fs::metadata(shard).ok()?.len() == fragment.bytes;
         (same_size && fragment.seek.is_some() == with_seek).then_some(fragment)
     }

@@ -12,6 +12,7 @@ use super::manifest::{self, MANIFEST, Manifest, SAMPLE_INDEX, SEEK_INDEX, ShardE
 use super::record::{Record, SampleIndex};
 use super::seek_index::SeekIndex;
 use crate::error::DataError;
+use crate::jpeg;
 use crate::parallel;
 use crate::progress::Progress;
 
@@ -39,13 +40,11 @@ pub(crate) fn verify(folder: &Path, progress: &Progress) -> Result<Vec<String>, 
     }
 
     let index = open_index(folder, &manifest).map_err(|error| problems.push(error)).ok();
-    if let Some(index) = &index {
-        verify_seek_index(folder, index, &mut problems);
-    }
+    let seek = index.as_ref().and_then(|index| open_seek_index(folder, index, &mut problems));
 
     let bytes = manifest.shards.iter().map(|shard| shard.bytes).sum();
     progress.stage(format!("verifying {}", folder.display()), bytes);
-    let found: Vec<Mutex<Vec<String>>> = manifest.shards.iter().map(|_| Mutex::default()).collect();
+    let found: Vec<Mutex<Found>> = manifest.shards.iter().map(|_| Mutex::default()).collect();
     let mut first = Vec::with_capacity(manifest.shards.len());
     let mut count = 0_usize;
     for shard in &manifest.shards {
@@ -58,16 +57,35 @@ pub(crate) fn verify(folder: &Path, progress: &Progress) -> Result<Vec<String>, 
         || (),
         |(), number| {
             let shard = &manifest.shards[number];
-            let sentences = verify_shard(folder, shard, number, index.as_ref(), first[number], progress);
-            *found[number].lock().unwrap_or_else(PoisonError::into_inner) = sentences;
+            let indices = (index.as_ref(), seek.as_ref());
+            let this = verify_shard(folder, shard, number, indices, first[number], progress);
+            *found[number].lock().unwrap_or_else(PoisonError::into_inner) = this;
             Ok(())
         },
     )?;
     progress.finish();
-    problems.extend(
-        found.into_iter().flat_map(|found| found.into_inner().unwrap_or_else(PoisonError::into_inner)),
-    );
+    let mut other_records = Vec::new();
+    for found in found {
+        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        problems.extend(found.problems);
+        other_records.extend(found.other_records);
+    }
+    if !other_records.is_empty() {
+        problems.push(format!(
+            "{}: its records are not those of the images of {}; remove it, and `wrn-dist data index` makes it anew",
+            folder.join(SEEK_INDEX).display(),
+            some_of("sample", &other_records)
+        ));
+    }
     Ok(problems)
+}
+
+/// What is wrong with one shard.
+#[derive(Default)]
+struct Found {
+    problems: Vec<String>,
+    /// Samples whose image gives another seek record than the index has.
+    other_records: Vec<usize>,
 }
 
 fn open_index(folder: &Path, manifest: &Manifest) -> Result<SampleIndex, String> {
@@ -88,13 +106,17 @@ fn open_index(folder: &Path, manifest: &Manifest) -> Result<SampleIndex, String>
     Ok(index)
 }
 
-fn verify_seek_index(folder: &Path, index: &SampleIndex, problems: &mut Vec<String>) {
+/// Opens the seek index, if there is one, and checks each record against its checksum.
+fn open_seek_index(folder: &Path, index: &SampleIndex, problems: &mut Vec<String>) -> Option<SeekIndex> {
     let path = folder.join(SEEK_INDEX);
     if matches!(path.try_exists(), Ok(false)) {
-        return;
+        return None;
     }
     match SeekIndex::open(&path, index.len(), index.checksum()) {
-        Err(error) => problems.push(error.to_string()),
+        Err(error) => {
+            problems.push(error.to_string());
+            None
+        }
         Ok(seek) => {
             let damaged: Vec<usize> = (0..index.len()).filter(|&sample| seek.get(sample).is_err()).collect();
             if !damaged.is_empty() {
@@ -104,6 +126,7 @@ fn verify_seek_index(folder: &Path, index: &SampleIndex, problems: &mut Vec<Stri
                     some_of("sample", &damaged)
                 ));
             }
+            Some(seek)
         }
     }
 }
@@ -112,13 +135,24 @@ fn verify_shard(
     folder: &Path,
     shard: &ShardEntry,
     number: usize,
-    index: Option<&SampleIndex>,
+    (index, seek): (Option<&SampleIndex>, Option<&SeekIndex>),
     first: usize,
     progress: &Progress,
-) -> Vec<String> {
+) -> Found {
     let path = folder.join(&shard.file);
-    let mut problems = Vec::new();
+    let (mut problems, mut other_records) = (Vec::new(), Vec::new());
     let mut problem = |sentence: String| problems.push(format!("{}: {sentence}", path.display()));
+    let mut sample = first;
+    // Checksums in the seek index cannot tell who wrote it, and a record that is whole is believed.
+    let compare = |image: &[u8]| {
+        if let Some(Ok(record)) = seek.map(|seek| seek.get(sample))
+            && record != jpeg::seek::build(image).ok().flatten().as_deref()
+        {
+            other_records.push(sample);
+        }
+        sample = sample.saturating_add(1);
+        Ok(())
+    };
     match fs::metadata(&path) {
         Err(error) => problem(format!("cannot be read: {error}")),
         Ok(metadata) => {
@@ -129,12 +163,14 @@ fn verify_shard(
                     shard.bytes
                 ));
             }
-            match archive::scan(&path, number as u32, |_| Ok(()), |bytes| progress.advance(bytes)) {
+            match archive::scan(&path, number as u32, compare, |bytes| progress.advance(bytes)) {
                 Err(error) => problems.push(error.to_string()),
                 Ok(scan) => {
                     let checksum = format!("{:032x}", scan.checksum);
                     if checksum != shard.checksum {
                         problem(format!("has the checksum {checksum}; expected {}", shard.checksum));
+                        // Then it is the images that are wrong.
+                        other_records.clear();
                     }
                     if scan.records.len() as u64 != shard.samples {
                         let found = scan.records.len();
@@ -156,7 +192,7 @@ fn verify_shard(
             }
         }
     }
-    problems
+    Found { problems, other_records }
 }
 
 /// Samples of a shard, counted within it, whose record is not as `expected`.

@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use data_sharding::own_file;
+
 use super::content::{checksum, encode, encode_checksums};
 use super::retention::{self, Keep, checkpoint_name};
 use super::{CHECKSUMS, CheckpointError, LATEST, NamedTensor, Part, RunState, STATE, file_error};
@@ -140,8 +142,8 @@ fn parent(path: &Path) -> &Path {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let mut file =
-        files::expect_file(path).and_then(|()| File::create(path)).map_err(file_error("create", path))?;
+    let created = files::expect_file(path).and_then(|()| own_file::create_anew(path));
+    let mut file = created.map_err(file_error("create", path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(file_error("write", path))
 }
 

@@ -1,8 +1,10 @@
 //! `metrics.jsonl` as a file: cut back to where the run stands, and added to.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+
+use data_sharding::own_file;
 
 use super::records::Record;
 use crate::checkpoint::replace_file;
@@ -39,8 +41,7 @@ impl MetricsFile {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(Error::file("read", path)(error)),
         }
-        let file =
-            OpenOptions::new().create(true).append(true).open(path).map_err(Error::file("open", path))?;
+        let file = own_file::open_to_append(path).map_err(Error::file("open", path))?;
         Ok(MetricsFile { path: path.to_owned(), file, pending: Pending::default(), failed: false })
     }
 

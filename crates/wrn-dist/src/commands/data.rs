@@ -52,7 +52,7 @@ struct PrepareArguments {
     /// Refuse archives that are not the published ones, instead of warning
     #[arg(long)]
     strict: bool,
-    /// Leave out files that are no JPEG or PNG, with a warning each, instead of stopping at the first
+    /// Leave out files that are no JPEG or PNG or cannot be decoded, with a warning each, instead of stopping at the first
     #[arg(long)]
     skip_bad: bool,
     /// Size of source files at which a new shard is begun, in MiB
