@@ -162,8 +162,8 @@ pub(crate) fn candidates(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError>
 
 /// Those of [`candidates`] after at most `most` steps.
 pub(crate) fn candidates_up_to(folder: &Path, most: u64) -> Result<Vec<PathBuf>, CheckpointError> {
-    let newest = pointed_at(&folder.join(LATEST))?.unwrap_or(u64::MAX).min(most);
     let (steps, _) = list(folder)?;
+    let newest = pointed_at(&folder.join(LATEST))?.unwrap_or(u64::MAX).min(most);
     let steps = steps.into_iter().rev().filter(|&step| step <= newest);
     Ok(steps.map(|step| folder.join(checkpoint_name(step))).collect())
 }

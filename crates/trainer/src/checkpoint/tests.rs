@@ -228,7 +228,8 @@ fn what_is_no_regular_file_of_a_sensible_length_is_not_read() {
     let newest = save_step(dir.path(), 2);
     let fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     let sparse = |path: &Path| fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
-    let kinds: [(&dyn Fn(&Path), &str); 5] = [
+    type Kind<'a> = (&'a dyn Fn(&Path), &'a str);
+    let kinds: [Kind; 5] = [
         (&fifo, "it is a FIFO, expected a regular file"),
         (&|path| fs::create_dir(path).unwrap(), "it is a folder, expected a regular file"),
         (&|path| symlink("/dev/zero", path).unwrap(), "it is a device, expected a regular file"),
