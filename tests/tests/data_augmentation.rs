@@ -268,7 +268,6 @@ fn combinations_that_make_no_sense_are_refused_with_their_key() {
         ("data.repetitions=0", ["data.repetitions:", "1 to 1024"]),
         ("data.rand_magnitude=31", ["data.rand_magnitude:", "0 to 30"]),
         ("data.image_size={from: 8}", ["data.image_size:", "expected a number of pixels"]),
-        ("data.path=/nonexistent", ["data.path:", "expected the data set's folder"]),
         (
             "data.image_size={from: 24, to: 32, until_epoch: 0}",
             ["data.image_size.until_epoch:", "expected 1 to"],
