@@ -201,7 +201,7 @@ fn a_run_goes_on_in_a_folder_of_its_own_or_from_an_earlier_checkpoint() {
     let stopped =
         experiment.train("two", 1, &[&from[..], &["--stop-after", "step:10"]].concat()).expect_code(STOPPED);
     assert!(stopped.stdout.contains("the same command without --resume, and without"), "{}", stopped.stdout);
-    let refused = experiment.train("two", 1, &from).expect_code(1);
+    let refused = experiment.train("two", 1, &from).expect_code(2);
     assert!(refused.stderr.contains("leave --resume out to go on with that run"), "{}", refused.stderr);
     let _ = experiment.train("two", 1, &[]).expect_code(0);
     assert!(experiment.checkpoint("two") == experiment.checkpoint("whole"));
