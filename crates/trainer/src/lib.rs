@@ -33,6 +33,7 @@ mod optimizer;
 mod overview;
 mod plan;
 mod power_sgd;
+mod regular_file;
 mod run_dir;
 mod scaling;
 mod schedule;

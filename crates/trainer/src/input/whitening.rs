@@ -15,6 +15,7 @@ use crate::data::whitens;
 use crate::error::Error;
 use crate::memory::region_of;
 use crate::plan::Plan;
+use crate::regular_file;
 use crate::session::Session;
 
 /// Norm of a contrast-normalised image, and what is added to the covariance's eigenvalues: pylearn2's
@@ -25,6 +26,8 @@ const FILTER_BIAS: f64 = 0.1;
 const LEAST_NORM: f64 = 1e-8;
 /// Images that are taken up at a time while fitting.
 const CHUNK: usize = 2000;
+/// Bytes before the numbers of a kept file.
+const LARGEST_HEADER: u64 = 1 << 16;
 
 /// The fitted transformation of flattened images, whose length is D: `(x - mean) · matrix`.
 pub(crate) struct Whitening {
@@ -108,9 +111,10 @@ impl Whitening {
 
     /// `None` unless the file is whole and of these images.
     fn read(path: &Path, image: ImageShape) -> Option<Self> {
-        let bytes = std::fs::read(path).ok()?;
-        let tensors = SafeTensors::deserialize(&bytes).ok()?;
         let dimensions = image.bytes();
+        let most = 4 * dimensions as u64 * (1 + dimensions as u64) + LARGEST_HEADER;
+        let bytes = regular_file::read(path, most).ok()?;
+        let tensors = SafeTensors::deserialize(&bytes).ok()?;
         let tensor = |name: &str, shape: &[usize]| {
             let view = tensors.tensor(name).ok()?;
             let whole = view.dtype() == Dtype::F32 && view.shape() == shape;

@@ -1,7 +1,6 @@
 //! Safetensors files with numbers of any floating-point format. Knows no networks.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -10,6 +9,7 @@ use tch::{Kind, Tensor};
 use super::WeightsError;
 use crate::checkpoint::NamedTensor;
 use crate::error::Error;
+use crate::regular_file;
 
 /// How numbers of weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +44,17 @@ fn kind(dtype: Dtype) -> Option<Kind> {
     FORMATS.iter().find(|(of, _)| *of == dtype).map(|(_, kind)| *kind)
 }
 
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
-    fs::read(path).map_err(|source| WeightsError::File { action: "read", path: path.to_owned(), source })
+/// Bytes for a header and for tensors that another program keeps beside ours.
+const ROOM: u64 = 1 << 30;
+
+/// A file with the weights of a network with so many parameters, in any format.
+pub(super) fn read(path: &Path, parameters: u64) -> Result<Vec<u8>, WeightsError> {
+    let most = parameters.saturating_mul(8).saturating_add(ROOM);
+    regular_file::read(path, most).map_err(|source| WeightsError::File {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The header, whose lengths and shapes are checked against each other and the file's length.
@@ -184,6 +193,17 @@ mod tests {
             assert!(error.contains("a has numbers beyond the range of"), "{error}");
         }
         assert!(encoded(&[65504.0], NumberFormat::F16).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_for_the_network_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let said = read(&path, 10).unwrap_err().to_string();
+        assert!(said.contains("it has 1099511627776 bytes; expected at most 1073741904"), "{said}");
+        let said = read(Path::new("/dev/null"), 10).unwrap_err().to_string();
+        assert_eq!(said, "cannot read /dev/null: it is not a regular file");
     }
 
     #[test]
