@@ -136,6 +136,11 @@ impl fmt::Debug for Library {
 }
 
 fn open(name: &Path, more_flags: c_int) -> Result<Handle, String> {
+    // The loader would wait for ever for somebody to write into a pipe. A name without a slash it looks for itself.
+    let is_path = name.as_os_str().as_encoded_bytes().contains(&b'/');
+    if is_path && std::fs::metadata(name).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err("it is not a regular file".to_owned());
+    }
     // SAFETY: a library under NCCL's name, or that the user named, whose initialisation may run.
     unsafe { Handle::open(Some(name), RTLD_NOW | RTLD_LOCAL | more_flags) }.map_err(|error| {
         // libloading's own words name only the function that failed.

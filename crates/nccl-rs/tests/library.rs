@@ -32,11 +32,16 @@ fn load_with(environment: &[(&str, &str)]) -> String {
 fn a_library_that_cannot_be_used_is_an_error_in_a_sentence() {
     let double = nccl_double::shared_library();
     let double = double.to_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let pipe = pipe.to_str().unwrap();
     let cases = [
         (
             vec![(NCCL_PATH_VARIABLE, "/nowhere/libnccl.so.2")],
             "WRN_DIST_NCCL names /nowhere/libnccl.so.2, which cannot be loaded: ",
         ),
+        (vec![(NCCL_PATH_VARIABLE, pipe)], "/pipe, which cannot be loaded: it is not a regular file"),
         (vec![(NCCL_PATH_VARIABLE, "libm.so.6")], "libm.so.6 is no NCCL: it has no ncclGetVersion"),
         (
             vec![(NCCL_PATH_VARIABLE, double), ("NCCL_DOUBLE_VERSION", "21805")],

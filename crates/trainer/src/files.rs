@@ -21,8 +21,12 @@ pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
         .ok()
         .and_then(|len| bytes.try_reserve_exact(len).ok())
         .ok_or_else(|| io::Error::other(format!("there is no memory for its {len} bytes")))?;
-    File::open(path)?.take(len).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    File::open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    // Files of the kernel say that they have no bytes, and others may grow meanwhile.
+    match bytes.len() as u64 > most {
+        true => Err(io::Error::other(format!("it has more bytes, expected at most {most}"))),
+        false => Ok(bytes),
+    }
 }
 
 /// Refuses anything but a regular file, where there is something.
@@ -104,6 +108,8 @@ mod tests {
                 (found, _) => panic!("{name}: {found:?}"),
             }
         }
+        let of_the_kernel = read(Path::new("/proc/self/status"), 3).unwrap_err().to_string();
+        assert_eq!(of_the_kernel, "it has more bytes, expected at most 3");
         for (name, is_file, is_folder) in
             [("file", true, false), ("folder", false, true), ("fifo", false, false), ("none", true, true)]
         {

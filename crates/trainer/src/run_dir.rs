@@ -136,3 +136,33 @@ struct DataRecord {
     samples: usize,
     fingerprint: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::telemetry::MetricsFile;
+
+    #[test]
+    fn links_in_the_folder_of_another_run_lead_no_writing_to_other_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let precious = folder.path().join("precious");
+        fs::write(&precious, "mine").unwrap();
+        let root = folder.path().join("run");
+        fs::create_dir(&root).unwrap();
+        let dir = RunDir::new(&root);
+        for name in ["lock", "metrics.jsonl", "run.partial", "run.json"] {
+            symlink(&precious, root.join(name)).unwrap();
+        }
+        let refused = dir.lock().unwrap_err().to_string();
+        assert!(refused.contains("lock: it is a symbolic link"), "{refused}");
+        // The lines are not ours: another file takes the name.
+        let metrics = MetricsFile::open(&dir.metrics(), 0, 0);
+        assert!(metrics.is_ok() && !dir.metrics().is_symlink());
+        replace_file(&root.join("run.json"), b"{}").unwrap();
+        assert_eq!(fs::read_to_string(precious).unwrap(), "mine");
+        assert_eq!(fs::read_to_string(root.join("run.json")).unwrap(), "{}");
+    }
+}

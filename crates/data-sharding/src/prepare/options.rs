@@ -11,7 +11,7 @@ pub struct PrepareOptions {
     pub threads: usize,
     /// Refuse archives that are not the published ones, instead of warning.
     pub strict: bool,
-    /// Leave out files that are no JPEG or PNG, with a warning each, instead of stopping at the first.
+    /// Leave out files that are no JPEG or PNG or cannot be decoded, with a warning each, instead of stopping at the first.
     pub skip_bad: bool,
     /// Make larger images smaller; otherwise image files stay as they are, to the byte.
     pub cap: Option<Cap>,

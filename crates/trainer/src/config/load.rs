@@ -4,11 +4,16 @@
 //! of the file or the `--set` argument that the key came from.
 
 use std::path::{Path, PathBuf};
+use std::string::FromUtf8Error;
 
 use serde_yaml::{Mapping, Value};
 use sha2::{Digest, Sha256};
 
 use super::{Config, Determinism, locate};
+use crate::files;
+
+/// Far more than all keys with comments take.
+const LARGEST_BYTES: u64 = 1 << 20;
 
 /// What is wrong with a configuration, and where it was written.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +76,10 @@ struct Override {
 /// When the file cannot be read, is not YAML, or has an unknown key, a missing key or a value of another
 /// type.
 pub fn load(path: &Path, overrides: &[String]) -> Result<LoadedConfig, ConfigError> {
-    let text = std::fs::read_to_string(path)
+    let not_text =
+        |error: FromUtf8Error| std::io::Error::new(std::io::ErrorKind::InvalidData, error.utf8_error());
+    let text = files::read(path, LARGEST_BYTES)
+        .and_then(|bytes| String::from_utf8(bytes).map_err(not_text))
         .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
     parse(path, text, overrides)
 }
@@ -324,6 +332,24 @@ mod tests {
     fn parsed(text: &str, sets: &[&str]) -> Result<LoadedConfig, ConfigError> {
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
         parse(Path::new("run.yaml"), text.to_owned(), &sets)
+    }
+
+    #[test]
+    fn files_that_can_be_no_configuration_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("latin-1.yaml"), b"# gr\xfc\xdfe\n").unwrap();
+        std::fs::File::create(at("large.yaml")).unwrap().set_len(LARGEST_BYTES + 1).unwrap();
+        for (path, expected) in [
+            (at("latin-1.yaml"), "utf-8"),
+            (at("large.yaml"), "it has 1048577 bytes, expected at most 1048576"),
+            ("/dev/null".into(), "it is a device, expected a regular file"),
+            (at("none.yaml"), "No such file"),
+        ] {
+            let said = load(&path, &[]).unwrap_err().to_string();
+            let begin = format!("cannot read the configuration {}: ", path.display());
+            assert!(said.starts_with(&begin) && said.contains(expected), "{said}");
+        }
     }
 
     #[test]

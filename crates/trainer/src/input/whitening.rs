@@ -13,6 +13,7 @@ use tch::{Device, Kind, Tensor};
 use crate::checkpoint::replace_file;
 use crate::data::whitens;
 use crate::error::Error;
+use crate::files;
 use crate::memory::region_of;
 use crate::plan::Plan;
 use crate::session::Session;
@@ -25,6 +26,8 @@ const FILTER_BIAS: f64 = 0.1;
 const LEAST_NORM: f64 = 1e-8;
 /// Images that are taken up at a time while fitting.
 const CHUNK: usize = 2000;
+/// Bytes before the numbers of a kept file.
+const LARGEST_HEADER: u64 = 1 << 16;
 
 /// The fitted transformation of flattened images, whose length is D: `(x - mean) · matrix`.
 pub(crate) struct Whitening {
@@ -108,9 +111,10 @@ impl Whitening {
 
     /// `None` unless the file is whole and of these images.
     fn read(path: &Path, image: ImageShape) -> Option<Self> {
-        let bytes = std::fs::read(path).ok()?;
-        let tensors = SafeTensors::deserialize(&bytes).ok()?;
         let dimensions = image.bytes();
+        let most = 4 * dimensions as u64 * (1 + dimensions as u64) + LARGEST_HEADER;
+        let bytes = files::read(path, most).ok()?;
+        let tensors = SafeTensors::deserialize(&bytes).ok()?;
         let tensor = |name: &str, shape: &[usize]| {
             let view = tensors.tensor(name).ok()?;
             let whole = view.dtype() == Dtype::F32 && view.shape() == shape;

@@ -44,8 +44,13 @@ fn kind(dtype: Dtype) -> Option<Kind> {
     FORMATS.iter().find(|(of, _)| *of == dtype).map(|(_, kind)| *kind)
 }
 
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
-    files::read(path, files::MOST_BYTES).map_err(|source| WeightsError::File {
+/// Bytes for a header and for tensors that another program keeps beside ours.
+const ROOM: u64 = 1 << 30;
+
+/// A file with the weights of a network with so many parameters, in any format.
+pub(super) fn read(path: &Path, parameters: u64) -> Result<Vec<u8>, WeightsError> {
+    let most = parameters.saturating_mul(8).saturating_add(ROOM);
+    files::read(path, most).map_err(|source| WeightsError::File {
         action: "read",
         path: path.to_owned(),
         source,
@@ -188,6 +193,17 @@ mod tests {
             assert!(error.contains("a has numbers beyond the range of"), "{error}");
         }
         assert!(encoded(&[65504.0], NumberFormat::F16).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_for_the_network_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let said = read(&path, 10).unwrap_err().to_string();
+        assert!(said.contains("it has 1099511627776 bytes, expected at most 1073741904"), "{said}");
+        let said = read(Path::new("/dev/null"), 10).unwrap_err().to_string();
+        assert_eq!(said, "cannot read /dev/null: it is a device, expected a regular file");
     }
 
     #[test]

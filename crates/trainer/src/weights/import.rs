@@ -41,16 +41,16 @@ pub fn import_weights(options: &ImportOptions) -> Result<String, Error> {
     let ImportOptions { input, output, new_classifier, .. } = options;
     let architecture: Architecture = options.architecture.parse()?;
     checkpoint::refuse_existing(output)?;
-    let bytes = file::read(input)?;
-    let parsed = file::parse(input, &bytes)?;
-    let found = Found::new(parsed.iter());
-
     let network = |classes, projection| {
         let options = Options { classes, in_channels: options.channels, projection, ..Options::default() };
         Network::new(&architecture, &options)
     };
     let usual_classes = options.classes.unwrap_or_else(|| architecture.usual_classes());
     let usual = network(usual_classes, Projection::default())?;
+    let bytes = file::read(input, usual.parameter_count())?;
+    let parsed = file::parse(input, &bytes)?;
+    let found = Found::new(parsed.iter());
+
     let classes = found.classes(&usual).unwrap_or(usual.classes());
     if let Some(expected) = options.classes.filter(|expected| *expected != classes && !new_classifier) {
         return Err(WeightsError::Classes { path: input.clone(), found: classes, expected }.into());
