@@ -57,7 +57,11 @@ fn alive_in_session(process: &Path, session: u32) -> Option<String> {
 }
 
 /// The binary under test, built by the same `cargo` profile as this program, in the folder above tests'.
-pub(crate) fn binary() -> PathBuf {
+///
+/// # Panics
+/// When it has not been built.
+#[must_use]
+pub fn binary() -> PathBuf {
     let this = std::env::current_exe().expect("a program knows its own path");
     let mut places = this.ancestors().skip(1).take(2).map(|folder| folder.join("wrn-dist"));
     places.find(|place| place.is_file()).unwrap_or_else(|| {

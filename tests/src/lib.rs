@@ -10,7 +10,7 @@ mod run;
 mod slurm;
 
 pub use command::{
-    Outcome, Running, mpirun_or_skip, python_module_or_skip, python_or_skip, run_python, skip,
+    Outcome, Running, binary, mpirun_or_skip, python_module_or_skip, python_or_skip, run_python, skip,
     start_one_host_script, start_wrn_dist, wrn_dist, wrn_dist_for_long, wrn_dist_in_environment,
     wrn_dist_in_session,
 };

@@ -1,12 +1,13 @@
 //! What the smaller commands print, and that it agrees with what training does.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use end_to_end::{Experiment, FashionMnist, mpirun_or_skip, skip, wrn_dist};
+use end_to_end::{Experiment, FashionMnist, mpirun_or_skip, skip, wrn_dist, wrn_dist_by_variables_each};
 use serde_json::Value;
 
 fn experiment() -> Experiment {
@@ -49,6 +50,65 @@ fn eval_counts_what_training_counted_on_any_number_of_ranks() {
     let other =
         wrn_dist(1, &[&arguments[..], &["--set", "model.stochastic_depth=0.5"]].concat()).expect_code(1);
     assert!(other.stderr.contains("model.stochastic_depth"), "{}", other.stderr);
+}
+
+#[test]
+fn ranks_that_were_asked_for_different_things_are_told_which() {
+    let experiment = experiment();
+    let out = experiment.path("run");
+    let (out, config) = (out.to_str().unwrap(), experiment.config());
+    let train = ["train", "--config", config, "--out", out];
+    let eval = ["eval", "--config", config, "--checkpoint", out];
+    let bench = ["bench", "step", "--config", config];
+    let cases: [(Vec<&str>, Vec<&str>, &str); 7] = [
+        (train.to_vec(), eval.to_vec(), "has 'wrn-dist: train', rank 1 on "),
+        (eval.to_vec(), [&eval[..], &["--ten-crop"]].concat(), "has '--ten-crop: false', rank 1 on "),
+        (
+            [&train[..], &["--stop-after", "step:2"]].concat(),
+            train.to_vec(),
+            "has '--stop-after: Step(2)', rank 1",
+        ),
+        (
+            train.to_vec(),
+            [&train[..], &["--inject-fault", "2:1:kill"]].concat(),
+            "has '--inject-fault: not given'",
+        ),
+        (train.to_vec(), [&train[..], &["--resume", "none"]].concat(), "has '--resume: Auto', rank 1 on "),
+        (
+            [&bench[..], &["--steps", "2"]].concat(),
+            [&bench[..], &["--steps", "3"]].concat(),
+            "has '--steps: 2'",
+        ),
+        (
+            [&train[..], &["--set", "optimizer.clip_norm=1"]].concat(),
+            train.to_vec(),
+            "'optimizer.clip_norm: 1.0', rank 1",
+        ),
+    ];
+    for (first, second, part) in cases {
+        let outcomes = wrn_dist_by_variables_each(&[&first, &second]);
+        let said: String = outcomes.iter().map(|outcome| &*outcome.stderr).collect();
+        assert_eq!(said.matches(" differs between ranks: ").count(), 1, "{first:?}, {second:?}: {said}");
+        assert!(said.contains(part), "{first:?}, {second:?}: {said}");
+        assert!(outcomes.iter().all(|outcome| outcome.code == Some(2)), "{first:?}, {second:?}: {said}");
+    }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let experiment = experiment();
+    for arguments in
+        [&["doctor"][..], &["plan", "--config", experiment.config()], &["model", "show", "wrn-10-1"]]
+    {
+        let mut command = Command::new(end_to_end::binary());
+        let full = command.args(arguments).stdout(File::create("/dev/full").unwrap()).output().unwrap();
+        let said = String::from_utf8_lossy(&full.stderr);
+        assert_eq!(full.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(
+            said.contains("cannot be written to standard output: No space left"),
+            "{arguments:?}: {said}"
+        );
+    }
 }
 
 #[test]

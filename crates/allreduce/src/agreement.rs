@@ -98,7 +98,15 @@ fn difference(what: &str, first: &(String, String), rank: usize, other: &(String
     let lines = |value: &str| value.split('\n').map(str::to_owned).collect::<Vec<_>>();
     let (ours, theirs) = (lines(&first.1), lines(&other.1));
     let common = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
-    let shown = |lines: &[String]| match lines.get(common) {
+    // A key that only one of the two has is not compared with the one that stands in its place.
+    let lacks = |lines: &[String], others: &[String]| {
+        let key = others.get(common).and_then(|line| Some(format!("{}: ", line.split_once(": ")?.0)));
+        let elsewhere = |key: String| !lines.iter().any(|line| line.starts_with(&key));
+        let is_keyed = lines.get(common).is_none_or(|line| line.is_empty() || line.contains(": "));
+        is_keyed && key.is_some_and(elsewhere)
+    };
+    let shown = |lines: &[String], others: &[String]| match lines.get(common) {
+        _ if lacks(lines, others) => "nothing".to_owned(),
         Some(line) if line.chars().count() > 200 => {
             format!("'{}…'", line.chars().take(200).collect::<String>())
         }
@@ -113,9 +121,9 @@ fn difference(what: &str, first: &(String, String), rank: usize, other: &(String
         sentence,
         "rank 0 on {} has {}, rank {rank} on {} has {}",
         first.0,
-        shown(&ours),
+        shown(&ours, &theirs),
         other.0,
-        shown(&theirs)
+        shown(&theirs, &ours)
     );
     sentence
 }
@@ -170,6 +178,18 @@ mod tests {
                 Some((1, "in line 2, rank 0 on host0 has 'b', rank 1 on host1 has nothing")),
             ),
             ([&long, "", ""], Some((1, &of_long))),
+            (
+                ["a: 1\nb: 2\nc: 3", "a: 1\nc: 3", ""],
+                Some((1, "in line 2, rank 0 on host0 has 'b: 2', rank 1 on host1 has nothing")),
+            ),
+            (
+                ["a: 1\nc: 3", "a: 1\nb: 2\nc: 3", ""],
+                Some((1, "in line 2, rank 0 on host0 has nothing, rank 1 on host1 has 'b: 2'")),
+            ),
+            (
+                ["a: 1\nb: 2", "a: 1\nb: 3", ""],
+                Some((1, "in line 2, rank 0 on host0 has 'b: 2', rank 1 on host1 has 'b: 3'")),
+            ),
         ];
         for (values, expected) in cases {
             let results =

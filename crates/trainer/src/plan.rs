@@ -16,6 +16,7 @@ use crate::micro_batch;
 use crate::optimizer::rule;
 use crate::schedule::Schedule;
 use crate::synchronization;
+use crate::telemetry::Exporter;
 
 /// A run, ready to start.
 pub(crate) struct Plan {
@@ -232,6 +233,7 @@ fn checked_parts(loaded: &LoadedConfig, rank: usize, world_size: usize) -> Resul
     crate::averaging::check(loaded)?;
     crate::loss_scale::check(loaded)?;
     crate::device::check(loaded)?;
+    Exporter::check(loaded)?;
     let options = Options {
         conv_init: config.model.conv_init,
         gamma_init: config.model.gamma_init,

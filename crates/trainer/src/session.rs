@@ -4,6 +4,7 @@
 //! [`Session::agree`], so that all ranks go on together or end together, and the reason is printed once. What
 //! cannot be agreed on, since ranks no longer come to the same point, the control plane ends.
 
+use std::fmt::Debug;
 use std::io::Write;
 use std::time::Duration;
 
@@ -130,7 +131,24 @@ impl Session {
     }
 }
 
-/// Runs `body` on every rank and ends the ranks together.
+/// A command with those of its options that are to be the same on all ranks.
+pub(crate) struct Command(String);
+
+impl Command {
+    /// Each option by its name and value.
+    pub(crate) fn new(name: &str, options: &[(&str, String)]) -> Self {
+        let options = options.iter().map(|(option, value)| format!("--{option}: {value}\n"));
+        Command(std::iter::once(format!("wrn-dist: {name}\n")).chain(options).collect())
+    }
+}
+
+/// The value of an option that may be left out, for a [`Command`].
+pub(crate) fn given(value: Option<impl Debug>) -> String {
+    value.map_or_else(|| "not given".into(), |value| format!("{value:?}"))
+}
+
+/// Runs `body` on every rank and ends the ranks together. Ranks that run another command, or with other options, end in
+/// a sentence.
 ///
 /// A failure that all ranks agreed on ends in an orderly way and is printed by the rank it belongs to. Any
 /// other failure, a panic included, is this rank's alone: the control plane prints it and ends all ranks,
@@ -139,14 +157,16 @@ impl Session {
 /// # Errors
 /// The failure, already printed.
 pub(crate) fn with_session<T>(
+    command: &Command,
     config: &CommConfig,
     body: impl FnOnce(&Session) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    with_delayed_session(config, Duration::ZERO, body)
+    with_delayed_session(command, config, Duration::ZERO, body)
 }
 
 /// As [`with_session`], with a communicator that takes `delay` longer for each sum.
 pub(crate) fn with_delayed_session<T>(
+    command: &Command,
     config: &CommConfig,
     delay: Duration,
     body: impl FnOnce(&Session) -> Result<T, Error>,
@@ -169,7 +189,7 @@ pub(crate) fn with_delayed_session<T>(
     if let Some(control) = &session.control {
         end_all_ranks_on_panic(control.clone());
     }
-    let result = body(&session);
+    let result = session.agree_equal("the command", &command.0).and_then(|()| body(&session));
     if let Err(error) = &result {
         session.write_flight_record(error);
     }

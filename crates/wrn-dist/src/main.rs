@@ -59,10 +59,7 @@ fn main() -> ExitCode {
         Command::Data(arguments) => commands::data::run(&arguments),
         Command::Model(arguments) => commands::model::run(arguments),
         Command::Bench(arguments) => commands::bench::run(arguments),
-        Command::Doctor => {
-            commands::show(&trainer::doctor());
-            0
-        }
+        Command::Doctor => commands::show(&trainer::doctor()),
     };
     // The exit code travels through Slurm and mpirun, whose statuses are a byte.
     ExitCode::from(code as u8)

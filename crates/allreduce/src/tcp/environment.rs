@@ -29,6 +29,8 @@ pub struct MeetingPoint {
     pub(super) token: String,
 }
 
+/// Some ten times what the largest machines have of GPUs.
+const MOST_RANKS: usize = 1 << 20;
 /// With a port that may belong to somebody else, this many are tried.
 const PORTS_TRIED: u16 = 4;
 /// Where ports made from a Slurm job's number begin, and how many there are: below those that Linux gives to
@@ -45,6 +47,7 @@ pub(crate) fn rank_from_variables(variables: Variables) -> Result<Option<Launche
         (None, Some(_)) => return Err(lonely("WORLD_SIZE", "RANK")),
         (Some(rank), Some(world_size)) => (rank, world_size),
     };
+    limited("WORLD_SIZE", world_size)?;
     let local_rank = number(variables, "LOCAL_RANK")?;
     let local_size = number(variables, "LOCAL_WORLD_SIZE")?;
     inside("RANK", rank, "WORLD_SIZE", world_size)?;
@@ -103,6 +106,7 @@ pub(crate) fn rank_from_slurm(variables: Variables) -> Result<Option<LaunchedRan
         return Ok(None);
     };
     inside("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", world_size)?;
+    limited("SLURM_STEP_NUM_TASKS", world_size)?;
     let local_rank = number(variables, "SLURM_LOCALID")?;
     let id = |name| number::<u64>(variables, name).map(Option::unwrap_or_default);
     let (job, step, start) = (id("SLURM_JOB_ID")?, id("SLURM_STEP_ID")?, id("SLURM_RESTART_COUNT")?);
@@ -172,6 +176,13 @@ fn inside(name: &str, value: usize, of: &str, count: usize) -> Result<(), CommEr
         return Ok(());
     }
     Err(wrong(format!("{name}={value} is not among {of}={count} ranks, which count from 0")))
+}
+
+fn limited(name: &str, world_size: usize) -> Result<(), CommError> {
+    if world_size <= MOST_RANKS {
+        return Ok(());
+    }
+    Err(wrong(format!("{name}={world_size} is out of range; expected 1 to {MOST_RANKS} ranks")))
 }
 
 /// Variables that are empty count as absent.
@@ -289,6 +300,10 @@ mod tests {
             ("RANK=zero WORLD_SIZE=2", "RANK=zero: expected a whole number"),
             ("RANK=2 WORLD_SIZE=2", "RANK=2 is not among WORLD_SIZE=2 ranks"),
             ("RANK=0 WORLD_SIZE=0", "RANK=0 is not among WORLD_SIZE=0 ranks"),
+            (
+                "RANK=0 WORLD_SIZE=1000000000",
+                "WORLD_SIZE=1000000000 is out of range; expected 1 to 1048576 ranks",
+            ),
             ("RANK=0 WORLD_SIZE=2 MASTER_PORT=29500", "but MASTER_ADDR is not"),
             ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=node1", "but MASTER_PORT is not"),
             ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=node1 MASTER_PORT=70000", "MASTER_PORT=70000: expected a port"),

@@ -17,7 +17,7 @@ use crate::config::{Backend, CommConfig, Compression, Reduce};
 use crate::device::gpu_of;
 use crate::error::Error;
 use crate::memory::region_of;
-use crate::session::{Session, with_session};
+use crate::session::{Command, Session, with_session};
 use crate::tensor_device::{exchange_device, region_on_device};
 
 /// What `wrn-dist bench allreduce` was asked to do.
@@ -84,8 +84,19 @@ const GROWTH: usize = 4;
 pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBench>, Error> {
     let backend = backend::for_sums(options.backend, options.reduce);
     let config = CommConfig { backend, reduce: options.reduce, ..CommConfig::default() };
-    with_session(&config, |session| {
-        session.agree_equal("the options of bench allreduce", &format!("{options:?}"))?;
+    let command = Command::new(
+        "bench allreduce",
+        &[
+            ("min-kib", (options.min_bytes / 1024).to_string()),
+            ("max-kib", (options.max_bytes / 1024).to_string()),
+            ("backend", options.backend.name().into()),
+            ("reduce", format!("{:?}", options.reduce)),
+            ("compression", format!("{:?}", options.compression)),
+            ("iterations", options.iterations.to_string()),
+            ("warmup", options.warmup.to_string()),
+        ],
+    );
+    with_session(&command, &config, |session| {
         session.agree_on_backend()?;
         let memory = session.agree(Memory::choose(session))?;
         session.spin_on_a_spare_core(0);

@@ -17,7 +17,7 @@ use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
 use crate::feed::Feed;
-use crate::session::{Session, with_delayed_session};
+use crate::session::{Command, Session, with_delayed_session};
 use crate::telemetry::PhaseSeconds;
 use crate::train::{configured_comm, decoder_threads, open_plan, training_feed};
 
@@ -77,7 +77,15 @@ pub struct StepMedians {
 /// As [`crate::train`].
 pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
     let loaded = config::load(&options.config, &options.overrides);
-    with_delayed_session(&configured_comm(&loaded), options.delay, |session| {
+    let command = Command::new(
+        "bench step",
+        &[
+            ("steps", options.steps.to_string()),
+            ("warmup", options.warmup.to_string()),
+            ("delay-ms", format!("{:?}", options.delay)),
+        ],
+    );
+    with_delayed_session(&command, &configured_comm(&loaded), options.delay, |session| {
         let mut loaded = session.agree(loaded.map_err(Error::from))?;
         // The pool ends with the run: make it long enough.
         loaded.config.train.epochs = MOST_EPOCHS;

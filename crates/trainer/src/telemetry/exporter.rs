@@ -6,6 +6,7 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
 use super::records::{CheckpointRecord, EpochRecord, StepRecord};
+use crate::config::{ConfigError, LoadedConfig};
 use crate::error::Error;
 
 /// Upper bounds of the histograms of times, in seconds.
@@ -15,6 +16,17 @@ const SECONDS: &[f64] = &[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0
 pub(crate) struct Exporter;
 
 impl Exporter {
+    /// Refuses a port that the system would choose: nobody could know it.
+    pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
+        match loaded.config.telemetry.prometheus {
+            Some(address) if address.port() == 0 => Err(loaded.error(
+                "telemetry.prometheus",
+                format!("{address} has no port that a scraper could name; expected 1 to 65535"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Each rank of a host takes a port of its own: the configured one plus its local rank.
     pub(crate) fn start(address: SocketAddr, local_rank: usize, rank: usize) -> Result<SocketAddr, Error> {
         let failed = |reason: String| {

@@ -30,7 +30,7 @@ use crate::input::Whitening;
 use crate::micro_batch;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
-use crate::session::{Session, with_session};
+use crate::session::{Command, Session, given, with_session};
 use crate::telemetry::print_warning;
 use crate::transfer::{self, Classifier, Part};
 use crate::weights;
@@ -73,6 +73,20 @@ pub enum StopAfter {
     Step(u64),
 }
 
+impl TrainOptions {
+    fn command(&self) -> Command {
+        Command::new(
+            "train",
+            &[
+                ("out", given(self.out.as_ref())),
+                ("resume", format!("{:?}", self.resume)),
+                ("stop-after", given(self.stop_after)),
+                ("inject-fault", given(self.inject_fault)),
+            ],
+        )
+    }
+}
+
 /// How a training command ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Finish {
@@ -92,11 +106,10 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
     let begin = Instant::now();
     let stop_requests = StopRequests::listen();
     let loaded = config::load(&options.config, &options.overrides);
-    with_session(&configured_comm(&loaded), |session| {
+    with_session(&options.command(), &configured_comm(&loaded), |session| {
         let mut loaded = session.agree(loaded.map_err(Error::from))?;
         let mut stop_requests = session.agree(stop_requests)?;
         stop_requests.limit(loaded.config.train.max_wall, begin);
-        session.agree_equal("--stop-after", &format!("{:?}", options.stop_after))?;
         let root = options.out.clone().unwrap_or_else(|| Path::new("runs").join(loaded.name()));
         let dir = RunDir::new(&root);
         micro_batch::keep(session, &mut loaded, || recorded(&dir, options, DERIVED))?;
@@ -144,7 +157,8 @@ pub fn evaluate_checkpoint(
     views: Views,
 ) -> Result<Option<Evaluation>, Error> {
     let loaded = config::load(config, overrides);
-    with_session(&configured_comm(&loaded), |session| {
+    let options = [("checkpoint", format!("{path:?}")), ("ten-crop", (views == Views::Ten).to_string())];
+    with_session(&Command::new("eval", &options), &configured_comm(&loaded), |session| {
         let mut loaded = session.agree(loaded.map_err(Error::from))?;
         fit_to(session.topology().world_size, &mut loaded.config);
         let plan = open_plan(session, &loaded)?;

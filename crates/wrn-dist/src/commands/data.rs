@@ -74,17 +74,15 @@ struct PrepareArguments {
     #[arg(long)]
     no_seek_index: bool,
     /// Threads [default: as many as cores]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_parser = super::threads())]
     threads: Option<u16>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> i32 {
     let progress = Progress::visible();
     let result = match &arguments.command {
-        Command::Prepare(arguments) => prepare(arguments, &progress).map(|()| {
-            super::show(&format!("{}: ready\n", arguments.destination.display()));
-            0
-        }),
+        Command::Prepare(arguments) => prepare(arguments, &progress)
+            .map(|()| super::show(&format!("{}: ready\n", arguments.destination.display()))),
         Command::Show(arguments) => return super::data_show::run(arguments),
         Command::Fetch { kind, destination, from } => {
             data_sharding::fetch(*kind, destination, from.as_ref(), &progress).map(|()| 0)
@@ -93,8 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
         Command::Verify { dir } => data_sharding::verify(dir, &progress).map(|problems| {
             problems.iter().for_each(|problem| super::complain(problem));
             if problems.is_empty() {
-                super::show(&format!("{}: every byte is as it was prepared\n", dir.display()));
-                return 0;
+                return super::show(&format!("{}: every byte is as it was prepared\n", dir.display()));
             }
             EXIT_FAILURE
         }),

@@ -40,8 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
                 evaluation.loss(),
                 100.0 * evaluation.top1_error(),
                 evaluation.top1_correct,
-            ));
-            0
+            ))
         }
         Err(error) => error.exit_code(),
     }

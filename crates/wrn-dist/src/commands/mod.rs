@@ -9,8 +9,10 @@ pub(crate) mod model;
 pub(crate) mod plan;
 pub(crate) mod train;
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
+
+use trainer::EXIT_FAILURE;
 
 /// The configuration of a run.
 #[derive(clap::Args, Clone)]
@@ -23,9 +25,22 @@ pub(crate) struct ConfigArguments {
     pub(crate) overrides: Vec<String>,
 }
 
-/// Prints to standard output. A reader that has gone away, as `head` does, is no error.
-pub(crate) fn show(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// Prints what a command was asked for to standard output, and gives its exit code. A reader that has gone away, as `head`
+/// does, is no error.
+pub(crate) fn show(text: &str) -> i32 {
+    let mut output = std::io::stdout();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            complain(&format!("the result cannot be written to standard output: {error}"));
+            EXIT_FAILURE
+        }
+        _ => 0,
+    }
+}
+
+/// `--threads`
+pub(crate) fn threads() -> impl clap::builder::TypedValueParser<Value = u16> {
+    clap::value_parser!(u16).range(1..=1024)
 }
 
 /// Prints an error to standard error.
@@ -36,10 +51,7 @@ pub(crate) fn complain(sentence: &str) {
 /// Exit code of a command of one process, whose error is still to be printed.
 pub(crate) fn finish(result: Result<String, trainer::Error>) -> i32 {
     match result {
-        Ok(text) => {
-            show(&text);
-            0
-        }
+        Ok(text) => show(&text),
         Err(error) => {
             complain(&error.to_string());
             error.exit_code()

@@ -12,8 +12,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     config: ConfigArguments,
     /// Number of ranks
-    #[arg(long, default_value = "1")]
-    ranks: NonZeroUsize,
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    ranks: u32,
     #[command(flatten)]
     cluster: ClusterArguments,
 }
@@ -59,14 +59,14 @@ enum Algorithm {
 impl ClusterArguments {
     fn scaling(&self) -> Result<Option<(Cluster, Option<trainer::Algorithm>)>, String> {
         let Some(step_ms) = self.step_ms else { return Ok(None) };
-        let positive = f64::MIN_POSITIVE..=f64::MAX;
+        let (positive, most) = (1e-9..=1e9, 1e9);
         for (name, value, range, expected) in [
-            ("step-ms", step_ms, positive.clone(), "more than 0"),
+            ("step-ms", step_ms, positive.clone(), "1e-9 to 1e9"),
             ("backward-share", self.backward_share, 0.0..=1.0, "0 to 1"),
-            ("gbit", self.gbit, positive.clone(), "more than 0"),
-            ("latency-us", self.latency_us, 0.0..=f64::MAX, "0 or more"),
-            ("host-gbit", self.host_gbit, positive, "more than 0"),
-            ("host-latency-us", self.host_latency_us, 0.0..=f64::MAX, "0 or more"),
+            ("gbit", self.gbit, positive.clone(), "1e-9 to 1e9"),
+            ("latency-us", self.latency_us, 0.0..=most, "0 to 1e9"),
+            ("host-gbit", self.host_gbit, positive, "1e-9 to 1e9"),
+            ("host-latency-us", self.host_latency_us, 0.0..=most, "0 to 1e9"),
         ] {
             if !range.contains(&value) {
                 return Err(format!("--{name} {value} is out of range; expected {expected}"));
@@ -105,7 +105,7 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
         Ok(scaling) => super::finish(trainer::describe_plan(
             &config.config,
             &config.overrides,
-            arguments.ranks.get(),
+            arguments.ranks as usize,
             scaling,
         )),
         Err(sentence) => {

@@ -100,8 +100,9 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
     match trainer::bench_all_reduce(options) {
         Ok(None) => 0,
         Ok(Some(bench)) => {
-            show(&if arguments.json { format!("{}\n", serde_json::json!(bench)) } else { bench.table() });
-            if bench.rows.iter().any(|row| row.wrong > 0) { EXIT_FAILURE } else { 0 }
+            let code =
+                show(&if arguments.json { format!("{}\n", serde_json::json!(bench)) } else { bench.table() });
+            if bench.rows.iter().any(|row| row.wrong > 0) { EXIT_FAILURE } else { code }
         }
         Err(error) => error.exit_code(),
     }

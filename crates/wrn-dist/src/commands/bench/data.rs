@@ -16,7 +16,7 @@ pub(crate) struct Arguments {
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
     overrides: Vec<String>,
     /// Decoder threads
-    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, default_value = "1", value_parser = super::super::threads())]
     threads: u16,
     /// Images a batch
     #[arg(long, default_value = "64", value_parser = clap::value_parser!(u32).range(1..=65_536))]

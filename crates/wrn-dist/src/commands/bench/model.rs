@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use trainer::config::{Dtype, Memory};
 use trainer::{EXIT_FAILURE, ModelBench};
 
-use super::super::{complain, show};
+use super::super::{complain, show, threads};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -28,8 +28,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     image: Option<u32>,
     /// libtorch's threads [default: all usable cores]
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_parser = threads())]
+    threads: Option<u16>,
     /// Measured steps
     #[arg(long, default_value = "5")]
     steps: NonZeroU32,
@@ -46,7 +46,10 @@ fn memory(text: &str) -> Result<Memory, String> {
 }
 
 fn dtype(text: &str) -> Result<Dtype, String> {
-    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+    match serde_json::from_value(text.into()) {
+        Ok(dtype @ (Dtype::Fp32 | Dtype::Bf16)) => Ok(dtype),
+        _ => Err("expected fp32 or bf16".into()),
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> i32 {
@@ -55,14 +58,8 @@ pub(crate) fn run(arguments: &Arguments) -> i32 {
         None => Memory::ALL.into_iter().map(measure_apart).collect(),
     };
     match rows {
-        Ok(rows) => {
-            show(&if arguments.json {
-                format!("{}\n", serde_json::json!(rows))
-            } else {
-                ModelBench::table(&rows)
-            });
-            0
-        }
+        Ok(rows) if arguments.json => show(&format!("{}\n", serde_json::json!(rows))),
+        Ok(rows) => show(&ModelBench::table(&rows)),
         Err(code) => code,
     }
 }
@@ -75,7 +72,7 @@ fn measure(arguments: &Arguments, memory: Memory) -> Result<ModelBench, i32> {
         memory,
         dropout: arguments.dropout,
         image_size: arguments.image,
-        threads: arguments.threads,
+        threads: arguments.threads.and_then(|threads| NonZeroUsize::new(threads.into())),
         steps: arguments.steps.get() as usize,
         warmup: arguments.warmup as usize,
     };

@@ -44,8 +44,7 @@ pub(crate) fn run(step: Arguments) -> i32 {
     match trainer::bench_step(&options) {
         Ok(None) => 0,
         Ok(Some(bench)) => {
-            show(&if step.json { format!("{}\n", serde_json::json!(bench)) } else { bench.table() });
-            0
+            show(&if step.json { format!("{}\n", serde_json::json!(bench)) } else { bench.table() })
         }
         Err(error) => error.exit_code(),
     }
