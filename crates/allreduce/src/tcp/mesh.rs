@@ -12,8 +12,6 @@ use crate::callers::Callers;
 use crate::control::addresses::{HostAddress, choose, of_this_host};
 use crate::frames::{LONGEST_WORD, receive_word, send_word};
 
-/// Within this time every two ranks must be connected.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Within this time a rank that has shown the key must confirm that it still waits.
 const CONFIRMATION: Duration = Duration::from_secs(2);
 /// Within this time an address must answer.
@@ -54,7 +52,7 @@ pub(super) fn connect_all(rendezvous: &mut Rendezvous) -> Result<Vec<Option<TcpS
     rendezvous.agree(all_there)?;
 
     // A rank connects to those above it. Of two that do not come together, the lower one is heard, and knows why.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + rendezvous.patience();
     let (below, above) = std::thread::scope(|scope| {
         let below = scope.spawn(|| accept(&listening.0, rank, &cards[rank].key, &places, deadline));
         let above: Result<Vec<TcpStream>, String> = (rank + 1..places.len())

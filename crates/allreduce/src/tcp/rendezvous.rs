@@ -25,8 +25,8 @@ const PROTOCOL: u32 = 2;
 const HELLO: Duration = Duration::from_secs(2);
 /// Within this time rank 0 must answer.
 const ANSWER: Duration = Duration::from_secs(10);
-/// When all have met, what is gathered comes within this time.
-const GATHER: Duration = Duration::from_secs(120);
+/// When all have met, what is gathered comes within this time, or within that which ranks wait for each other.
+const LONGEST_GATHER: Duration = Duration::from_secs(120);
 
 /// What a rank says of itself.
 #[derive(Clone, Serialize, Deserialize)]
@@ -83,6 +83,8 @@ pub(crate) struct Rendezvous {
     at: String,
     /// Rank 0: the others by rank, from 1. Others: rank 0.
     streams: Vec<TcpStream>,
+    /// For what is gathered.
+    patience: Duration,
 }
 
 impl Rendezvous {
@@ -108,10 +110,11 @@ impl Rendezvous {
             node: point.node.clone(),
         };
         let deadline = Instant::now() + patience;
-        match launched.rank {
+        let met = match launched.rank {
             0 => invite(point, hello, patience, deadline),
             _ => join(point, &hello, patience, deadline),
-        }
+        }?;
+        Ok(Rendezvous { patience: patience.min(LONGEST_GATHER), ..met })
     }
 
     /// Where this rank stands.
@@ -126,6 +129,11 @@ impl Rendezvous {
         &self.places
     }
 
+    /// How long ranks that have met wait for each other.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Where the ranks met, for people.
     pub(super) fn at(&self) -> &str {
         &self.at
@@ -136,11 +144,12 @@ impl Rendezvous {
     /// # Errors
     /// [`CommError::NoMeeting`] when a rank has gone.
     pub(crate) fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
-        let deadline = Instant::now() + GATHER;
+        let deadline = Instant::now() + self.patience;
         if self.rank == 0 {
             self.gather_and_tell(bytes, deadline)
         } else {
-            self.tell_and_hear(bytes, deadline + HELLO)
+            // Rank 0 may come to this later, after waits of its own; which rank is missing is for it to say.
+            self.tell_and_hear(bytes, deadline + 2 * self.patience + HELLO)
         }
     }
 

@@ -73,7 +73,7 @@ pub(super) fn invite(
             return Err(give_up(streams.into_iter(), sentence));
         }
     }
-    Ok(Rendezvous { rank: 0, places, at, streams })
+    Ok(Rendezvous { rank: 0, places, at, streams, patience })
 }
 
 fn give_up(streams: impl Iterator<Item = TcpStream>, sentence: String) -> CommError {

@@ -29,7 +29,7 @@ pub(super) fn join(
             match knock(address, me, deadline) {
                 Ok(Welcome::All(stream, places)) => {
                     let at = format!("{name}:{}", address.port());
-                    return Ok(Rendezvous { rank: me.rank, places, at, streams: vec![stream] });
+                    return Ok(Rendezvous { rank: me.rank, places, at, streams: vec![stream], patience });
                 }
                 Ok(Welcome::Failed(sentence)) => return Err(CommError::NoMeeting { sentence, mine: false }),
                 Ok(Welcome::Refused { reason, other_job }) => {
