@@ -6,7 +6,7 @@ use crate::nccl::{Moment, device_failed};
 use crate::{CommError, CommThread};
 
 /// An operation under way. It ends by itself; [`Pending::wait`] tells how. One that is dropped is waited for as well, so
-/// that its memory is free again.
+/// that host memory is free again; on a device, until it is queued.
 #[must_use = "dropping it waits, and does not tell how the operation went"]
 pub struct Pending<T> {
     comm: CommThread,

@@ -48,7 +48,7 @@ pub struct BucketRecord {
     pub bytes: usize,
     /// When it was handed to the communication thread.
     pub queued: Duration,
-    /// When its exchange began.
+    /// When its exchange began; on a device, when it was queued there, behind that of the bucket before.
     pub started: Duration,
     /// When its exchange was known to be complete, and what a [`BucketHook`] does with the averages not yet begun.
     pub finished: Duration,

@@ -113,6 +113,11 @@ impl Averaged {
         self.apply(Move::Copy, parameters, running_statistics, None)
     }
 
+    /// Whether [`Averaged::update`] after `completed` steps of the whole run changes anything.
+    pub(crate) fn moves_after(&self, completed: u64) -> bool {
+        self.rule.after(completed) != Move::Stay
+    }
+
     /// Takes the weights in as they are after `completed` steps of the whole run; on a device that leaves the last one out,
     /// where `skip`, `[1]`, is 1, it leaves this out, too.
     pub(crate) fn update(

@@ -49,7 +49,7 @@ pub(crate) fn change_unless(
 ) -> Result<(), Error> {
     let mut place = tensor.shallow_clone();
     let Some(skip) = skip else { return change(&mut place) };
-    let mut changed = place.f_zeros_like()?;
+    let mut changed = place.f_empty_like()?;
     changed.f_copy_(&place)?;
     change(&mut changed)?;
     // What is not a number is not taken, where a product with zero would keep it.

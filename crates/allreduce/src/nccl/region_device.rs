@@ -32,7 +32,7 @@ impl RegionDevice {
         (self.mark)()
     }
 
-    /// Held by the communication thread, for as long as an exchange takes.
+    /// Held by the communication thread while it queues an exchange.
     pub(crate) fn lock(&self) -> MutexGuard<'_, dyn ExchangeDevice + 'static> {
         // After a panic the job ends.
         self.device.lock().unwrap_or_else(PoisonError::into_inner)

@@ -63,7 +63,8 @@ pub struct StepMedians {
     #[serde(flatten)]
     seconds: PhaseSeconds,
     /// Median of the share of backward that had passed when the first bucket's all-reduce started.
-    pub first_exchange_at_share_of_backward: f64,
+    /// Absent where a GPU computes: the host queues both long before.
+    pub first_exchange_at_share_of_backward: Option<f64>,
     /// Number of buckets.
     pub buckets: usize,
     /// Median of the processor time of the communication thread for all buckets: of this, no core can hide anything
@@ -120,7 +121,8 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
             }
         }
         let [with, without] = outcomes;
-        Ok(session.is_leader().then(|| summarise(session, plan.config.train.global_batch, &with, &without)))
+        let (global_batch, on_gpu) = (plan.config.train.global_batch, compute.device.is_cuda());
+        Ok(session.is_leader().then(|| summarise(session, global_batch, on_gpu, &with, &without)))
     })
 }
 
@@ -158,11 +160,12 @@ fn without_power_sgd(loaded: &LoadedConfig) -> Option<LoadedConfig> {
 fn summarise(
     session: &Session,
     global_batch: usize,
+    on_gpu: bool,
     with: &[StepOutcome],
     without: &[StepOutcome],
 ) -> StepBench {
-    let with_exchange = medians(global_batch, with);
-    let without_exchange = medians(global_batch, without);
+    let with_exchange = medians(global_batch, on_gpu, with);
+    let without_exchange = medians(global_batch, on_gpu, without);
     StepBench {
         world_size: session.topology().world_size,
         global_batch,
@@ -172,7 +175,7 @@ fn summarise(
     }
 }
 
-fn medians(global_batch: usize, outcomes: &[StepOutcome]) -> StepMedians {
+fn medians(global_batch: usize, on_gpu: bool, outcomes: &[StepOutcome]) -> StepMedians {
     let of = |part: fn(&StepOutcome) -> Duration| median(outcomes.iter().map(|o| part(o).as_secs_f64()));
     let seconds = PhaseSeconds {
         step: of(|o| o.phases.step),
@@ -194,7 +197,7 @@ fn medians(global_batch: usize, outcomes: &[StepOutcome]) -> StepMedians {
         exchange_processor_seconds: median(outcomes.iter().map(processor)),
         images_per_second: global_batch as f64 / seconds.step,
         seconds,
-        first_exchange_at_share_of_backward: median(outcomes.iter().map(first_started)),
+        first_exchange_at_share_of_backward: (!on_gpu).then(|| median(outcomes.iter().map(first_started))),
         buckets: outcomes.first().map_or(0, |outcome| outcome.exchange.buckets.len()),
     }
 }
@@ -235,11 +238,13 @@ impl StepBench {
             return text;
         }
         text += &format!(
-            "the exchange makes the step {:.1} % longer; {} bucket(s), the first all-reduce starts after {:.0} % of backward\n",
+            "the exchange makes the step {:.1} % longer; {} bucket(s)",
             100.0 * self.exposed_share,
-            self.with_exchange.buckets,
-            100.0 * self.with_exchange.first_exchange_at_share_of_backward
+            self.with_exchange.buckets
         );
-        text
+        if let Some(share) = self.with_exchange.first_exchange_at_share_of_backward {
+            text += &format!(", the first all-reduce starts after {:.0} % of backward", 100.0 * share);
+        }
+        text + "\n"
     }
 }

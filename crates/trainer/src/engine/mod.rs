@@ -268,6 +268,10 @@ impl<'plan> Engine<'plan> {
             } else {
                 self.failure = computed.err();
             }
+            if self.failure.is_none() {
+                // Behind the last bucket, which has left: a failure now is one that the exchange cannot tell.
+                laps.lap(Part::Backward)?;
+            }
         } else {
             let _ = self.state.exchange.f_zero_()?;
         }
@@ -280,16 +284,18 @@ impl<'plan> Engine<'plan> {
         laps.lap(Part::Exchange)?;
         self.enter(step, "optimizer");
         let mut gradient_norm = None;
-        let numbers = if self.failure.is_some() {
-            Numbers::OfAFailure
-        } else if self.decision.is_some() {
+        let numbers = if self.decision.is_some() {
+            // Also by a rank that failed: weights are gathered from all, whatever the device decides.
+            self.state.optimizer.await_weights()?;
             gradient_norm = self.update(step, learning_rate)?;
             let mut readback = match self.readbacks.pop() {
                 Some(readback) => readback,
                 None => Readback::new(Tail::LEN, self.compute.device)?,
             };
             readback.queue(&self.state.whole_tail()?)?;
-            Numbers::UnderWay(readback)
+            if self.failure.is_some() { Numbers::OfAFailure } else { Numbers::UnderWay(readback) }
+        } else if self.failure.is_some() {
+            Numbers::OfAFailure
         } else {
             let numbers = self.state.read_tail()?;
             if numbers[Tail::Failed as usize] == 0.0 {
@@ -379,7 +385,9 @@ impl<'plan> Engine<'plan> {
     /// Waits for the steps that have been launched and not settled, and forgets what they brought. What they may have
     /// changed is looked into no more, or was left alone by them since a step before them was left out.
     pub(crate) fn discard(&mut self) -> Result<(), Error> {
-        self.failure = None;
+        if let Some(error) = self.failure.take() {
+            tracing::warn!("what this rank failed at is forgotten with its step: {error}");
+        }
         while self.launched.pop_front().is_some() {
             let _ = self.reducer.settle()?;
         }
@@ -405,7 +413,7 @@ impl<'plan> Engine<'plan> {
         for micro_batch in micro_batches {
             self.enter(step, "data wait");
             if micro_batch == first {
-                self.await_slow_data(step);
+                self.await_slow_data(step)?;
             }
             let mut delivery = feed.next()?;
             laps.lap(Part::DataWait)?;
@@ -432,10 +440,10 @@ impl<'plan> Engine<'plan> {
                 self.reducer.seal();
             }
             self.backward(&loss)?;
-            laps.lap(Part::Backward)?;
             // A GPU is still at work.
             feed.stage_ahead();
             if micro_batch != last {
+                laps.lap(Part::Backward)?;
                 self.end_micro_batch()?;
             }
         }
@@ -460,10 +468,13 @@ impl<'plan> Engine<'plan> {
     }
 
     /// Where slowness is rehearsed, data comes as much later as everything else took in the step before.
-    fn await_slow_data(&self, step: u64) {
+    fn await_slow_data(&self, step: u64) -> Result<(), Error> {
         if self.fault.is_some_and(|fault| fault.kind == FaultKind::Slow && fault.step <= step + 1) {
+            // A device has nothing to do meanwhile.
+            let _ = self.launched.back().map(|before| before.laps.read()).transpose()?;
             std::thread::sleep(self.computed);
         }
+        Ok(())
     }
 
     /// A micro batch on the device, mixed as the configuration says.

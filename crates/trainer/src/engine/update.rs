@@ -30,7 +30,7 @@ impl Engine<'_> {
         }
         let norm = if self.updates_early { None } else { self.update_weights(learning_rate, skip)? };
         let state = &self.state;
-        if let Some(averaged) = &state.averaged {
+        if let Some(averaged) = state.averaged.as_ref().filter(|averaged| averaged.moves_after(step + 1)) {
             state.optimizer.await_weights()?;
             averaged.update(step + 1, &state.flat_parameters, &state.running_statistics, skip)?;
         }

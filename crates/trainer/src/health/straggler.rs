@@ -1,6 +1,6 @@
 //! Names the ranks that are slower than the others while the run goes on: every rank tells rank 0 how long it works
 //! on a step by itself, and rank 0 compares. Waiting for other ranks does not count, since all ranks wait for the
-//! slowest one. Times are the host's, so of a GPU they only tell what keeps the host busy.
+//! slowest one. With `optimizer.shard` on GPUs it does count where a GPU waits for new weights, within the forward pass.
 
 use std::collections::VecDeque;
 use std::time::Duration;

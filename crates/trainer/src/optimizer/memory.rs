@@ -114,7 +114,7 @@ impl OptimizerState {
         self.updates.as_ref()
     }
 
-    /// Returns when the weights are those of all ranks' updates.
+    /// Returns when the weights are those of all ranks' updates, on a device for whatever this thread queues there.
     pub(crate) fn await_weights(&self) -> Result<(), Error> {
         self.shards.as_ref().map_or(Ok(()), |shards| Ok(shards.gathering.await_all()?))
     }

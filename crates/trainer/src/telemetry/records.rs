@@ -3,6 +3,7 @@
 //! itself is [`super::metrics_file`]'s.
 
 use std::path::Path;
+use std::time::Duration;
 
 use allreduce::StepExchange;
 use serde::{Deserialize, Serialize};
@@ -107,26 +108,29 @@ impl From<Phases> for PhaseSeconds {
 pub(crate) struct ExchangeRecord {
     pub(crate) buckets: usize,
     pub(crate) bytes: usize,
-    /// When the first bucket's all-reduce started.
+    /// When the first bucket's all-reduce started, or was queued on a device.
     pub(crate) first_started: f64,
     /// When the last one was finished.
     pub(crate) last_finished: f64,
-    /// Time in which some bucket's all-reduce was under way.
+    /// Time in which some bucket's all-reduce was under way, or queued on a device.
     pub(crate) busy: f64,
 }
 
 impl From<&StepExchange> for ExchangeRecord {
     fn from(exchange: &StepExchange) -> Self {
         let buckets = &exchange.buckets;
+        // One behind the other, but where a device has several queued.
+        let (mut busy, mut until) = (Duration::ZERO, Duration::ZERO);
+        for bucket in buckets {
+            busy += bucket.finished.saturating_sub(bucket.started.max(until));
+            until = until.max(bucket.finished);
+        }
         ExchangeRecord {
             buckets: buckets.len(),
             bytes: buckets.iter().map(|bucket| bucket.bytes).sum(),
             first_started: buckets.first().map_or(0.0, |bucket| bucket.started.as_secs_f64()),
             last_finished: buckets.last().map_or(0.0, |bucket| bucket.finished.as_secs_f64()),
-            busy: buckets
-                .iter()
-                .map(|bucket| bucket.finished.saturating_sub(bucket.started).as_secs_f64())
-                .sum(),
+            busy: busy.as_secs_f64(),
         }
     }
 }
