@@ -12,6 +12,8 @@ use crate::frames::{Incoming, LONGEST_WORD, no_answer};
 
 /// Within this time a caller must have said its whole first word; ranks do at once.
 const FIRST_WORD: Duration = Duration::from_secs(5);
+/// Between looks at who has called.
+const PAUSE: Duration = Duration::from_millis(5);
 /// More callers than this do not wait: the longest waiting one goes, and comes again if it is a rank.
 const MOST: usize = 128;
 /// So many are let in at a time, that each is heard several times before others can push it out.
@@ -41,7 +43,8 @@ impl<'a> Callers<'a> {
         Callers { listener, waiting: VecDeque::new(), has_complained: false }
     }
 
-    /// Those whose first word is whole by now, and those that are turned away. Does not wait.
+    /// Those whose first word is whole by now, and those that are turned away. Where there are none it comes back after a
+    /// moment.
     pub(crate) fn hear<T: DeserializeOwned>(&mut self) -> Vec<Called<T>> {
         self.let_in();
         let now = Instant::now();
@@ -53,6 +56,9 @@ impl<'a> Callers<'a> {
                 Ok(Some(word)) => called.push((caller.from, Ok((caller.stream, word)))),
                 Err(error) => called.push((caller.from, Err(error))),
             }
+        }
+        if called.is_empty() {
+            std::thread::sleep(PAUSE);
         }
         called
     }
@@ -120,7 +126,6 @@ mod tests {
                 return called;
             }
             assert!(begin.elapsed() < 2 * FIRST_WORD);
-            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

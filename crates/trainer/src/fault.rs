@@ -171,6 +171,7 @@ mod tests {
             assert!(error.contains("STEP:RANK:KIND") && error.contains("panic, kill"), "{text}: {error}");
         }
     }
+
     #[test]
     fn a_fault_that_nothing_would_notice_is_refused_and_its_neighbours_are_not() {
         let config = |keys: &str| -> Config {

@@ -144,11 +144,7 @@ fn admit(
     let mut streams: Vec<Option<TcpStream>> = hosts.iter().map(|_| None).collect();
     let mut callers = Callers::new(listener);
     while let Some(missing) = (1..streams.len()).find(|&rank| streams[rank].is_none()) {
-        let called = callers.hear();
-        if called.is_empty() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        for (from, called) in called {
+        for (from, called) in callers.hear() {
             match called.and_then(|(stream, word)| admit_one(stream, word, token, &streams, timeout)) {
                 Ok((rank, stream)) => streams[rank] = Some(stream),
                 Err(error) => tracing::warn!(%from, %error, "the control plane turned somebody away"),

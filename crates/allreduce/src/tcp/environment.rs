@@ -29,7 +29,7 @@ pub struct MeetingPoint {
     pub(super) token: String,
 }
 
-/// Some ten times what the largest machines have of GPUs.
+/// More are a slip of the pen; of so many, tables of ranks still have room.
 const MOST_RANKS: usize = 1 << 20;
 /// With a port that may belong to somebody else, this many are tried.
 const PORTS_TRIED: u16 = 4;

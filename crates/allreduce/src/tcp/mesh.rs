@@ -145,11 +145,7 @@ fn accept(
     let deadline = deadline + 2 * ANSWER;
     let mut callers = Callers::new(listener);
     while let Some(missing) = streams.iter().position(Option::is_none) {
-        let called = callers.hear::<Hello>();
-        if called.is_empty() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        for (from, called) in called {
+        for (from, called) in callers.hear::<Hello>() {
             match called.and_then(|(stream, hello)| admit(stream, &hello, rank, key)) {
                 Ok((peer, stream)) if peer < rank => streams[peer] = Some(stream),
                 Ok((peer, _)) => tracing::warn!(%from, peer, "turned away"),

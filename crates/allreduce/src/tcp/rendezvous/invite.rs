@@ -29,11 +29,7 @@ pub(super) fn invite(
     let mut turned_away = None;
     let mut notice = Instant::now() + NOTICE;
     while !all_wait(&mut known) {
-        let called = callers.hear();
-        if called.is_empty() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        for (from, called) in called {
+        for (from, called) in callers.hear() {
             let admitted = match called {
                 Ok((stream, word)) => admit(stream, word, &me, &mut known),
                 Err(error) => Err(error.to_string()),
