@@ -25,6 +25,15 @@ const SCENARIOS: [(&str, fn()); 9] = [
     ("no library", fail_alike_without_a_library),
 ];
 
+const OPTIONS: ReducerOptions = ReducerOptions {
+    overlap: true,
+    scale: 1.0,
+    accumulation: Accumulation::InPlace,
+    wire: Wire::Fp32,
+    sharded: 0,
+    not_finite: None,
+};
+
 /// The body of each rank under `mpirun`; by itself it does nothing.
 #[test]
 fn rank() {
@@ -120,14 +129,7 @@ fn reduce_scatter(comm: &CommThread, values: Vec<f32>) -> Vec<f32> {
     let len = values.len();
     let segments = vec![Segment { name: "weight".into(), range: 0..len }];
     let buckets = plan_buckets(&segments, len, 1 << 9, 1 << 9);
-    let options = ReducerOptions {
-        overlap: true,
-        scale: 1.0,
-        accumulation: Accumulation::InPlace,
-        wire: Wire::Fp32,
-        sharded: len,
-        not_finite: None,
-    };
+    let options = ReducerOptions { sharded: len, ..OPTIONS };
     let values = Region::from_vec(values);
     let reducer = Reducer::new(comm.clone(), values.clone(), segments, buckets, options);
     reducer.begin_step(1);
@@ -145,14 +147,7 @@ fn reducer() {
     let buckets = plan_buckets(&segments, 650, 1 << 9, 1 << 9);
     let gradients = Region::from_vec(vec![(rank + 1) as f32; 650]);
     let scale = 1.0 / world_size as f32;
-    let options = ReducerOptions {
-        overlap: true,
-        scale,
-        accumulation: Accumulation::Tree,
-        wire: Wire::Fp32,
-        sharded: 0,
-        not_finite: None,
-    };
+    let options = ReducerOptions { scale, accumulation: Accumulation::Tree, ..OPTIONS };
     let reducer = Reducer::new(comm.clone(), gradients.clone(), segments, buckets, options);
     reducer.begin_step(1);
     reducer.begin_last_backward();
@@ -168,15 +163,7 @@ fn reducer() {
 fn sum(comm: &CommThread) -> Result<(), CommError> {
     let segments = vec![Segment { name: "weight".into(), range: 0..1 }];
     let buckets = plan_buckets(&segments, 1, 1 << 9, 1 << 9);
-    let options = ReducerOptions {
-        overlap: true,
-        scale: 1.0,
-        accumulation: Accumulation::InPlace,
-        wire: Wire::Fp32,
-        sharded: 0,
-        not_finite: None,
-    };
-    let reducer = Reducer::new(comm.clone(), Region::from_vec(vec![1.0]), segments, buckets, options);
+    let reducer = Reducer::new(comm.clone(), Region::from_vec(vec![1.0]), segments, buckets, OPTIONS);
     reducer.begin_step(1);
     reducer.launch()?;
     reducer.settle().map(drop)

@@ -65,6 +65,15 @@ const LEN: usize = 3 * 64 + 10;
 /// Where averages that are not finite are counted.
 const NOT_FINITE: usize = LEN - 1;
 
+const OPTIONS: ReducerOptions = ReducerOptions {
+    overlap: true,
+    scale: 1.0,
+    accumulation: Accumulation::InPlace,
+    wire: Wire::Fp32,
+    sharded: 0,
+    not_finite: Some(NOT_FINITE),
+};
+
 /// Three segments with padding, and a tail of ten elements.
 fn segments() -> Vec<Segment> {
     (0..3)
@@ -81,8 +90,7 @@ fn reducer(
     scale: f32,
 ) -> Reducer {
     let buckets = plan_buckets(&segments(), LEN, cap, cap);
-    let not_finite = Some(NOT_FINITE);
-    let options = ReducerOptions { overlap, scale, accumulation, wire: Wire::Fp32, sharded: 0, not_finite };
+    let options = ReducerOptions { overlap, scale, accumulation, ..OPTIONS };
     Reducer::new(comm, gradients.clone(), segments(), buckets, options)
 }
 
@@ -199,14 +207,7 @@ fn a_step_after_the_end_of_communication_is_an_error_and_no_hang() {
 fn buckets_of_other_segments_are_refused() {
     let (comm, _) = slow(Duration::ZERO);
     let buckets = vec![Bucket { range: 0..100, segments: 0..3 }];
-    let options = ReducerOptions {
-        overlap: true,
-        scale: 1.0,
-        accumulation: Accumulation::InPlace,
-        wire: Wire::Fp32,
-        sharded: 0,
-        not_finite: None,
-    };
+    let options = ReducerOptions { not_finite: None, ..OPTIONS };
     let _ = Reducer::new(comm, Region::from_vec(vec![0.0; LEN]), segments(), buckets, options);
 }
 
@@ -325,14 +326,7 @@ fn compression_rounds_the_scaled_segments_and_leaves_the_tail_alone() {
             let gradients = Region::from_vec(vec![60_000.0; LEN]);
             gradients.slice(182..LEN).lock().fill([16_777_216.0, 1.0, 3.0][rank]);
             let buckets = plan_buckets(&segments(), LEN, cap, cap);
-            let options = ReducerOptions {
-                overlap: true,
-                scale: 1.0 / 3.0,
-                accumulation: Accumulation::InPlace,
-                wire: Wire::Fp16,
-                sharded: 0,
-                not_finite: None,
-            };
+            let options = ReducerOptions { scale: 1.0 / 3.0, wire: Wire::Fp16, not_finite: None, ..OPTIONS };
             let reducer = Reducer::new(comm.clone(), gradients.clone(), segments(), buckets, options);
             reducer.begin_step(1);
             reducer.begin_last_backward();
@@ -444,14 +438,7 @@ fn an_error_of_a_hook_is_the_error_of_the_step() {
         .map(|index| Segment { name: format!("segment {index}"), range: 64 * index..64 * index + 64 })
         .collect();
     let buckets = plan_buckets(&segments, 8 * 64, 0, 0);
-    let options = ReducerOptions {
-        overlap: true,
-        scale: 1.0,
-        accumulation: Accumulation::InPlace,
-        wire: Wire::Fp32,
-        sharded: 0,
-        not_finite: None,
-    };
+    let options = ReducerOptions { not_finite: None, ..OPTIONS };
     let hook = Noting { gradients: gradients.clone(), exchanges: false, calls: Arc::default() };
     let reducer = Reducer::new(comm, gradients, segments, buckets, options).with_hook(Box::new(hook));
     reducer.begin_step(1);
@@ -467,14 +454,7 @@ fn shards_hold_the_bits_of_the_whole_average_and_the_tail_is_everybodys() {
                 on_each_comm_thread(world_size, |comm| {
                     let gradients = Region::from_vec(wild_values(LEN, comm.topology().rank as u64));
                     let buckets = plan_buckets(&segments(), LEN, cap, cap);
-                    let options = ReducerOptions {
-                        overlap: true,
-                        scale: 0.3,
-                        accumulation: Accumulation::InPlace,
-                        wire: Wire::Fp32,
-                        sharded,
-                        not_finite: Some(NOT_FINITE),
-                    };
+                    let options = ReducerOptions { scale: 0.3, sharded, ..OPTIONS };
                     let reducer = Reducer::new(comm.clone(), gradients.clone(), segments(), buckets, options);
                     reducer.begin_step(1);
                     reducer.begin_last_backward();
@@ -509,14 +489,7 @@ fn what_is_not_finite_in_one_shard_or_anywhere_is_known_to_all_ranks() {
                     gradients.lock()[bad] = f32::INFINITY;
                 }
                 let buckets = plan_buckets(&segments(), LEN, cap, cap);
-                let options = ReducerOptions {
-                    overlap: true,
-                    scale: 0.5,
-                    accumulation: Accumulation::InPlace,
-                    wire: Wire::Fp32,
-                    sharded,
-                    not_finite: Some(NOT_FINITE),
-                };
+                let options = ReducerOptions { scale: 0.5, sharded, ..OPTIONS };
                 let reducer = Reducer::new(comm.clone(), gradients.clone(), segments(), buckets, options);
                 reducer.begin_step(1);
                 finish(&reducer).unwrap();

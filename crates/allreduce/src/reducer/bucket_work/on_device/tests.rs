@@ -11,6 +11,15 @@ use crate::{
     Accumulation, BucketHook, CommThread, Reducer, ReducerOptions, Region, Segment, Solo, Wire, plan_buckets,
 };
 
+const OPTIONS: ReducerOptions = ReducerOptions {
+    overlap: true,
+    scale: 0.5,
+    accumulation: Accumulation::InPlace,
+    wire: Wire::Fp32,
+    sharded: 0,
+    not_finite: None,
+};
+
 /// Host memory that goes as that of `device`.
 fn on_device(device: impl ExchangeDevice + 'static, values: Vec<f32>) -> Region {
     let device = RegionDevice::new(device, || Ok(Box::new(|| Ok(())) as Ready));
@@ -35,16 +44,8 @@ fn a_hook_that_exchanges_in_host_memory_is_refused_rather_than_ignored() {
     let segments = vec![Segment { name: "weight".into(), range: 0..64 }];
     let reducer = |hook: Option<Exchanges>| {
         let buckets = plan_buckets(&segments, 64, 1 << 9, 1 << 9);
-        let options = ReducerOptions {
-            overlap: true,
-            scale: 0.5,
-            accumulation: Accumulation::InPlace,
-            wire: Wire::Fp32,
-            sharded: 0,
-            not_finite: None,
-        };
         let gradients = on_device(HostMemory::default(), vec![2.0; 64]);
-        let reducer = Reducer::new(comm.clone(), gradients, segments.clone(), buckets, options);
+        let reducer = Reducer::new(comm.clone(), gradients, segments.clone(), buckets, OPTIONS);
         match hook {
             Some(hook) => reducer.with_hook(Box::new(hook)),
             None => reducer,
@@ -134,14 +135,7 @@ fn late() -> (CommThread, Reducer, Progress) {
     let segments: Vec<_> = (0..3)
         .map(|index| Segment { name: format!("segment {index}"), range: 64 * index..64 * index + 64 })
         .collect();
-    let options = ReducerOptions {
-        overlap: true,
-        scale: 0.5,
-        accumulation: Accumulation::InPlace,
-        wire: Wire::Fp32,
-        sharded: 0,
-        not_finite: Some(195),
-    };
+    let options = ReducerOptions { not_finite: Some(195), ..OPTIONS };
     let buckets = plan_buckets(&segments, 200, 0, 0);
     let gradients = on_device(Late(Arc::clone(&progress)), vec![1.0; 200]);
     let reducer = Reducer::new(comm.clone(), gradients, segments, buckets, options);
