@@ -95,6 +95,24 @@ fn ranks_that_were_asked_for_different_things_are_told_which() {
 }
 
 #[test]
+fn senseless_options_are_refused_with_what_is_expected() {
+    let experiment = experiment();
+    let plan = ["plan", "--config", experiment.config()];
+    let cases: [(&[&str], &[&str], &str); 6] = [
+        (&["bench", "model", "wrn-10-1"], &["--threads", "1025"], "1..=1024"),
+        (&["bench", "model", "wrn-10-1"], &["--dtype", "fp16"], "expected fp32 or bf16"),
+        (&plan, &["--ranks", "1048577"], "1..=1048576"),
+        (&plan, &["--step-ms", "1e308"], "--step-ms 1"),
+        (&plan, &["--step-ms", "5", "--gbit", "1e-300"], "is out of range; expected 1e-9 to 1e9"),
+        (&plan, &["--set", "telemetry.prometheus=127.0.0.1:0"], "expected 1 to 65535"),
+    ];
+    for (command, more, part) in cases {
+        let refused = wrn_dist(1, &[command, more].concat()).expect_code(2);
+        assert!(refused.stderr.contains(part), "{command:?} {more:?}: {}", refused.stderr);
+    }
+}
+
+#[test]
 fn a_result_that_cannot_be_written_is_a_failure() {
     let experiment = experiment();
     for arguments in
