@@ -37,6 +37,9 @@ pub struct ReducerOptions {
     /// An element behind the last segment, zero before the exchange: more than zero after it, on all ranks, where an
     /// average is infinite or NaN.
     pub not_finite: Option<usize>,
+    /// Another one, of this rank's own: more than zero after the exchange, on all ranks, where one of this rank's own
+    /// values before it was infinite or NaN. `None` saves a look at them.
+    pub own_not_finite: Option<usize>,
 }
 
 /// What happened to one bucket in a step. Times count from the beginning of the last backward pass.
@@ -85,7 +88,7 @@ pub struct StepExchange {
 /// let gradients = Region::from_vec(vec![6.0; 4]);
 /// let segments = vec![Segment { name: "weight".into(), range: 0..4 }];
 /// let buckets = plan_buckets(&segments, 4, 1 << 20, 25 << 20);
-/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace, wire: Wire::Fp32, sharded: 0, not_finite: None };
+/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace, wire: Wire::Fp32, sharded: 0, not_finite: None, own_not_finite: None };
 /// let reducer = Reducer::new(comm, gradients.clone(), segments, buckets, options);
 /// reducer.begin_step(1);
 /// reducer.begin_last_backward();
@@ -125,8 +128,12 @@ struct Core {
     hook_exchanges: bool,
     /// Place of the count of averages that are not finite.
     not_finite: Option<usize>,
+    /// Place of the mark for own values that are not finite.
+    own_not_finite: Option<usize>,
     /// Whether the averages of this step's buckets so far are finite, as far as the host knows.
     finite_so_far: AtomicBool,
+    /// Whether this rank's own values are.
+    own_finite_so_far: AtomicBool,
     reports: Sender<Report>,
 }
 
@@ -233,7 +240,9 @@ impl Reducer {
             hook: None,
             hook_exchanges: false,
             not_finite: options.not_finite,
+            own_not_finite: options.own_not_finite,
             finite_so_far: AtomicBool::new(true),
+            own_finite_so_far: AtomicBool::new(true),
             reports: sender,
         };
         Reducer {
@@ -288,7 +297,9 @@ impl Reducer {
         if let Some(tree) = &self.core.tree {
             lock(tree).begin_step(local_micro_batches, self.core.gradients.len());
         }
-        self.core.finite_so_far.store(true, Ordering::Relaxed);
+        for finite in [&self.core.finite_so_far, &self.core.own_finite_so_far] {
+            finite.store(true, Ordering::Relaxed);
+        }
         step.begin = None;
         step.sealed = false;
         step.ready.fill(false);

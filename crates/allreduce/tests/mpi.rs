@@ -90,6 +90,7 @@ fn reducer() {
         wire: Wire::Fp32,
         sharded: 0,
         not_finite: None,
+        own_not_finite: None,
     };
     let expected = (world_size * (world_size + 1) / 2) as f32 * scale;
     for (cap, count) in [(1 << 14, 4), (1 << 20, 1)] {

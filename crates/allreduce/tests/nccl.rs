@@ -32,6 +32,7 @@ const OPTIONS: ReducerOptions = ReducerOptions {
     wire: Wire::Fp32,
     sharded: 0,
     not_finite: None,
+    own_not_finite: None,
 };
 
 /// The body of each rank under `mpirun`; by itself it does nothing.
@@ -145,17 +146,32 @@ fn reducer() {
         |index: usize| Segment { name: format!("segment {index}"), range: index * 64..index * 64 + 60 };
     let segments: Vec<_> = (0..10).map(segment).collect();
     let buckets = plan_buckets(&segments, 650, 1 << 9, 1 << 9);
-    let gradients = Region::from_vec(vec![(rank + 1) as f32; 650]);
     let scale = 1.0 / world_size as f32;
     let options = ReducerOptions { scale, accumulation: Accumulation::Tree, ..OPTIONS };
-    let reducer = Reducer::new(comm.clone(), gradients.clone(), segments, buckets, options);
-    reducer.begin_step(1);
-    reducer.begin_last_backward();
-    (0..10).for_each(|segment| reducer.mark_ready(segment));
-    reducer.seal();
-    reducer.launch().unwrap();
-    reducer.settle().unwrap();
-    assert_eq!(gradients.to_vec(), vec![(world_size * (world_size + 1) / 2) as f32 * scale; 650]);
+    let step = |options: ReducerOptions, values: Vec<f32>| {
+        let (segments, buckets) = (segments.clone(), buckets.clone());
+        let gradients = Region::from_vec(values);
+        let reducer = Reducer::new(comm.clone(), gradients.clone(), segments, buckets, options);
+        reducer.begin_step(1);
+        reducer.begin_last_backward();
+        (0..10).for_each(|segment| reducer.mark_ready(segment));
+        reducer.seal();
+        reducer.launch().unwrap();
+        reducer.settle().unwrap();
+        gradients.to_vec()
+    };
+    let mut values = vec![(rank + 1) as f32; 650];
+    let averages = step(options, values.clone());
+    assert_eq!(averages, vec![(world_size * (world_size + 1) / 2) as f32 * scale; 650]);
+    // All ranks hear whose values were not finite.
+    const MARKS: usize = 640;
+    values[MARKS..].fill(0.0);
+    if rank == world_size - 1 {
+        values[70] = f32::NAN;
+    }
+    let averages = step(ReducerOptions { own_not_finite: Some(MARKS + rank), ..options }, values);
+    let marked: Vec<bool> = averages[MARKS..MARKS + world_size].iter().map(|&mark| mark > 0.0).collect();
+    assert!(marked.iter().enumerate().all(|(of, marked)| *marked == (of == world_size - 1)), "{marked:?}");
     comm.shutdown().unwrap();
 }
 

@@ -53,7 +53,7 @@ pub fn to_device(numbers: &Tensor, device: Device) -> Result<Tensor, Error> {
     }
 }
 
-/// A few fp32 numbers of a device on their way to the host, which waits for them only when it reads them.
+/// A few fp64 numbers of a device on their way to the host, which waits for them only when it reads them.
 #[derive(Debug)]
 pub struct Readback {
     device: Device,
@@ -69,7 +69,7 @@ impl Readback {
     /// # Errors
     /// Without the GPU, or when no more memory can be pinned.
     pub fn new(len: usize, device: Device) -> Result<Self, Error> {
-        let kind = Kind::Float;
+        let kind = Kind::Double;
         let numbers = match device {
             Device::Cuda(_) => pinned_bytes(len * kind.elt_size_in_bytes())?.f_view_dtype(kind)?,
             _ => Tensor::f_zeros([len as i64], (kind, Device::Cpu))?,
@@ -103,17 +103,12 @@ impl Readback {
     /// Waits for the copy that was queued last.
     ///
     /// # Errors
-    /// When the device failed, or `numbers` has another length.
-    pub fn read(&mut self, numbers: &mut [f32]) -> Result<(), Error> {
+    /// When the device failed.
+    pub fn read(&mut self) -> Result<Vec<f64>, Error> {
         self.wait()?;
-        if self.numbers.numel() != numbers.len() {
-            return Err(Error::Argument(format!(
-                "{} numbers have no room in {}",
-                self.numbers.numel(),
-                numbers.len()
-            )));
-        }
-        Ok(self.numbers.f_copy_data(numbers, numbers.len())?)
+        let mut numbers = vec![0.0; self.numbers.numel()];
+        self.numbers.f_copy_data(&mut numbers, self.numbers.numel())?;
+        Ok(numbers)
     }
 
     fn wait(&mut self) -> Result<(), Error> {
@@ -146,14 +141,11 @@ mod tests {
     #[test]
     fn numbers_are_read_back_as_they_were_when_their_copy_was_queued() {
         let mut readback = Readback::new(3, Device::Cpu).unwrap();
-        let mut from = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]);
+        let mut from = Tensor::from_slice(&[1.0, 2.0, 3.0]);
         readback.queue(&from).unwrap();
         let _ = from.fill_(9.0);
-        let mut numbers = [0.0; 3];
-        readback.read(&mut numbers).unwrap();
-        assert_eq!(numbers, [1.0, 2.0, 3.0]);
+        assert_eq!(readback.read().unwrap(), [1.0, 2.0, 3.0]);
         assert!(readback.queue(&from.narrow(0, 0, 2)).is_err());
-        assert!(readback.read(&mut [0.0; 2]).is_err());
     }
 
     #[test]

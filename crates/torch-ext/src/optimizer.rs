@@ -67,15 +67,7 @@ pub fn fused_sgd_unless(
     momentum: &[&Tensor],
     sgd: &Sgd,
 ) -> Result<(), Error> {
-    let fits = |parameter: &&Tensor| parameter.device() == skip.device();
-    if skip.kind() != Kind::Float || skip.numel() != 1 || !parameters.iter().all(fits) {
-        return Err(Error::Argument(format!(
-            "whether to skip is one fp32 number beside the parameters, not {:?} {:?} on {:?}",
-            skip.kind(),
-            skip.size(),
-            skip.device()
-        )));
-    }
+    require_beside(skip, parameters)?;
     call_fused_sgd(parameters, gradients, momentum, sgd, false, skip.as_ptr())
 }
 
@@ -108,7 +100,8 @@ fn call_fused_sgd(
 }
 
 /// Makes update number `step`, counted from 1, of `parameters` in place; `gradients` and the moments `m` and `v` match
-/// them one to one in shape. Records nothing for autograd.
+/// them one to one in shape. `step` and `skip` are one fp32 number each on the device of the parameters, and are read there:
+/// where `skip` is 1, everything stays as it is. Records nothing for autograd.
 ///
 /// # Errors
 /// When the lists are empty or differ in length, or the tensors do not fit.
@@ -117,14 +110,18 @@ pub fn fused_adamw(
     gradients: &[&Tensor],
     moments: [&[&Tensor]; 2],
     adamw: &AdamW,
-    step: f64,
+    step: &Tensor,
+    skip: Option<&Tensor>,
 ) -> Result<(), Error> {
     let [first, second] = moments;
     let others = [("gradients", gradients), ("first moments", first), ("second moments", second)];
     require_lengths(parameters, &others)?;
+    for number in [Some(step), skip].into_iter().flatten() {
+        require_beside(number, parameters)?;
+    }
     let (parameters, gradients) = (pointers(parameters), pointers(gradients));
     let (first, second) = (pointers(first), pointers(second));
-    // SAFETY: four arrays of `len` pointers to live tensors.
+    // SAFETY: four arrays of `len` pointers to live tensors; `step` is one, and `skip` is null or another one.
     check(unsafe {
         sys::torch_ext_fused_adamw(
             parameters.as_ptr(),
@@ -137,9 +134,24 @@ pub fn fused_adamw(
             adamw.betas[1],
             adamw.epsilon,
             adamw.weight_decay,
-            step,
+            step.as_ptr(),
+            skip.map_or(std::ptr::null(), |skip| skip.as_ptr()),
         )
     })
+}
+
+/// The kernels read a number where they run.
+fn require_beside(number: &Tensor, parameters: &[&Tensor]) -> Result<(), Error> {
+    let fits = |parameter: &&Tensor| parameter.device() == number.device();
+    if number.kind() == Kind::Float && number.numel() == 1 && parameters.iter().all(fits) {
+        return Ok(());
+    }
+    Err(Error::Argument(format!(
+        "what an update depends on is one fp32 number beside the parameters, not {:?} {:?} on {:?}",
+        number.kind(),
+        number.size(),
+        number.device()
+    )))
 }
 
 fn require_lengths(parameters: &[&Tensor], others: &[(&str, &[&Tensor])]) -> Result<(), Error> {

@@ -106,7 +106,8 @@ unsafe extern "C" {
         beta2: f64,
         epsilon: f64,
         weight_decay: f64,
-        step: f64,
+        step: *const C_tensor,
+        skip: *const C_tensor,
     ) -> Text;
     pub(crate) fn torch_ext_dropout(
         input: *const C_tensor,

@@ -179,6 +179,10 @@ fn an_empty_list_is_refused() {
     assert!(fused_sgd(&[], &[], &[], &MOMENTUM, false).is_err());
 }
 
+fn number(value: f32) -> Tensor {
+    Tensor::from_slice(&[value])
+}
+
 const ADAMW: AdamW = AdamW { learning_rate: 0.01, betas: [0.9, 0.99], epsilon: 1e-6, weight_decay: 0.1 };
 
 /// Several steps of AdamW over `ranges` of one flat buffer: parameters and both moments.
@@ -196,7 +200,8 @@ fn adamw_over(ranges: &[(i64, i64)], len: i64) -> [Tensor; 3] {
             &refs(&cut(&gradients)),
             [&refs(&moments[0]), &refs(&moments[1])],
             &adamw,
-            f64::from(step),
+            &number(step as f32),
+            None,
         )
         .unwrap();
     }
@@ -248,9 +253,14 @@ fn adamw_refuses_what_does_not_fit() {
     let cases =
         [(&[][..], &one[..], &one[..]), (&one, &[], &one), (&one, &one, &[]), (&one, &one, &[&short])];
     for (gradients, first, second) in cases {
-        assert!(fused_adamw(&one, gradients, [first, second], &ADAMW, 1.0).is_err());
+        assert!(fused_adamw(&one, gradients, [first, second], &ADAMW, &number(1.0), None).is_err());
     }
-    assert!(fused_adamw(&[], &[], [&[], &[]], &ADAMW, 1.0).is_err());
+    assert!(fused_adamw(&[], &[], [&[], &[]], &ADAMW, &number(1.0), None).is_err());
+    let long = Tensor::from_slice(&[1.0_f32, 2.0]);
+    for (step, skip) in [(&long, None), (&number(1.0), Some(&long))] {
+        let refused = fused_adamw(&one, &one, [&one, &one], &ADAMW, step, skip);
+        assert!(refused.unwrap_err().to_string().contains("one fp32 number beside the parameters"));
+    }
     assert!(tensor.equal(&waves(&[8], 0.0)), "nothing is touched");
 }
 
@@ -259,12 +269,11 @@ fn an_update_is_skipped_where_its_device_says_so_whatever_the_gradient_is() {
     let start = Tensor::from_slice(&[1.0_f32, -2.0, 3.0, 0.5]);
     let gradient = Tensor::from_slice(&[0.1_f32, 0.2, -0.3, 0.4]);
     let spoilt = Tensor::from_slice(&[f32::NAN, f32::INFINITY, 1.0, 0.0]);
-    let flag = |value: f32| Tensor::from_slice(&[value]);
     let (ours, usual) = (start.copy(), start.copy());
     let (our_momentum, usual_momentum) = (start.zeros_like(), start.zeros_like());
     for step in 0..3 {
         let update = |skip: f32, gradient: &Tensor| {
-            fused_sgd_unless(&flag(skip), &[&ours], &[gradient], &[&our_momentum], &MOMENTUM).unwrap();
+            fused_sgd_unless(&number(skip), &[&ours], &[gradient], &[&our_momentum], &MOMENTUM).unwrap();
         };
         update(1.0, &spoilt);
         update(0.0, &gradient);
@@ -276,4 +285,20 @@ fn an_update_is_skipped_where_its_device_says_so_whatever_the_gradient_is() {
         let refused = fused_sgd_unless(&flag, &[&ours], &[&gradient], &[&our_momentum], &MOMENTUM);
         assert!(refused.unwrap_err().to_string().contains("one fp32 number beside the parameters"));
     }
+}
+
+#[test]
+fn an_update_of_adamw_is_skipped_with_its_moments() {
+    let start = Tensor::from_slice(&[1.0_f32, -2.0, 3.0, 0.5]);
+    let moments = [0.1, 0.2].map(|value| start.full_like(value));
+    let before = [&start, &moments[0], &moments[1]].map(Tensor::copy);
+    let spoilt = Tensor::from_slice(&[f32::NAN, f32::INFINITY, 1.0, 0.0]);
+    let update = |skip: f32, gradient: &Tensor| {
+        let (first, second) = ([&moments[0]], [&moments[1]]);
+        fused_adamw(&[&start], &[gradient], [&first, &second], &ADAMW, &number(3.0), Some(&number(skip)))
+            .unwrap();
+        [&start, &moments[0], &moments[1]].iter().zip(&before).all(|(now, before)| now.equal(before))
+    };
+    assert!(update(1.0, &spoilt));
+    assert!(!update(0.0, &start.copy()));
 }

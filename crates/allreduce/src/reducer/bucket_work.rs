@@ -114,6 +114,16 @@ impl BucketWork {
         if let Some(tree) = &core.tree {
             lock(tree).fold_into(&bucket.range, &mut values);
         }
+        if let Some(mark) = core.own_not_finite {
+            let finite = all_finite(&values);
+            let finite_so_far = core.own_finite_so_far.fetch_and(finite, Ordering::Relaxed) && finite;
+            // Where it is in this bucket, which then is the last one.
+            if let Some(mark) = mark.checked_sub(bucket.range.start).and_then(|mark| values.get_mut(mark))
+                && !finite_so_far
+            {
+                *mark = 1.0;
+            }
+        }
         let mut own_finite = true;
         let (sharded, values) = values.split_at_mut(core.sharded_len(bucket));
         if !sharded.is_empty() {

@@ -72,6 +72,7 @@ const OPTIONS: ReducerOptions = ReducerOptions {
     wire: Wire::Fp32,
     sharded: 0,
     not_finite: Some(NOT_FINITE),
+    own_not_finite: None,
 };
 
 /// Three segments with padding, and a tail of ten elements.
@@ -478,28 +479,31 @@ fn shards_hold_the_bits_of_the_whole_average_and_the_tail_is_everybodys() {
 }
 
 #[test]
-fn what_is_not_finite_in_one_shard_or_anywhere_is_known_to_all_ranks() {
-    for (sharded, bad) in [(192, None), (192, Some(0)), (192, Some(150)), (0, Some(150)), (0, Some(LEN - 2))]
+fn what_is_not_finite_in_one_shard_or_anywhere_is_known_to_all_ranks_and_so_is_whose_it_was() {
+    const MARKS: usize = LEN - 4;
+    for (sharded, bad) in
+        [(192, None), (192, Some(0)), (192, Some(150)), (0, Some(150)), (0, Some(MARKS - 1))]
     {
         for cap in [0, usize::MAX] {
             let counts = on_each_comm_thread(3, |comm| {
                 let gradients = Region::from_vec(vec![1.0; LEN]);
-                gradients.lock()[NOT_FINITE] = 0.0;
-                if let (Some(bad), 2) = (bad, comm.topology().rank) {
+                gradients.lock()[MARKS..].fill(0.0);
+                let rank = comm.topology().rank;
+                if let (Some(bad), 2) = (bad, rank) {
                     gradients.lock()[bad] = f32::INFINITY;
                 }
                 let buckets = plan_buckets(&segments(), LEN, cap, cap);
-                let options = ReducerOptions { scale: 0.5, sharded, ..OPTIONS };
+                let own_not_finite = Some(MARKS + rank);
+                let options = ReducerOptions { scale: 0.5, sharded, own_not_finite, ..OPTIONS };
                 let reducer = Reducer::new(comm.clone(), gradients.clone(), segments(), buckets, options);
                 reducer.begin_step(1);
                 finish(&reducer).unwrap();
-                gradients.to_vec()[NOT_FINITE]
+                gradients.to_vec().split_off(MARKS)
             });
-            assert!(
-                counts.iter().all(|count| (*count > 0.0) == bad.is_some()),
-                "{sharded}, {bad:?}: {counts:?}"
-            );
-            assert!(counts.iter().all(|count| *count == counts[0]), "{sharded}, {bad:?}: {counts:?}");
+            let found = counts[0].iter().map(|count| *count > 0.0);
+            let (bad, case) = (bad.is_some(), format!("{sharded}, {bad:?}: {counts:?}"));
+            assert!(found.eq([false, false, bad, bad]), "{case}");
+            assert!(counts.iter().all(|count| *count == counts[0]), "{case}");
         }
     }
 }

@@ -50,16 +50,16 @@ Error torch_ext_fused_sgd(const at::Tensor *const *parameters, const at::Tensor 
 Error torch_ext_fused_adamw(const at::Tensor *const *parameters, const at::Tensor *const *gradients,
                             const at::Tensor *const *first_moments, const at::Tensor *const *second_moments,
                             size_t count, double learning_rate, double beta1, double beta2, double epsilon,
-                            double weight_decay, double step) {
+                            double weight_decay, const at::Tensor *step, const at::Tensor *skip) {
   return guarded([&] {
     torch::NoGradGuard no_grad;
     TORCH_CHECK(count > 0, "no parameters");
     require_alike(parameters, {gradients, first_moments, second_moments}, count);
-    // The kernels read it; on a GPU, there.
-    std::vector<at::Tensor> steps(count, at::full({}, step, parameters[0]->options().dtype(at::kFloat)));
+    std::vector<at::Tensor> steps(count, *step);
     at::_fused_adamw_(list(parameters, count), list(gradients, count), list(first_moments, count),
                       list(second_moments, count), /*max_exp_avg_sqs=*/{}, steps, learning_rate, beta1, beta2,
-                      weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false);
+                      weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{},
+                      skip == nullptr ? std::optional<at::Tensor>{} : *skip);
   });
 }
 

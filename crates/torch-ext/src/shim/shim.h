@@ -68,7 +68,7 @@ Error torch_ext_fused_sgd(const at::Tensor *const *parameters, const at::Tensor 
 Error torch_ext_fused_adamw(const at::Tensor *const *parameters, const at::Tensor *const *gradients,
                             const at::Tensor *const *first_moments, const at::Tensor *const *second_moments,
                             size_t count, double learning_rate, double beta1, double beta2, double epsilon,
-                            double weight_decay, double step);
+                            double weight_decay, const at::Tensor *step, const at::Tensor *skip);
 Error torch_ext_dropout(const at::Tensor *input, double probability, uint64_t key, at::Tensor **output);
 
 // memory.cpp

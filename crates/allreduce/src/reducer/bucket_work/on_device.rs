@@ -25,11 +25,15 @@ impl BucketWork {
             return Err(CommError::Hook("this way of exchange works in host memory only".into()));
         }
         self.bytes = core.bytes(self.bucket);
-        let count = core.not_finite.map(|count| core.gradients.slice(count..count + 1).start());
+        let place = |count: usize| core.gradients.slice(count..count + 1).start();
+        let count = core.not_finite.map(place);
         // SAFETY: the region's memory is the device's, by `Region::on_device`, and this work's alone until who hears of
         // its end has waited for it; so is the count, which the caller leaves alone; the stream waits for what filled
         // them, by `begin`.
         unsafe {
+            if let Some(mark) = core.own_not_finite {
+                device.count_not_finite(start, len, place(mark)).map_err(device_failed)?;
+            }
             if sharded > 0 {
                 communicator.on_device(&mut *device, start, sharded, DeviceTask::ReduceScatter)?;
                 let own = core.sharding.of(sharded);

@@ -18,6 +18,7 @@ const OPTIONS: ReducerOptions = ReducerOptions {
     wire: Wire::Fp32,
     sharded: 0,
     not_finite: None,
+    own_not_finite: None,
 };
 
 /// Host memory that goes as that of `device`.
