@@ -58,7 +58,17 @@ fn what_goes_wrong_with_a_step_changes_the_run_as_if_each_step_were_waited_for()
     let back = ["train.on_nan=roll-back"];
     let spike = ["train.loss_spike={window: 8, action: roll-back}"];
     let averaged = ["train.on_nan=skip", "train.averaging={decay: 0.9, every_steps: 2, warmup_epochs: 0}"];
-    let cases: [(&str, &[&str], &[&str], &str); 6] = [
+    let adamw = ["train.on_nan=skip", "optimizer={kind: adamw, clip_norm: 0.5}"];
+    let lars = ["train.on_nan=roll-back", "optimizer={kind: lars, clip_norm: 2}"];
+    let lamb = ["train.on_nan=skip", "optimizer={kind: lamb, shard: true, clip_norm: 1}"];
+    let fp16 = ["precision={dtype: fp16, loss_scale: {initial: 1024, growth_interval: 3}}"];
+    let cases: [(&str, &[&str], &[&str], &str); 11] = [
+        ("adamw", &adamw, &nan, " is left out: its gradient is infinite or NaN on rank 1 on "),
+        ("lamb in shards", &lamb, &nan, " is left out: "),
+        ("lars", &lars, &["--inject-fault", "19:1:nan"], "; back to the checkpoint of step 15 "),
+        ("lamb", &["optimizer.kind=lamb"], &[], "curves: "),
+        // No smaller loss scale is asked for by people.
+        ("fp16", &fp16, &nan, "curves: "),
         ("left out", &["train.on_nan=skip"], &nan, " is left out: "),
         ("left out in shards", &["train.on_nan=skip", "optimizer.shard=true"], &nan, " is left out: "),
         ("left out of averages", &averaged, &["--inject-fault", "6:0:nan"], " is left out: "),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! parameters, momentum:  | segment | segment | … |
-//! exchange buffer:       | gradients, same segments | batch statistics | tail |
+//! exchange buffer:       | gradients, same segments | batch statistics | tail | losses, marks: one of each a rank |
 //! ```
 //! Segments stand in the order in which backward completes their gradients, so that a bucket is a contiguous
 //! range.
@@ -61,10 +61,13 @@ pub(crate) struct FlatLayout {
     norm_channels: Vec<usize>,
     /// Length of the parameter, gradient and momentum part.
     pub(crate) parameters_len: usize,
+    /// Ranks that tell each other about themselves.
+    ranks: usize,
 }
 
 impl FlatLayout {
-    pub(crate) fn new(network: &Network) -> Self {
+    /// For an exchange among `ranks`.
+    pub(crate) fn new(network: &Network, ranks: usize) -> Self {
         let mut offset = 0;
         let mut segments = Vec::new();
         let mut names = Vec::new();
@@ -76,7 +79,7 @@ impl FlatLayout {
             offset = (offset + len).next_multiple_of(ALIGNMENT);
         }
         let norm_channels = network.norms().iter().map(|norm| norm.channels as usize).collect();
-        FlatLayout { segments, names, norm_channels, parameters_len: offset }
+        FlatLayout { segments, names, norm_channels, parameters_len: offset, ranks }
     }
 
     /// Mean and variance of every norm layer.
@@ -104,9 +107,21 @@ impl FlatLayout {
         self.statistics_range().end
     }
 
+    /// Where each rank tells its own part of the mean loss.
+    pub(crate) fn rank_losses(&self) -> Range<usize> {
+        let begin = self.tail_offset() + Tail::LEN;
+        begin..begin + self.ranks
+    }
+
+    /// Where each rank tells whether its own gradient, before the sum, is infinite or NaN somewhere.
+    pub(crate) fn rank_marks(&self) -> Range<usize> {
+        let begin = self.rank_losses().end;
+        begin..begin + self.ranks
+    }
+
     /// Length of the exchange buffer.
     pub(crate) fn exchange_len(&self) -> usize {
-        self.tail_offset() + Tail::LEN
+        self.rank_marks().end
     }
 
     /// The table as the exchange needs it.
@@ -166,7 +181,7 @@ mod tests {
 
     fn layout() -> FlatLayout {
         let network = Network::new(&"wrn-10-1".parse().unwrap(), &model::Options::default()).unwrap();
-        FlatLayout::new(&network)
+        FlatLayout::new(&network, 2)
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! gradient, which is the same on all ranks, so the scale is the same everywhere.
 
 use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::{ConfigError, Dtype, LoadedConfig, LossScaleConfig};
+use crate::error::Error;
 
 /// A step that is not finite with this scale or a smaller one has another reason than fp16's range.
 const LEAST: f32 = 1.0;
@@ -41,7 +43,8 @@ impl LossScale {
     /// Takes a step in: whether its averaged gradient was finite.
     pub(crate) fn step(&mut self, config: &LossScaleConfig, finite: bool) {
         if !finite {
-            *self = LossScale { scale: times(self.scale, config.backoff_factor), good_steps: 0 };
+            let scale = times(self.scale, config.backoff_factor).max(LEAST);
+            *self = LossScale { scale, good_steps: 0 };
             return;
         }
         self.good_steps += 1;
@@ -55,6 +58,55 @@ impl LossScale {
     }
 }
 
+/// The scale on the device that computes with it, where steps follow each other without the host.
+pub(crate) struct ScaleOnDevice {
+    /// `[]`, fp32.
+    scale: Tensor,
+    /// `[]`, int32.
+    good_steps: Tensor,
+}
+
+impl ScaleOnDevice {
+    /// A scale of 1, until it is [set](ScaleOnDevice::set).
+    pub(crate) fn new(device: Device) -> Result<Self, Error> {
+        let number = |kind| Tensor::f_ones([0_i64; 0], (kind, device));
+        Ok(ScaleOnDevice { scale: number(Kind::Float)?, good_steps: number(Kind::Int)? })
+    }
+
+    /// What the host knows.
+    pub(crate) fn set(&self, scale: &LossScale) -> Result<(), Error> {
+        let _ = self.scale.shallow_clone().f_fill_(f64::from(scale.scale))?;
+        let _ = self.good_steps.shallow_clone().f_fill_(f64::from(scale.good_steps))?;
+        Ok(())
+    }
+
+    /// What the loss is multiplied by, `[]`.
+    pub(crate) fn scale(&self) -> &Tensor {
+        &self.scale
+    }
+
+    /// What gradients of such a loss are multiplied by, `[]`.
+    pub(crate) fn inverse(&self) -> Result<Tensor, Error> {
+        Ok(self.scale.f_to_kind(Kind::Double)?.f_reciprocal()?.f_to_kind(Kind::Float)?)
+    }
+
+    /// `[]`: whether a smaller scale may help a step that is not finite.
+    pub(crate) fn can_shrink(&self) -> Result<Tensor, Error> {
+        Ok(self.scale.f_gt(f64::from(LEAST))?)
+    }
+
+    /// As [`LossScale::step`]; `not_finite`, `[1]`, is 1 where the averaged gradient was not finite, else 0.
+    pub(crate) fn step(&self, config: &LossScaleConfig, not_finite: &Tensor) -> Result<(), Error> {
+        let (growth, backoff) = (config.growth_factor.into(), config.backoff_factor.into());
+        let interval = config.growth_interval.into();
+        let mut scale = self.scale.shallow_clone();
+        let _ =
+            scale.f_internal_amp_update_scale_(&self.good_steps, not_finite, growth, backoff, interval)?;
+        let _ = scale.f_clamp_min_(f64::from(LEAST))?;
+        Ok(())
+    }
+}
+
 /// As PyTorch rounds it.
 fn times(scale: f32, factor: f32) -> f32 {
     (f64::from(scale) * f64::from(factor)) as f32
@@ -63,29 +115,23 @@ fn times(scale: f32, factor: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Kind, Tensor};
 
-    /// The scale after each step, by libtorch's own operation.
-    fn of_libtorch(config: &LossScaleConfig, finite: &[bool]) -> Vec<f32> {
-        let mut scale = Tensor::from_slice(&[config.initial]);
-        let tracker = Tensor::zeros([1], (Kind::Int, tch::Device::Cpu));
+    /// The scale before each step, where it is stepped by libtorch's own operation.
+    fn on_device(config: &LossScaleConfig, finite: &[bool]) -> Vec<f32> {
+        let scale = ScaleOnDevice::new(Device::Cpu).unwrap();
+        scale.set(&LossScale::new(config)).unwrap();
         let step = |&finite: &bool| {
-            let found = Tensor::from_slice(&[if finite { 0.0_f32 } else { 1.0 }]);
-            let (growth, backoff) = (config.growth_factor.into(), config.backoff_factor.into());
-            let _ = scale.internal_amp_update_scale_(
-                &tracker,
-                &found,
-                growth,
-                backoff,
-                config.growth_interval.into(),
-            );
-            scale.double_value(&[0]) as f32
+            let (before, inverse) = (scale.scale().double_value(&[]) as f32, scale.inverse().unwrap());
+            assert_eq!(inverse.double_value(&[]) as f32, (1.0 / f64::from(before)) as f32);
+            assert_eq!(scale.can_shrink().unwrap().int64_value(&[]) == 1, before > LEAST);
+            scale.step(config, &Tensor::from_slice(&[if finite { 0.0_f32 } else { 1.0 }])).unwrap();
+            before
         };
         finite.iter().map(step).collect()
     }
 
     #[test]
-    fn the_scale_moves_as_that_of_pytorch() {
+    fn the_scale_moves_as_that_of_pytorch_down_to_its_least() {
         let configs = [
             LossScaleConfig::default(),
             LossScaleConfig { growth_interval: 3, ..LossScaleConfig::default() },
@@ -97,11 +143,13 @@ mod tests {
             let mut scale = LossScale::new(&config);
             let ours: Vec<f32> = (finite.iter())
                 .map(|&finite| {
+                    let before = scale.scale;
                     scale.step(&config, finite);
-                    scale.scale
+                    before
                 })
                 .collect();
-            assert_eq!(ours, of_libtorch(&config, &finite), "{config:?}");
+            assert_eq!(ours, on_device(&config, &finite), "{config:?}");
+            assert!(ours.iter().all(|&scale| scale >= LEAST), "{config:?}: {ours:?}");
         }
     }
 }

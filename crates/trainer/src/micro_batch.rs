@@ -55,8 +55,8 @@ pub(crate) fn remembered(config: &Config, ranks: usize) -> f64 {
 
 /// Bytes of a rank of `plan` with micro batches of so many images.
 pub(crate) fn bytes(plan: &Plan, micro_batch: usize) -> f64 {
-    let (config, layout) = (&plan.config, FlatLayout::new(&plan.network));
-    let ranks = plan.batches.world_size();
+    let (config, ranks) = (&plan.config, plan.batches.world_size());
+    let layout = FlatLayout::new(&plan.network, ranks);
     let local = config.train.global_batch / ranks / micro_batch;
     let partial_sums = match config.train.determinism {
         Determinism::World => local.max(1).ilog2() as usize,

@@ -41,7 +41,7 @@ pub fn describe_network(
         ..Options::default()
     };
     let network = Network::new(&architecture, &options)?;
-    let layout = FlatLayout::new(&network);
+    let layout = FlatLayout::new(&network, 1);
     let buckets = layout.buckets(&CommConfig::default());
     Ok(match format {
         Format::Json => json(&architecture, &options, &network, &buckets),

@@ -35,7 +35,7 @@ pub fn describe_plan(
 ) -> Result<String, Error> {
     let loaded = config::load(config, overrides)?;
     let (plan, is_estimate) = Plan::open_or_estimate(&loaded, ranks)?;
-    let layout = FlatLayout::new(&plan.network);
+    let layout = FlatLayout::new(&plan.network, ranks);
     let buckets = layout.buckets(&plan.config.comm);
     let mib = |elements: usize| elements as f64 * 4.0 / f64::from(1 << 20);
     let parameters = layout.parameters_len;

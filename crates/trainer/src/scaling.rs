@@ -374,7 +374,7 @@ mod tests {
                     schedule: {kind: constant, rate: 1}}";
         let config: Config = serde_yaml::from_str(text).unwrap();
         let network = Network::new(&config.model.arch.parse().unwrap(), &model::Options::default()).unwrap();
-        let load = Load::new(&network, &FlatLayout::new(&network), &config, 1, Algorithm::Ring);
+        let load = Load::new(&network, &FlatLayout::new(&network, 1), &config, 1, Algorithm::Ring);
         assert!(load.buckets.len() > 1);
         assert!(load.buckets.windows(2).all(|pair| pair[0].ready < pair[1].ready));
         assert_eq!(load.buckets.last().map(|bucket| bucket.ready), Some(1.0));

@@ -32,9 +32,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Initial weights from `seed`, running mean 0 and variance 1.
-    pub(crate) fn new(network: &Network, seed: u64, device: Device) -> Result<Self, Error> {
-        let layout = FlatLayout::new(network);
+    /// Initial weights from `seed`, running mean 0 and variance 1, of one of `ranks`.
+    pub(crate) fn new(network: &Network, seed: u64, device: Device, ranks: usize) -> Result<Self, Error> {
+        let layout = FlatLayout::new(network, ranks);
         let zeros = |len: usize| Tensor::f_zeros([len as i64], (Kind::Float, device));
         let flat_parameters = zeros(layout.parameters_len)?;
         let exchange = zeros(layout.exchange_len())?;
@@ -101,15 +101,14 @@ impl State {
         Ok(self.exchange.f_narrow(0, (self.layout.tail_offset() + entry as usize) as i64, 1)?)
     }
 
-    /// View of the tail, `[Tail::LEN]`.
-    pub(crate) fn whole_tail(&self) -> Result<Tensor, Error> {
-        Ok(self.exchange.f_narrow(0, self.layout.tail_offset() as i64, Tail::LEN as i64)?)
+    /// View of the loss that rank `rank` tells the others.
+    pub(crate) fn rank_loss(&self, rank: usize) -> Result<Tensor, Error> {
+        Ok(self.exchange.f_narrow(0, (self.layout.rank_losses().start + rank) as i64, 1)?)
     }
 
-    /// The tail's numbers, read back to the host.
-    pub(crate) fn read_tail(&self) -> Result<[f32; Tail::LEN], Error> {
-        let mut numbers = [0.0; Tail::LEN];
-        self.whole_tail()?.f_to_device(Device::Cpu)?.f_copy_data(&mut numbers, Tail::LEN)?;
-        Ok(numbers)
+    /// View of the tail and of what each rank tells.
+    pub(crate) fn whole_tail(&self) -> Result<Tensor, Error> {
+        let begin = self.layout.tail_offset();
+        Ok(self.exchange.f_narrow(0, begin as i64, (self.layout.exchange_len() - begin) as i64)?)
     }
 }

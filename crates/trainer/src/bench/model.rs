@@ -151,7 +151,7 @@ struct Step<'a> {
 
 impl<'a> Step<'a> {
     fn new(network: &'a Network, options: &'a ModelBenchOptions) -> Result<Self, Error> {
-        let mut state = State::new(network, SEED, Device::Cpu)?;
+        let mut state = State::new(network, SEED, Device::Cpu, 1)?;
         let batch = options.batch.get() as i64;
         let (channels, side) = network.image_shape();
         tch::manual_seed(SEED as i64);

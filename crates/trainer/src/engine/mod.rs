@@ -8,11 +8,13 @@
 //! |---|---|
 //! | [`outcome`] | what goes into a step and what comes of it |
 //! | [`laps`] | how long its parts take |
+//! | [`numbers`] | what the host reads of it |
 //! | [`update`] | what averages change |
 //! | [`search`] | where numbers that are not finite come from |
 //! | [`rehearsal`] | faults on demand |
 
 mod laps;
+mod numbers;
 mod outcome;
 mod rehearsal;
 mod search;
@@ -31,11 +33,12 @@ use torch_ext::sync_norm::Ranks;
 use torch_ext::{autocast, hooks};
 
 use self::laps::{Laps, Part};
+use self::numbers::{Numbers, Told};
 use self::outcome::mean_of_counted;
 pub(crate) use self::outcome::{Phases, StepError, StepOutcome, WeightSet, Wishes};
 use crate::averaging::{Averaged, Rule};
 use crate::bucket_hook::{StepHook, StepInputs};
-use crate::config::{Determinism, OnNan, Overlap};
+use crate::config::{Config, Determinism, OnNan, Overlap};
 use crate::device::Compute;
 use crate::error::Error;
 use crate::exchange_memory::{self, ExchangeMemory};
@@ -43,6 +46,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::feed::{Delivery, Feed};
 use crate::flat::{FlatLayout, Tail};
 use crate::input::{Input, Targets};
+use crate::loss_scale::{LossScale, ScaleOnDevice};
 use crate::optimizer::Optimizer;
 use crate::optimizer::gathering::Gathering;
 use crate::optimizer::memory::Shards;
@@ -64,8 +68,8 @@ pub(crate) struct Engine<'plan> {
     fault: Option<Fault>,
     /// How long this rank computed in the last step.
     computed: Duration,
-    /// What the loss is multiplied by.
-    pub(crate) loss_scale: f32,
+    /// Under fp16.
+    loss_scale: Option<ScaleOnDevice>,
     /// Where the exchange happens when the gradients are on a GPU, and not NCCL's to sum: a copy in host memory.
     host_exchange: Option<Tensor>,
     /// For what happens to buckets on the communication thread.
@@ -94,23 +98,15 @@ struct Launched {
     step: u64,
     begin: Instant,
     laps: Laps,
-    numbers: Numbers,
-    gradient_norm: Option<f64>,
-}
-
-/// The tail of the exchange.
-enum Numbers {
-    Read([f32; Tail::LEN]),
-    UnderWay(Readback),
-    /// This rank failed, and has nothing to read.
-    OfAFailure,
+    told: Told,
 }
 
 impl<'plan> Engine<'plan> {
     /// Allocates everything, and connects each gradient with the exchange. `comm` may differ from the
     /// session's to measure a step without exchange.
     pub(crate) fn new(plan: &'plan Plan, compute: Compute, comm: CommThread) -> Result<Self, Error> {
-        let mut state = State::new(&plan.network, plan.config.seed, compute.device)?;
+        let mut state =
+            State::new(&plan.network, plan.config.seed, compute.device, plan.batches.world_size())?;
         if let Some(config) = &plan.config.train.averaging {
             let rule = Rule::new(config, plan.steps_per_epoch);
             let (weights, statistics) = (&state.flat_parameters, &state.running_statistics);
@@ -135,6 +131,8 @@ impl<'plan> Engine<'plan> {
                 false => 0,
             },
             not_finite: Some(state.layout.tail_offset() + Tail::NotFinite as usize),
+            own_not_finite: marks_own(&plan.config)
+                .then(|| state.layout.rank_marks().start + comm.topology().rank),
         };
         let on_device = weights.is_some();
         let reducer = Reducer::new(comm.clone(), gradients, segments, buckets.clone(), options);
@@ -152,8 +150,8 @@ impl<'plan> Engine<'plan> {
         // Gradients that are copied to the host come back when the whole exchange is over.
         let updates_early = comm_config.overlap == Overlap::ExchangeAndStep && host_exchange.is_none();
         let hook = StepHook::new(plan, &state, &buckets, world_size, updates_early, Arc::clone(&inputs))?;
-        let (config, of_host) = (&plan.config, hook.is_some() || plan.config.precision.loss_scale.is_some());
-        let decides = on_device && !of_host && !config.model.sync_norm && optimizer.runs_on_device();
+        let config = &plan.config;
+        let decides = on_device && hook.is_none() && !config.model.sync_norm && optimizer.runs_on_device();
         let holds = config.train.on_nan != OnNan::Skip;
         let decision = decides.then(|| DeviceDecision::new(compute.device, holds)).transpose()?;
         let reducer = Arc::new(match hook {
@@ -193,7 +191,9 @@ impl<'plan> Engine<'plan> {
             comm,
             fault: None,
             computed: Duration::ZERO,
-            loss_scale: 1.0,
+            loss_scale: (config.precision.loss_scale.is_some())
+                .then(|| ScaleOnDevice::new(compute.device))
+                .transpose()?,
             host_exchange,
             inputs,
             hooks_count,
@@ -283,35 +283,33 @@ impl<'plan> Engine<'plan> {
         self.exchange()?;
         laps.lap(Part::Exchange)?;
         self.enter(step, "optimizer");
-        let mut gradient_norm = None;
-        let numbers = if self.decision.is_some() {
+        let told = if self.decision.is_some() {
             // Also by a rank that failed: weights are gathered from all, whatever the device decides.
             self.state.optimizer.await_weights()?;
-            gradient_norm = self.update(step, learning_rate)?;
-            let mut readback = match self.readbacks.pop() {
-                Some(readback) => readback,
-                None => Readback::new(Tail::LEN, self.compute.device)?,
-            };
-            readback.queue(&self.state.whole_tail()?)?;
-            if self.failure.is_some() { Numbers::OfAFailure } else { Numbers::UnderWay(readback) }
+            let gradient_norm = self.update(step, learning_rate)?;
+            let readback = self.queue_numbers(gradient_norm.as_ref())?;
+            if self.failure.is_some() { Told::OfAFailure } else { Told::UnderWay(readback) }
         } else if self.failure.is_some() {
-            Numbers::OfAFailure
+            Told::OfAFailure
         } else {
-            let numbers = self.state.read_tail()?;
-            if numbers[Tail::Failed as usize] == 0.0 {
-                match numbers[Tail::NotFinite as usize] == 0.0 {
-                    true => gradient_norm = self.update(step, learning_rate)?,
+            let mut numbers = self.read_numbers()?;
+            if numbers.tail(Tail::Failed) == 0.0 {
+                match numbers.tail(Tail::NotFinite) == 0.0 {
+                    true => {
+                        let norm = self.update(step, learning_rate)?;
+                        numbers.gradient_norm = norm.map(|norm| norm.f_double_value(&[0])).transpose()?;
+                    }
                     false => self.forget_batch_statistics()?,
                 }
             }
-            Numbers::Read(numbers)
+            Told::Read(numbers)
         };
         laps.lap(Part::Optimizer)?;
         laps.waited(Part::Optimizer, self.state.optimizer.take_waited());
         if self.fault_of(step) == Some(FaultKind::FlipBit) {
             self.flip_bit()?;
         }
-        self.launched.push_back(Launched { step, begin, laps, numbers, gradient_norm });
+        self.launched.push_back(Launched { step, begin, laps, told });
         Ok(())
     }
 
@@ -332,23 +330,18 @@ impl<'plan> Engine<'plan> {
     /// When all have been settled.
     pub(crate) fn settle(&mut self) -> Result<StepOutcome, StepError> {
         let launched = self.launched.pop_front().expect("a step is launched before it is settled");
-        let Launched { step, begin, laps, numbers, gradient_norm } = launched;
+        let Launched { step, begin, laps, told } = launched;
         self.enter(step, "communication");
         let exchange = self.reducer.settle().map_err(|error| StepError::Exchange(error.into()))?;
-        let tail = match numbers {
-            Numbers::Read(numbers) => numbers,
-            Numbers::UnderWay(mut readback) => {
-                let mut numbers = [0.0; Tail::LEN];
-                readback.read(&mut numbers).map_err(|error| StepError::Exchange(error.into()))?;
-                self.readbacks.push(readback);
-                numbers
-            }
-            Numbers::OfAFailure => {
+        let numbers: Numbers = match told {
+            Told::Read(numbers) => numbers,
+            Told::UnderWay(readback) => self.await_numbers(readback).map_err(StepError::Exchange)?,
+            Told::OfAFailure => {
                 let unknown = || Error::Other("this rank failed without a reason".into());
                 return Err(StepError::Here(self.failure.take().unwrap_or_else(unknown)));
             }
         };
-        if tail[Tail::Failed as usize] > 0.0 {
+        if numbers.tail(Tail::Failed) > 0.0 {
             return Err(StepError::Elsewhere);
         }
         let mut phases = laps.read().map_err(StepError::Exchange)?;
@@ -356,15 +349,19 @@ impl<'plan> Engine<'plan> {
         phases.step = self.settled.map_or(begin, |settled| settled.max(begin)).elapsed();
         self.settled = Some(Instant::now());
         let micro_batches = self.plan.batches.micro_batches() as f32;
-        let skipped = (tail[Tail::Skipped as usize] * micro_batches).round() as u64;
+        let count = |entry| (numbers.tail(entry) * micro_batches).round() as u64;
+        let skipped = count(Tail::Skipped);
+        let updated = numbers.tail(Tail::NotFinite) == 0.0;
         Ok(StepOutcome {
-            loss: mean_of_counted(tail[Tail::Loss as usize], self.plan.batches.global_batch(), skipped),
-            correct: (tail[Tail::Correct as usize] * micro_batches).round() as u64,
-            stop: tail[Tail::Stop as usize] > 0.0,
-            save: tail[Tail::Save as usize] > 0.0,
+            loss: mean_of_counted(numbers.tail(Tail::Loss), self.plan.batches.global_batch(), skipped),
+            correct: count(Tail::Correct),
+            stop: numbers.tail(Tail::Stop) > 0.0,
+            save: numbers.tail(Tail::Save) > 0.0,
             skipped,
-            updated: tail[Tail::NotFinite as usize] == 0.0,
-            gradient_norm,
+            updated,
+            rank_losses: self.losses_of_ranks(&numbers),
+            not_finite_ranks: self.ranks_not_finite(&numbers),
+            gradient_norm: numbers.gradient_norm.filter(|_| updated),
             phases,
             exchange,
         })
@@ -392,6 +389,15 @@ impl<'plan> Engine<'plan> {
             let _ = self.reducer.settle()?;
         }
         self.decision.as_ref().map_or(Ok(()), DeviceDecision::release)
+    }
+
+    /// What the host knows of the loss scale. From here on the device changes it with each step that it
+    /// [runs ahead](Engine::can_run_ahead) with, as the host does when it has settled the step.
+    pub(crate) fn set_loss_scale(&self, loss_scale: Option<&LossScale>) -> Result<(), Error> {
+        match (&self.loss_scale, loss_scale) {
+            (Some(on_device), Some(loss_scale)) => on_device.set(loss_scale),
+            (None, _) | (_, None) => Ok(()),
+        }
     }
 
     /// For people, steps count from 1.
@@ -461,10 +467,10 @@ impl<'plan> Engine<'plan> {
 
     /// Gradients of the loss, times the loss scale.
     fn backward(&self, loss: &Tensor) -> Result<(), Error> {
-        if self.loss_scale == 1.0 {
-            return Ok(loss.f_backward()?);
+        match &self.loss_scale {
+            None => Ok(loss.f_backward()?),
+            Some(loss_scale) => Ok(loss.f_mul(loss_scale.scale())?.f_backward()?),
         }
-        Ok(loss.f_mul_scalar(f64::from(self.loss_scale))?.f_backward()?)
     }
 
     /// Where slowness is rehearsed, data comes as much later as everything else took in the step before.
@@ -529,12 +535,19 @@ impl<'plan> Engine<'plan> {
         if !config.model.frozen_norm {
             let _ = self.state.summed_statistics()?.f_add_(&self.state.batch_statistics)?;
         }
-        let _ = self.state.tail(Tail::Loss)?.f_add_(&loss.f_detach()?)?;
+        self.tell_loss(&loss.f_detach()?)?;
         let _ = self.state.tail(Tail::Correct)?.f_add_(&targets.correct(&logits)?)?;
         if targets.skipped > 0 {
             let _ = self.state.tail(Tail::Skipped)?.f_add_scalar_(targets.skipped as f64)?;
         }
         Ok(loss)
+    }
+
+    /// Adds to the mean loss, and to this rank's.
+    fn tell_loss(&self, loss: &Tensor) -> Result<(), Error> {
+        let _ = self.state.tail(Tail::Loss)?.f_add_(loss)?;
+        let _ = self.state.rank_loss(self.comm.topology().rank)?.f_add_(loss)?;
+        Ok(())
     }
 
     fn draw_key(&self, step: u64, micro_batch: usize) -> DrawKey {
@@ -612,4 +625,13 @@ impl<'plan> Engine<'plan> {
         }
         Ok(())
     }
+}
+
+/// Whether ranks look through their own gradients before the sum, for what is infinite or NaN: where nobody looks for it
+/// afterwards, in the step computed once more.
+fn marks_own(config: &Config) -> bool {
+    let computed_once_more = config.train.on_nan == OnNan::Stop
+        && config.comm.overlap != Overlap::ExchangeAndStep
+        && !config.model.sync_norm;
+    !computed_once_more || config.precision.loss_scale.is_some()
 }

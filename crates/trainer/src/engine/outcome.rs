@@ -35,6 +35,10 @@ pub(crate) struct StepOutcome {
     pub(crate) skipped: u64,
     /// Whether the averages were finite numbers; otherwise nothing was updated.
     pub(crate) updated: bool,
+    /// Of each rank, the mean loss over its samples.
+    pub(crate) rank_losses: Vec<f32>,
+    /// Ranks whose own gradient was infinite or NaN somewhere, where they look for that themselves.
+    pub(crate) not_finite_ranks: Vec<usize>,
     /// L2 norm of the averaged gradient, where it is clipped.
     pub(crate) gradient_norm: Option<f64>,
     pub(crate) phases: Phases,

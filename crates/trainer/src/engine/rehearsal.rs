@@ -1,11 +1,10 @@
 //! Faults that happen to a rank on demand ([`crate::fault`]), as far as they concern what a step computes.
 
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 use super::Engine;
 use crate::error::Error;
 use crate::fault::{Fault, FaultKind, Stage};
-use crate::flat::Tail;
 
 impl Engine<'_> {
     /// Lets `fault` happen when its step comes, if it is this rank's.
@@ -36,8 +35,7 @@ impl Engine<'_> {
     pub(crate) fn spoil_loss(&mut self) -> Result<(), Error> {
         // The average over all micro batches is to be as much higher however many there are.
         let excess = 1e3 * self.plan.batches.micro_batches() as f64;
-        let _ = self.state.tail(Tail::Loss)?.f_add_scalar_(excess)?;
-        Ok(())
+        self.tell_loss(&Tensor::from(excess).f_to_device(self.device())?)
     }
 
     /// Another bit in one weight.

@@ -1,20 +1,23 @@
 //! What the averages of a step change of the run: weights, running statistics, averaged weights.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::Engine;
 use crate::error::Error;
+use crate::flat::Tail;
 use crate::skip::change_unless;
 
 impl Engine<'_> {
-    /// Uses the averages of step `step`, unless the device decides otherwise. Gives the norm of the gradient, where it is
-    /// clipped.
-    pub(super) fn update(&mut self, step: u64, learning_rate: f64) -> Result<Option<f64>, Error> {
+    /// Uses the averages of step `step`, unless the device decides otherwise. Gives the norm of the gradient, `[1]` in fp64
+    /// on the device, where it is clipped.
+    pub(super) fn update(&mut self, step: u64, learning_rate: f64) -> Result<Option<Tensor>, Error> {
         let _no_grad = tch::no_grad_guard();
-        let skip = self.decision.as_ref().map(|decision| decision.skip(&self.state)).transpose()?;
+        let loss_scale = self.loss_scale.as_ref();
+        let skip =
+            self.decision.as_ref().map(|decision| decision.skip(&self.state, loss_scale)).transpose()?;
         let skip = skip.as_ref();
-        if self.loss_scale != 1.0 {
-            let _ = self.state.gradients()?.f_mul_scalar_(1.0 / f64::from(self.loss_scale))?;
+        if let Some(loss_scale) = loss_scale {
+            let _ = self.state.gradients()?.f_mul_(&loss_scale.inverse()?)?;
         }
         let config = &self.plan.config.model;
         if !config.frozen_norm {
@@ -34,10 +37,15 @@ impl Engine<'_> {
             state.optimizer.await_weights()?;
             averaged.update(step + 1, &state.flat_parameters, &state.running_statistics, skip)?;
         }
+        let loss_scale_config = self.plan.config.precision.loss_scale.as_ref().filter(|_| skip.is_some());
+        if let (Some(loss_scale), Some(config)) = (loss_scale, loss_scale_config) {
+            let not_finite = state.tail(Tail::NotFinite)?.f_gt(0.0)?;
+            loss_scale.step(config, &not_finite.f_to_kind(Kind::Float)?)?;
+        }
         Ok(norm)
     }
 
-    fn update_weights(&self, learning_rate: f64, skip: Option<&Tensor>) -> Result<Option<f64>, Error> {
+    fn update_weights(&self, learning_rate: f64, skip: Option<&Tensor>) -> Result<Option<Tensor>, Error> {
         let norm = self.optimizer.step(learning_rate, skip)?;
         if let Some(shards) = self.state.optimizer.shards() {
             shards.gather_weights(&self.state.flat_parameters)?;

@@ -5,6 +5,7 @@
 
 pub(crate) mod desync;
 pub(crate) mod evidence;
+pub(crate) mod hosts;
 pub(crate) mod roll_back;
 pub(crate) mod spike;
 pub(crate) mod straggler;

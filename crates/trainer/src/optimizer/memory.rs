@@ -62,7 +62,7 @@ impl Shards {
 pub(crate) struct OptimizerState {
     /// What stands behind a parameter's name, and the elements of this rank's share.
     buffers: Vec<(&'static str, Tensor)>,
-    /// `[1]` on the host: updates so far, where the rule counts them.
+    /// `[1]`: updates so far, where the rule counts them.
     updates: Option<Tensor>,
     share: Share,
     whole_len: usize,
@@ -89,7 +89,7 @@ impl OptimizerState {
             .map(|&name| Ok((name, Tensor::f_zeros([share.len() as i64], (Kind::Float, device))?)))
             .collect::<Result<_, Error>>()?;
         let updates = match counts_updates {
-            true => Some(Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?),
+            true => Some(Tensor::f_zeros([1], (Kind::Float, device))?),
             false => None,
         };
         Ok(OptimizerState { buffers, updates, share, whole_len, shards, whole: RefCell::new(None) })
@@ -187,15 +187,11 @@ impl OptimizerState {
     pub(crate) fn broadcast(&self, comm: &CommThread) -> Result<(), Error> {
         let _no_grad = tch::no_grad_guard();
         if let Some(updates) = &self.updates {
-            comm.broadcast(region_of(updates)?, 0)?;
+            broadcast(comm, updates)?;
         }
         for (index, buffer) in self.buffers().enumerate() {
             let Some(shards) = &self.shards else {
-                let host = buffer.f_to_device(Device::Cpu)?;
-                comm.broadcast(region_of(&host)?, 0)?;
-                if buffer.device() != Device::Cpu {
-                    buffer.shallow_clone().f_copy_(&host)?;
-                }
+                broadcast(comm, buffer)?;
                 continue;
             };
             for (bucket, _) in &shards.buckets {
@@ -226,6 +222,16 @@ impl OptimizerState {
         };
         self.share.within(bucket).into_iter().map(pair).collect()
     }
+}
+
+/// Collective: rank 0's numbers for all, through the host's memory.
+fn broadcast(comm: &CommThread, numbers: &Tensor) -> Result<(), Error> {
+    let host = numbers.f_to_device(Device::Cpu)?;
+    comm.broadcast(region_of(&host)?, 0)?;
+    if numbers.device() != Device::Cpu {
+        numbers.shallow_clone().f_copy_(&host)?;
+    }
+    Ok(())
 }
 
 /// A view of the elements `range` of a vector.

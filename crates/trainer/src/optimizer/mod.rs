@@ -25,9 +25,10 @@ mod tests;
 use std::ops::Range;
 
 use model::Role;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use torch_ext::optimizer::{AdamW, Sgd, fused_adamw, fused_sgd, fused_sgd_unless};
 
+use self::layerwise::Layers;
 use self::memory::{OptimizerState, Shards, narrow};
 use self::norms::{Norms, Piece};
 use self::rule::{Adam, Rule};
@@ -45,8 +46,8 @@ struct Group {
     /// By buffer of the optimizer's state.
     memory: Vec<Vec<Tensor>>,
     weight_decay: f64,
-    /// The segment to whose norms the update adapts.
-    adapts_to: Option<usize>,
+    /// With a layerwise rule: the segment that this is of.
+    segment: usize,
 }
 
 /// The update rule and the parameters it applies to.
@@ -55,6 +56,7 @@ pub(crate) struct Optimizer {
     clip_norm: Option<f64>,
     groups: Vec<Group>,
     norms: Norms,
+    layers: Layers,
     parameters: Tensor,
     gradients: Tensor,
     updates: Option<Tensor>,
@@ -96,29 +98,32 @@ impl Optimizer {
         range: &Range<usize>,
     ) -> Result<Self, Error> {
         let gradients = state.gradients()?;
+        let decay_of = decay_of(config);
+        let layers: Vec<_> = (state.layout.segments.iter())
+            .map(|placed| (decay_of(placed.role), is_weight(placed.role)))
+            .collect();
         Ok(Optimizer {
             rule,
             clip_norm: config.clip_norm,
             groups: groups(config, rule, state, [&parameters, &gradients], range)?,
             norms: norms(state),
+            layers: Layers::new(&layers, parameters.device())?,
             parameters,
             gradients,
             updates: state.optimizer.updates().map(Tensor::shallow_clone),
         })
     }
 
-    /// Whether the host has no part in an update, so that a device can leave it out by itself: norms, and the number of an
-    /// update, are the host's.
+    /// Whether the host has no part in an update, so that a device can leave it out by itself. It has one where norms are
+    /// those of all ranks' shares, which travel through its memory.
     pub(crate) fn runs_on_device(&self) -> bool {
-        matches!(self.rule, Rule::Sgd { .. }) && self.clip_norm.is_none()
+        let needs_norms = self.rule.is_layerwise() || self.clip_norm.is_some();
+        !needs_norms || self.norms.stay_on_device()
     }
 
-    /// Applies the averaged gradient. Gives its norm where that limits it. Collective with shards. An optimizer that
-    /// [runs on its device](Optimizer::runs_on_device) leaves everything as it is where `skip`, `[1]` there, is 1.
-    pub(crate) fn step(&self, learning_rate: f64, skip: Option<&Tensor>) -> Result<Option<f64>, Error> {
-        if skip.is_some() && !self.runs_on_device() {
-            return Err(Error::Other("this update cannot be left out by the device".into()));
-        }
+    /// Applies the averaged gradient. Gives its norm, `[1]` in fp64 on the device, where that limits it. Collective with
+    /// shards. Where `skip`, `[1]` on the device, is 1, everything but the gradient stays as it is.
+    pub(crate) fn step(&self, learning_rate: f64, skip: Option<&Tensor>) -> Result<Option<Tensor>, Error> {
         let norm = self.clip()?;
         match self.rule {
             Rule::Sgd { momentum, dampening, nesterov } => {
@@ -129,38 +134,45 @@ impl Optimizer {
                 }
             }
             Rule::AdamW(adam) => {
-                let step = self.count_update()?;
+                let step = self.count_update(skip)?;
                 for group in &self.groups {
                     let adamw = adam.with(learning_rate, group.weight_decay);
-                    group.adamw(&refs(&group.parameters), &adamw, step)?;
+                    group.adamw(&refs(&group.parameters), &adamw, &step, skip)?;
                 }
             }
             Rule::Lars { momentum, trust_coefficient } => {
-                self.lars(learning_rate, momentum, trust_coefficient)?;
+                self.lars(learning_rate, momentum, trust_coefficient, skip)?;
             }
-            Rule::Lamb(adam) => self.lamb(learning_rate, adam)?,
+            Rule::Lamb(adam) => self.lamb(learning_rate, adam, skip)?,
         }
         Ok(norm)
     }
 
     /// Scales the gradient down to the largest norm allowed; gives its norm before.
-    fn clip(&self) -> Result<Option<f64>, Error> {
+    fn clip(&self) -> Result<Option<Tensor>, Error> {
         let Some(largest) = self.clip_norm else { return Ok(None) };
-        let sums = self.norms.square_sums(&[&self.gradients])?;
-        let norm = sums.iter().flatten().sum::<f64>().sqrt();
-        let factor = largest / (norm + CLIP_EPSILON);
-        if factor < 1.0 {
+        let norm = self.norms.square_sum(&self.gradients)?.f_sqrt()?;
+        let factor = norm.f_add_scalar(CLIP_EPSILON)?.f_reciprocal()?.f_mul_scalar(largest)?;
+        // Where that costs no wait, gradients that stay as they are need not be read and written.
+        if factor.device() != Device::Cpu || factor.f_double_value(&[0])? < 1.0 {
+            let factor = factor.f_clamp_max(1.0)?.f_to_kind(Kind::Float)?;
             for gradient in self.groups.iter().flat_map(|group| &group.gradients) {
-                let _ = gradient.shallow_clone().f_mul_scalar_(factor)?;
+                let _ = gradient.shallow_clone().f_mul_(&factor)?;
             }
         }
         Ok(Some(norm))
     }
 
-    /// Number of the update that now begins, from 1 on.
-    fn count_update(&self) -> Result<f64, Error> {
-        let Some(updates) = &self.updates else { return Ok(1.0) };
-        Ok(updates.shallow_clone().f_add_scalar_(1.0)?.f_double_value(&[0])?)
+    /// Number of the update that now begins, from 1 on; `[1]` on the device. One that is left out does not count.
+    fn count_update(&self, skip: Option<&Tensor>) -> Result<Tensor, Error> {
+        let mut updates = self.updates.as_ref().map(Tensor::shallow_clone).ok_or_else(|| {
+            Error::Other("this rule needs the number of an update, and nobody counts them".into())
+        })?;
+        let _ = updates.f_add_scalar_(1.0)?;
+        if let Some(skip) = skip {
+            let _ = updates.f_sub_(skip)?;
+        }
+        Ok(updates)
     }
 }
 
@@ -183,10 +195,17 @@ impl Group {
         }?)
     }
 
-    /// Updates `parameters`, by this group's gradients.
-    fn adamw(&self, parameters: &[&Tensor], adamw: &AdamW, step: f64) -> Result<(), Error> {
+    /// Makes update number `step` of `parameters`, by this group's gradients.
+    fn adamw(
+        &self,
+        parameters: &[&Tensor],
+        adamw: &AdamW,
+        step: &Tensor,
+        skip: Option<&Tensor>,
+    ) -> Result<(), Error> {
         let [first, second] = self.memory.as_slice() else { return Err(wrong_memory(2, self.memory.len())) };
-        fused_adamw(parameters, &refs(&self.gradients), [&refs(first), &refs(second)], adamw, step)?;
+        let moments = [&*refs(first), &*refs(second)];
+        fused_adamw(parameters, &refs(&self.gradients), moments, adamw, step, skip)?;
         Ok(())
     }
 }
@@ -200,6 +219,14 @@ fn is_weight(role: Role) -> bool {
     matches!(role, Role::ConvWeight | Role::LinearWeight)
 }
 
+/// The weight decay of parameters of a role.
+fn decay_of(config: &OptimizerConfig) -> impl Fn(Role) -> f64 + Copy + use<> {
+    let mut config = config.clone();
+    config.write_defaults();
+    let decay = config.weight_decay.unwrap_or_default();
+    move |role| if config.decay_norm_and_bias == Some(true) || is_weight(role) { decay } else { 0.0 }
+}
+
 /// One group a decay, or with a layerwise rule one a segment; of what lies within `range`.
 fn groups(
     config: &OptimizerConfig,
@@ -208,43 +235,37 @@ fn groups(
     [parameters, gradients]: [&Tensor; 2],
     range: &Range<usize>,
 ) -> Result<Vec<Group>, Error> {
-    let mut config = config.clone();
-    config.write_defaults();
-    let decay = config.weight_decay.unwrap_or_default();
-    let decays = |role| config.decay_norm_and_bias == Some(true) || is_weight(role);
+    let decay_of = decay_of(config);
     let mut groups = Vec::new();
-    let mut add =
-        |ranges: &[Range<usize>], weight_decay: f64, adapts_to: Option<usize>| -> Result<(), Error> {
-            let cut = |part: &Range<usize>| part.start.max(range.start)..part.end.min(range.end);
-            let parts = ranges.iter().map(cut).filter(|part| !part.is_empty());
-            let own: Vec<_> = parts.flat_map(|part| state.optimizer.share().within(&part)).collect();
-            let views = |flat: &Tensor| -> Result<Vec<Tensor>, Error> {
-                own.iter().map(|(range, _)| narrow(flat, range)).collect()
-            };
-            let remembered = |buffer: &Tensor| -> Result<Vec<Tensor>, Error> {
-                own.iter().map(|(range, offset)| narrow(buffer, &(*offset..offset + range.len()))).collect()
-            };
-            if !own.is_empty() {
-                groups.push(Group {
-                    parameters: views(parameters)?,
-                    gradients: views(gradients)?,
-                    memory: state.optimizer.buffers().map(remembered).collect::<Result<_, Error>>()?,
-                    weight_decay,
-                    adapts_to,
-                });
-            }
-            Ok(())
+    let mut add = |ranges: &[Range<usize>], weight_decay: f64, segment: usize| -> Result<(), Error> {
+        let cut = |part: &Range<usize>| part.start.max(range.start)..part.end.min(range.end);
+        let parts = ranges.iter().map(cut).filter(|part| !part.is_empty());
+        let own: Vec<_> = parts.flat_map(|part| state.optimizer.share().within(&part)).collect();
+        let views = |flat: &Tensor| -> Result<Vec<Tensor>, Error> {
+            own.iter().map(|(range, _)| narrow(flat, range)).collect()
         };
+        let remembered = |buffer: &Tensor| -> Result<Vec<Tensor>, Error> {
+            own.iter().map(|(range, offset)| narrow(buffer, &(*offset..offset + range.len()))).collect()
+        };
+        if !own.is_empty() {
+            groups.push(Group {
+                parameters: views(parameters)?,
+                gradients: views(gradients)?,
+                memory: state.optimizer.buffers().map(remembered).collect::<Result<_, Error>>()?,
+                weight_decay,
+                segment,
+            });
+        }
+        Ok(())
+    };
     if rule.is_layerwise() {
         for (segment, placed) in state.layout.segments.iter().enumerate() {
-            let weight_decay = if decays(placed.role) { decay } else { 0.0 };
-            let adapts_to = is_weight(placed.role).then_some(segment);
-            add(&[state.layout.extent(segment)], weight_decay, adapts_to)?;
+            add(&[state.layout.extent(segment)], decay_of(placed.role), segment)?;
         }
     } else {
-        let (with, without) = state.layout.decay_ranges(decays);
-        add(&with, decay, None)?;
-        add(&without, 0.0, None)?;
+        let (with, without) = state.layout.decay_ranges(|role| decay_of(role) != 0.0);
+        add(&with, decay_of(Role::ConvWeight), 0)?;
+        add(&without, 0.0, 0)?;
     }
     Ok(groups)
 }

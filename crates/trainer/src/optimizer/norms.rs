@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use allreduce::CommThread;
 use tch::{Device, Kind, Tensor};
+use torch_ext::copy::to_device;
 
 use super::memory::narrow;
 use super::square_sum::{Branch, LEAF, SquareSum};
@@ -33,13 +34,46 @@ pub(super) struct Norms {
 }
 
 impl Norms {
-    /// For each of `flats`, laid out as the flat parameters, the sum of squares of every segment. Collective where
-    /// ranks have pieces.
-    pub(super) fn square_sums(&self, flats: &[&Tensor]) -> Result<Vec<Vec<f64>>, Error> {
+    /// Whether the host has no part in a norm: it would have to wait for the device.
+    pub(super) fn stay_on_device(&self) -> bool {
+        self.comm.is_none()
+    }
+
+    /// For each of `flats`, laid out as the flat parameters, the sum of squares of every segment: `[segments]` in fp64,
+    /// where the flats are. Collective where ranks have pieces.
+    pub(super) fn square_sums<const FLATS: usize>(
+        &self,
+        flats: [&Tensor; FLATS],
+    ) -> Result<[Tensor; FLATS], Error> {
+        let device = flats.first().map_or(Device::Cpu, |flat| flat.device());
+        let sums = match device == Device::Cpu || !self.stay_on_device() {
+            true => {
+                let sums = self.sums_of_host(&flats)?;
+                let tensor = |sums: Vec<f64>| to_device(&Tensor::from_slice(&sums), device);
+                sums.into_iter().map(tensor).collect::<Result<Vec<_>, _>>()?
+            }
+            false => flats.iter().map(|flat| self.sums_of_device(flat)).collect::<Result<_, Error>>()?,
+        };
+        sums.try_into().map_err(|_| Error::Other("there are not as many sums as buffers".into()))
+    }
+
+    /// The sum of squares of all of `flat`, `[1]` in fp64 where it is. Collective where ranks have pieces.
+    pub(super) fn square_sum(&self, flat: &Tensor) -> Result<Tensor, Error> {
+        let [sums] = self.square_sums([flat])?;
+        if flat.device() != Device::Cpu {
+            return Ok(sums.f_sum(Kind::Double)?.f_view([1])?);
+        }
+        // One after the other, whatever vectors this host has: all ranks must agree.
+        let sums: Vec<f64> = Vec::try_from(&sums)?;
+        Ok(Tensor::from_slice(&[sums.iter().sum::<f64>()]))
+    }
+
+    /// In the order that makes the bits those of any number of ranks.
+    fn sums_of_host(&self, flats: &[&Tensor]) -> Result<Vec<Vec<f64>>, Error> {
         let mut sums = vec![vec![SquareSum::default(); self.segments]; flats.len()];
         for (flat, sums) in flats.iter().zip(&mut sums) {
             if flat.device() != Device::Cpu {
-                for (piece, sum) in self.pieces.iter().zip(sums_of_device(flat, &self.pieces)?) {
+                for (piece, sum) in self.pieces.iter().zip(read_sums(flat, &self.pieces)?) {
                     let index = (piece.begin() / LEAF) as u64;
                     sums[piece.segment].push(Branch { height: 0, index, sum });
                 }
@@ -54,6 +88,12 @@ impl Norms {
         }
         Ok(sums.iter().map(|sums| sums.iter().map(SquareSum::total).collect()).collect())
     }
+
+    /// Where this rank has all pieces, each a whole tensor.
+    fn sums_of_device(&self, flat: &Tensor) -> Result<Tensor, Error> {
+        let sums = self.pieces.iter().map(|piece| square_sum_on_device(flat, piece));
+        Ok(Tensor::f_stack(&sums.collect::<Result<Vec<_>, Error>>()?, 0)?)
+    }
 }
 
 impl Piece {
@@ -63,18 +103,19 @@ impl Piece {
     }
 }
 
+fn square_sum_on_device(flat: &Tensor, piece: &Piece) -> Result<Tensor, Error> {
+    let values = narrow(flat, &piece.range)?.f_to_kind(Kind::Double)?;
+    Ok(values.f_square()?.f_sum(Kind::Double)?)
+}
+
 /// The sum of squares of each piece, for all of which the host waits once.
-fn sums_of_device(flat: &Tensor, pieces: &[Piece]) -> Result<Vec<f64>, Error> {
-    let sum = |piece: &Piece| -> Result<Tensor, Error> {
-        let values = narrow(flat, &piece.range)?.f_to_kind(Kind::Double)?;
-        Ok(values.f_square()?.f_sum(Kind::Double)?)
-    };
-    let sums = pieces.iter().map(sum).collect::<Result<Vec<Tensor>, Error>>()?;
-    let mut numbers = vec![0.0; sums.len()];
-    if !sums.is_empty() {
-        Tensor::f_stack(&sums, 0)?.f_to_device(Device::Cpu)?.f_copy_data(&mut numbers, sums.len())?;
+fn read_sums(flat: &Tensor, pieces: &[Piece]) -> Result<Vec<f64>, Error> {
+    if pieces.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(numbers)
+    let sums = pieces.iter().map(|piece| square_sum_on_device(flat, piece));
+    let sums = Tensor::f_stack(&sums.collect::<Result<Vec<_>, Error>>()?, 0)?;
+    Ok(Vec::try_from(&sums.f_to_device(Device::Cpu)?)?)
 }
 
 fn add_piece(sum: &mut SquareSum, flat: &Tensor, piece: &Piece) -> Result<(), Error> {

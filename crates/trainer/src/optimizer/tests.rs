@@ -15,7 +15,7 @@ const STEPS: usize = 5;
 /// Weights of a small network of all kinds of parameters, and an optimizer for them.
 fn network_with(optimizer: &OptimizerConfig) -> (State, Optimizer) {
     let network = Network::new(&"wrn-10-1".parse().unwrap(), &model::Options::default()).unwrap();
-    let mut state = State::new(&network, 3, Device::Cpu).unwrap();
+    let mut state = State::new(&network, 3, Device::Cpu, 1).unwrap();
     let optimizer = Optimizer::new(optimizer, &mut state, None).unwrap();
     (state, optimizer)
 }
@@ -67,7 +67,7 @@ fn compare(text: &str, rate: f64) {
     let mut norms = Vec::new();
     for row in &rows {
         state.gradients().unwrap().copy_(&Tensor::from_slice(row));
-        norms.extend(optimizer.step(rate, None).unwrap());
+        norms.extend(optimizer.step(rate, None).unwrap().map(|norm| norm.double_value(&[0])));
     }
     let output = Command::new("python3").arg(SCRIPT).arg(dir.path()).output();
     let Some(output) = output.ok().filter(|_| python_has_torch()) else {

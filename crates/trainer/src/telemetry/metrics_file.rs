@@ -105,6 +105,7 @@ mod tests {
             skipped: false,
             loss_spike: false,
             loss_scale: None,
+            not_finite_ranks: Vec::new(),
             top1_error: 0.5,
             learning_rate: 0.1,
             gradient_norm: None,

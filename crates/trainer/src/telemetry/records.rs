@@ -51,6 +51,9 @@ pub(crate) struct StepRecord {
     /// The step changed nothing, since its gradient was infinite or NaN somewhere.
     #[serde(default)]
     pub(crate) skipped: bool,
+    /// Ranks, from 0 on, whose own gradient was infinite or NaN somewhere, where they look for that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) not_finite_ranks: Vec<usize>,
     /// The loss is far above those before.
     #[serde(default)]
     pub(crate) loss_spike: bool,

@@ -21,6 +21,7 @@ use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
 use crate::feed::Feed;
+use crate::health::hosts::Hosts;
 use crate::health::straggler::StragglerWatch;
 use crate::health::{desync, roll_back};
 use crate::plan::Plan;
@@ -53,6 +54,7 @@ pub(super) struct Run<'a> {
     not_finite: Option<NotFiniteTensor>,
     progress: Progress,
     stragglers: StragglerWatch,
+    hosts: Hosts,
     /// On rank 0.
     metrics: Option<MetricsFile>,
     /// On rank 0: keeps other runs out of the folder.
@@ -137,6 +139,7 @@ impl<'a> Run<'a> {
         if let Some(path) = from {
             saving.began_at(position.step, path);
         }
+        let hosts = Hosts::of(session)?;
         let workers = decoder_threads(plan, session, compute);
         let first_step = position.step;
         let run = Run {
@@ -155,6 +158,7 @@ impl<'a> Run<'a> {
                 plan.config.telemetry.straggler_factor,
                 session.topology().world_size,
             ),
+            hosts,
             metrics,
             _lock: lock,
             first_step,
@@ -376,7 +380,9 @@ impl<'a> Run<'a> {
     /// Collective: launches the next step.
     fn launch(&mut self, feed: &mut Feed) -> Result<(), Error> {
         let step = self.position.step + self.engine.in_flight();
-        self.engine.loss_scale = self.position.health.loss_scale.map_or(1.0, |loss_scale| loss_scale.scale);
+        if self.engine.in_flight() == 0 {
+            self.engine.set_loss_scale(self.position.health.loss_scale.as_ref())?;
+        }
         if self.plan.config.optimizer.reset_momentum_at_milestones == Some(true)
             && self.plan.schedule.milestone_begins(step)
         {
@@ -442,6 +448,7 @@ impl<'a> Run<'a> {
             step: self.position.step,
             loss: Some(outcome.loss).filter(|loss| loss.is_finite()),
             skipped: !outcome.updated,
+            not_finite_ranks: outcome.not_finite_ranks.clone(),
             top1_error: 1.0 - outcome.correct as f64 / counted as f64,
             loss_spike: judgement == Judgement::Spike,
             loss_scale,

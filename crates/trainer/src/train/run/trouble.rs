@@ -11,6 +11,7 @@ use crate::engine::StepOutcome;
 use crate::error::Error;
 use crate::health::evidence;
 use crate::health::roll_back::{self, Found, RollBack};
+use crate::loss_scale::LossScale;
 use crate::telemetry::{MetricsFile, Record};
 use crate::train::broadcast_state;
 use crate::train::resume::{require_own, share, take_over, told_as_passed_over};
@@ -41,6 +42,7 @@ impl Run<'_> {
         learning_rate: f64,
         outcome: &StepOutcome,
     ) -> Result<Judgement, Error> {
+        let scale_of_step = self.position.health.loss_scale;
         let scale = &mut self.position.health.loss_scale;
         let overflow = !outcome.updated && scale.is_some_and(|scale| scale.can_shrink());
         if let (Some(scale), Some(config)) = (scale, &self.plan.config.precision.loss_scale) {
@@ -52,7 +54,8 @@ impl Run<'_> {
             step / self.plan.steps_per_epoch + 1
         );
         if !outcome.updated {
-            return self.leave_out(step, learning_rate, &place, overflow);
+            let origin = self.hosts.name(&outcome.not_finite_ranks);
+            return self.leave_out(step, learning_rate, &place, origin, overflow, scale_of_step);
         }
         self.position.health.skipped_in_a_row = 0;
         let config = &self.plan.config.train.loss_spike;
@@ -60,8 +63,13 @@ impl Run<'_> {
             return Ok(Judgement::Usual);
         };
         let sentence = format!(
-            "{place}: its loss of {:.4} is far above the usual {:.4} (deviation {:.4})",
-            spike.loss, spike.usual, spike.deviation
+            "{place}: its loss of {:.4} is far above the usual {:.4} (deviation {:.4}){}",
+            spike.loss,
+            spike.usual,
+            spike.deviation,
+            self.hosts
+                .name_highest(&outcome.rank_losses)
+                .map_or_else(String::new, |rank| format!(", highest on {rank}")),
         );
         match config.action {
             OnSpike::Ignore => return Ok(Judgement::Usual),
@@ -73,13 +81,16 @@ impl Run<'_> {
     }
 
     /// Collective: a step whose averaged gradient is not finite is left out, or leads back to a checkpoint, or is the
-    /// end of the run. With `overflow` it is fp16's range that was left, which a smaller loss scale mends.
+    /// end of the run. `origin` names the ranks whose own gradient it is, where that is known. With `overflow` it is fp16's
+    /// range that was left, which a smaller loss scale mends.
     fn leave_out(
         &mut self,
         step: u64,
         learning_rate: f64,
         place: &str,
+        origin: Option<String>,
         overflow: bool,
+        scale_of_step: Option<LossScale>,
     ) -> Result<Judgement, Error> {
         self.position.epoch_skipped += 1;
         if overflow {
@@ -87,7 +98,10 @@ impl Run<'_> {
         }
         let skipped_in_a_row = &mut self.position.health.skipped_in_a_row;
         *skipped_in_a_row += 1;
-        let not_finite = "its gradient is infinite or NaN somewhere";
+        let not_finite = match &origin {
+            Some(ranks) => format!("its gradient is infinite or NaN on {ranks}"),
+            None => "its gradient is infinite or NaN somewhere".into(),
+        };
         let advice = match self.plan.config.train.on_nan {
             OnNan::RollBack => return self.roll_back(step, format!("{place}: {not_finite}")),
             OnNan::Skip if *skipped_in_a_row < MOST_SKIPPED => {
@@ -100,6 +114,7 @@ impl Run<'_> {
         self.engine.discard()?;
         let average = self.session.agree(self.engine.not_finite_in_average())?;
         // Where it comes from is known after another look at the same samples.
+        self.engine.set_loss_scale(scale_of_step.as_ref())?;
         let found = self.feed(step).and_then(|mut feed| self.engine.find_not_finite(step, &mut feed));
         let what = found.as_ref().ok().and_then(Option::as_ref);
         let saved =
@@ -111,10 +126,10 @@ impl Run<'_> {
         let found = found.and_then(|found| found.map_or(Ok(()), |found| Err(failure(&found.what))));
         self.session.agree(found)?;
         self.session.agree(Err(match average {
-            Some(name) => Error::Other(format!(
-                "{}; which rank it comes from cannot be told with comm.overlap: sync+step or model.sync_norm",
-                failure(&format!("the averaged gradient of {name} became infinite or NaN"))
-            )),
+            Some(name) => failure(&match origin {
+                Some(ranks) => format!("the gradient of {name} became infinite or NaN on {ranks}"),
+                None => format!("the averaged gradient of {name} became infinite or NaN"),
+            }),
             None => failure("the average over the ranks became infinite or NaN"),
         }))
     }
