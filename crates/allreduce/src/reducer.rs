@@ -303,7 +303,8 @@ impl Reducer {
     pub fn launch(&self) -> Result<(), CommError> {
         let mut step = lock(&self.step);
         let step = &mut *step;
-        let begin = *step.begin.get_or_insert_with(Instant::now);
+        // Until the next step begins, no gradient becomes complete.
+        let begin = step.begin.take().unwrap_or_else(Instant::now);
         let count = self.core.buckets.len();
         while step.queued.len() < count {
             self.launch_next(step);

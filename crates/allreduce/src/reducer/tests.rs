@@ -191,6 +191,28 @@ fn segments_that_never_become_ready_are_sent_at_the_end_and_reported() {
 }
 
 #[test]
+fn what_becomes_ready_after_the_launch_sends_nothing_again() {
+    let (comm, done) = slow(Duration::ZERO);
+    let gradients = Region::from_vec(vec![1.0; LEN]);
+    let reducer = reducer(comm.clone(), &gradients, 0, true, Accumulation::InPlace, 0.5);
+    for step in 1..3 {
+        reducer.begin_step(1);
+        reducer.begin_last_backward();
+        reducer.mark_ready(0);
+        reducer.mark_ready(2);
+        reducer.seal();
+        reducer.launch().unwrap();
+        reducer.mark_ready(1);
+        reducer.seal();
+        // Behind whatever was sent.
+        comm.barrier().unwrap();
+        assert_eq!(done.load(Ordering::SeqCst), 3 * step);
+        assert_eq!(reducer.settle().unwrap().unready, [1]);
+    }
+    assert_eq!(gradients.to_vec(), [0.25; LEN]);
+}
+
+#[test]
 fn a_step_after_the_end_of_communication_is_an_error_and_no_hang() {
     let (comm, _) = slow(Duration::ZERO);
     let gradients = Region::from_vec(vec![0.0; LEN]);
