@@ -2,8 +2,9 @@
 //! waited for: all are heard side by side, each within its own time. What a word means is for others to judge.
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -19,12 +20,22 @@ const MOST: usize = 128;
 /// So many are let in at a time, that each is heard several times before others can push it out.
 const AT_ONCE: usize = 16;
 
+/// A listener that does not wait, and its port, which the system chooses where `port` is 0.
+pub(crate) fn listen_at(interface: IpAddr, port: u16) -> io::Result<(TcpListener, u16)> {
+    let listener = TcpListener::bind((interface, port))?;
+    listener.set_nonblocking(true)?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}
+
 /// The callers at one listener.
 pub(crate) struct Callers<'a> {
     listener: &'a TcpListener,
     /// By age, the oldest first.
     waiting: VecDeque<Caller>,
     has_complained: bool,
+    /// Those who were turned away.
+    turned_away: usize,
 }
 
 struct Caller {
@@ -40,7 +51,7 @@ pub(crate) type Called<T> = (SocketAddr, io::Result<(TcpStream, T)>);
 impl<'a> Callers<'a> {
     /// Of a listener that does not wait.
     pub(crate) fn new(listener: &'a TcpListener) -> Self {
-        Callers { listener, waiting: VecDeque::new(), has_complained: false }
+        Callers { listener, waiting: VecDeque::new(), has_complained: false, turned_away: 0 }
     }
 
     /// Those whose first word is whole by now, and those that are turned away. Where there are none it comes back after a
@@ -63,6 +74,14 @@ impl<'a> Callers<'a> {
         called
     }
 
+    /// Somebody who called is not let in. Only the first is told of at once: strangers may come by the thousand.
+    pub(crate) fn turn_away(&mut self, from: SocketAddr, reason: impl Display) {
+        self.turned_away += 1;
+        if self.turned_away == 1 {
+            tracing::warn!(%from, %reason, "somebody was turned away; more will only be counted");
+        }
+    }
+
     fn let_in(&mut self) {
         for _ in 0..AT_ONCE {
             match self.listener.accept().and_then(Caller::new) {
@@ -78,6 +97,14 @@ impl<'a> Callers<'a> {
             }
         }
         self.waiting.drain(..self.waiting.len().saturating_sub(MOST));
+    }
+}
+
+impl Drop for Callers<'_> {
+    fn drop(&mut self) {
+        if self.turned_away > 1 {
+            tracing::warn!(times = self.turned_away, "somebody was turned away");
+        }
     }
 }
 
@@ -107,15 +134,18 @@ pub(crate) fn is_open(stream: &TcpStream) -> bool {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tracing::{Event, Metadata, Subscriber, span};
 
     use super::*;
     use crate::frames::send_word;
 
     fn listener() -> (TcpListener, SocketAddr) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        (listener, address)
+        let (listener, port) = listen_at(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
+        (listener, (Ipv4Addr::LOCALHOST, port).into())
     }
 
     /// Hears until somebody is through, or turned away.
@@ -168,6 +198,38 @@ mod tests {
         let rank = TcpStream::connect(address).unwrap();
         send_word(&rank, &7, Instant::now() + FIRST_WORD).unwrap();
         assert_eq!(first(&mut callers).unwrap().1, 7);
+    }
+
+    /// Counts what is told.
+    struct Told(Arc<AtomicUsize>);
+
+    impl Subscriber for Told {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, _: &Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn of_many_who_are_turned_away_the_first_and_the_number_are_told() {
+        let (listener, address) = listener();
+        for (times, lines) in [(0, 0), (1, 1), (1000, 2)] {
+            let told = Arc::new(AtomicUsize::new(0));
+            tracing::subscriber::with_default(Told(Arc::clone(&told)), || {
+                let mut callers = Callers::new(&listener);
+                (0..times).for_each(|_| callers.turn_away(address, "a stranger"));
+            });
+            assert_eq!(told.load(Ordering::Relaxed), lines, "{times} times");
+        }
     }
 
     #[test]

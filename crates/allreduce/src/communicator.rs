@@ -55,7 +55,8 @@ pub trait Communicator {
     ///
     /// # Safety
     /// The values are memory of the device, which nobody else uses from what the device's stream waits for until it has
-    /// passed the task.
+    /// passed the task. Tasks share what memory they need beside the values, so a task on another stream than the one before
+    /// is given only when that one is through.
     #[allow(unsafe_code)]
     unsafe fn on_device(
         &mut self,
@@ -78,12 +79,10 @@ pub trait Communicator {
     /// Waits until `moment` of a device has come.
     ///
     /// # Errors
-    /// When the device or a library that works on it failed, or the wait was aborted.
-    fn await_moment(&mut self, moment: &mut dyn Moment) -> Result<(), CommError> {
-        while !self.has_come(moment)? {
-            std::thread::sleep(LOOK);
-        }
-        Ok(())
+    /// When the device or a library that works on it failed, the wait was aborted, or this communicator knows host memory
+    /// only.
+    fn await_moment(&mut self, _moment: &mut dyn Moment) -> Result<(), CommError> {
+        Err(CommError::HostMemoryOnly)
     }
 
     /// Which part of any values this rank owns in [`Communicator::reduce_scatter`].
@@ -191,6 +190,7 @@ impl AbortSignal {
 #[derive(Debug)]
 pub struct Solo {
     topology: Topology,
+    signal: AbortSignal,
 }
 
 impl Solo {
@@ -198,7 +198,8 @@ impl Solo {
     #[must_use]
     pub fn new() -> Self {
         let host = hostname();
-        Solo { topology: Topology { rank: 0, world_size: 1, local_rank: 0, local_size: 1, host } }
+        let topology = Topology { rank: 0, world_size: 1, local_rank: 0, local_size: 1, host };
+        Solo { topology, signal: AbortSignal::new() }
     }
 }
 
@@ -222,7 +223,9 @@ impl Communicator for Solo {
         "one process, no communication".into()
     }
 
-    fn interrupt_by(&mut self, _signal: AbortSignal) {}
+    fn interrupt_by(&mut self, signal: AbortSignal) {
+        self.signal = signal;
+    }
 
     fn all_reduce(&mut self, _values: &mut [f32], _wire: Wire) -> Result<(), CommError> {
         Ok(())
@@ -240,6 +243,16 @@ impl Communicator for Solo {
         _len: usize,
         _task: DeviceTask,
     ) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    fn await_moment(&mut self, moment: &mut dyn Moment) -> Result<(), CommError> {
+        while !self.has_come(moment)? {
+            if self.signal.raised().is_some() {
+                return Err(CommError::Aborted);
+            }
+            std::thread::sleep(LOOK);
+        }
         Ok(())
     }
 

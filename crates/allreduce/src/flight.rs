@@ -94,7 +94,8 @@ pub struct Status {
     pub collective: Option<Collective>,
     /// Whether it is still under way.
     pub under_way: bool,
-    /// For how long it has been, or how long ago it ended.
+    /// For how long it has been, or how long ago it ended. One that was queued behind another on a device is under way
+    /// since that one's end: with how early it was queued it tells nothing of a job that is stuck.
     pub collective_for: Duration,
 }
 
@@ -198,17 +199,22 @@ impl FlightRecorder {
     #[must_use]
     pub fn status(&self) -> Status {
         let record = self.record();
-        // They end in order: from the end of the list, those under way come first.
-        let under_way = record.collectives.iter().rev().take_while(|entry| entry.ended.is_none()).last();
+        // They end in order, so that those under way are the last ones.
+        let ended = record.collectives.iter().rposition(|entry| entry.ended.is_some());
+        let under_way = record.collectives.get(ended.map_or(0, |last| last + 1));
+        let ended = ended.and_then(|last| record.collectives[last].ended);
         let current = under_way.or(record.collectives.back());
+        let since = match under_way {
+            Some(entry) => Some(ended.map_or(entry.began, |ended| ended.max(entry.began))),
+            None => ended,
+        };
         Status {
             step: record.step,
             phase: record.phase.into(),
             collectives: current.map_or(0, |current| current.number),
             collective: current.map(|current| current.collective.clone()),
             under_way: under_way.is_some(),
-            collective_for: current
-                .map_or(Duration::ZERO, |current| current.ended.unwrap_or(current.began).elapsed()),
+            collective_for: since.map_or(Duration::ZERO, |since| since.elapsed()),
         }
     }
 
@@ -335,6 +341,24 @@ mod tests {
         recorder.end(3, &Err(CommError::Aborted));
         recorder.end(3, &Err(CommError::Ended));
         assert_eq!(recorder.failure(), Some(CommError::Aborted), "the first one counts");
+    }
+
+    #[test]
+    fn what_waits_behind_another_one_is_under_way_since_that_one_s_end() {
+        let recorder = recorder();
+        assert_eq!(recorder.begin(bucket(0)), 1);
+        assert_eq!(recorder.begin(bucket(1)), 2);
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(recorder.status().collective_for >= Duration::from_millis(20));
+        let before_the_end = Instant::now();
+        recorder.end(1, &Ok(()));
+        let status = recorder.status();
+        assert_eq!((status.collectives, status.under_way), (2, true));
+        assert!(status.collective_for <= before_the_end.elapsed(), "{:?}", status.collective_for);
+        recorder.end(2, &Ok(()));
+        let before_the_next = Instant::now();
+        assert_eq!(recorder.begin(bucket(2)), 3);
+        assert!(recorder.status().collective_for <= before_the_next.elapsed(), "it waits for none");
     }
 
     #[test]

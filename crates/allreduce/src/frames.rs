@@ -18,10 +18,20 @@ pub(crate) const LONGEST_FRAME: usize = 256 << 20;
 
 /// Sends one frame.
 pub(crate) fn send(mut stream: &TcpStream, body: &[u8], deadline: Instant) -> io::Result<()> {
-    stream.set_write_timeout(Some(left_until(deadline)?))?;
     let length = u32::try_from(body.len()).map_err(|_| invalid("a frame that is too long"))?;
-    let head = [&MARK[..], &length.to_le_bytes()].concat();
-    stream.write_all(&[&head, body].concat()).map_err(in_words)
+    let frame = [&MARK[..], &length.to_le_bytes(), body].concat();
+    let mut left = &frame[..];
+    while !left.is_empty() {
+        // Anew for each part: the system counts from the beginning of a call.
+        stream.set_write_timeout(Some(left_until(deadline)?))?;
+        match stream.write(left) {
+            Ok(0) => return Err(closed()),
+            Ok(len) => left = &left[len..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(in_words(error)),
+        }
+    }
+    Ok(())
 }
 
 /// Receives one frame and not a byte beyond it.
@@ -106,7 +116,8 @@ fn fill(mut stream: &TcpStream, mut buffer: &mut [u8], deadline: Instant) -> io:
     Ok(())
 }
 
-fn left_until(deadline: Instant) -> io::Result<Duration> {
+/// The time that is left, an error where there is none.
+pub(crate) fn left_until(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(no_answer()) } else { Ok(left) }
 }
@@ -130,4 +141,32 @@ fn in_words(error: io::Error) -> io::Error {
 
 fn invalid(what: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, what.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_receiver_that_takes_little_by_little_buys_no_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        let (limit, pause) = (Duration::from_millis(300), Duration::from_millis(20));
+        // More than the system's buffers hold, by far more than is taken within the limit.
+        let body = vec![0; 64 << 20];
+        std::thread::scope(|scope| {
+            let begin = Instant::now();
+            let sending = scope.spawn(move || send(&sender, &body, Instant::now() + limit));
+            while !sending.is_finished() {
+                receiver.read_exact(&mut [0; 64 << 10]).unwrap();
+                std::thread::sleep(pause);
+            }
+            let error = sending.join().unwrap().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+            assert!(begin.elapsed() < 5 * limit, "{:?}", begin.elapsed());
+        });
+    }
 }

@@ -29,7 +29,8 @@ pub trait BucketHook: Send {
 
     /// The gradients of bucket `bucket` are averages now, and nobody else touches them until this returns. Not called
     /// any more in a step in which an average is infinite or NaN, from that bucket on: on all ranks alike, unless averages are
-    /// sharded.
+    /// sharded. On a device nobody looks, unless such averages are counted there
+    /// ([`ReducerOptions::not_finite`](crate::ReducerOptions::not_finite)).
     ///
     /// # Errors
     /// Whatever makes it impossible to go on with this step.

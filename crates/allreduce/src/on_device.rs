@@ -19,6 +19,12 @@ pub(crate) fn begin(
     Ok(device.lock())
 }
 
+/// The end of what is queued, for two who wait for it.
+pub(crate) fn end_for_two(device: &mut dyn ExchangeDevice) -> Result<[Box<dyn Moment>; 2], CommError> {
+    let mut mark = || device.mark().map_err(device_failed);
+    Ok([mark()?, mark()?])
+}
+
 /// Queues [`Communicator::gather_shards`]. Its end, for two who wait for it.
 pub(crate) fn gather_shards(
     communicator: &mut dyn Communicator,
@@ -29,8 +35,7 @@ pub(crate) fn gather_shards(
     // SAFETY: the region's memory is the device's, by `Region::on_device`, and this work's alone until the caller
     // has waited for its end; the stream waits for what filled it, by `begin`.
     unsafe { communicator.on_device(&mut *device, region.start(), region.len(), DeviceTask::GatherShards) }?;
-    let mut mark = || device.mark().map_err(device_failed);
-    Ok([mark()?, mark()?])
+    end_for_two(&mut *device)
 }
 
 /// How long an all-reduce of `values` takes, which all ranks begin together, once they are those of `source`.

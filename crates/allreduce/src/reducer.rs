@@ -5,6 +5,7 @@
 //! complete, is known to the caller alone.
 
 mod bucket_work;
+mod step;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -14,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
-use self::bucket_work::BucketWork;
+use self::step::{Launched, Report, Step};
 use crate::accumulate::SumTree;
 use crate::hook::BucketHook;
-use crate::nccl::{Moment, device_failed};
+use crate::nccl::device_failed;
 use crate::{Accumulation, Bucket, CommError, CommThread, Region, Segment, Sharding, Wire};
 
 /// How a reducer works.
@@ -88,7 +89,15 @@ pub struct StepExchange {
 /// let gradients = Region::from_vec(vec![6.0; 4]);
 /// let segments = vec![Segment { name: "weight".into(), range: 0..4 }];
 /// let buckets = plan_buckets(&segments, 4, 1 << 20, 25 << 20);
-/// let options = ReducerOptions { overlap: true, scale: 0.5, accumulation: Accumulation::InPlace, wire: Wire::Fp32, sharded: 0, not_finite: None, own_not_finite: None };
+/// let options = ReducerOptions {
+///     overlap: true,
+///     scale: 0.5,
+///     accumulation: Accumulation::InPlace,
+///     wire: Wire::Fp32,
+///     sharded: 0,
+///     not_finite: None,
+///     own_not_finite: None,
+/// };
 /// let reducer = Reducer::new(comm, gradients.clone(), segments, buckets, options);
 /// reducer.begin_step(1);
 /// reducer.begin_last_backward();
@@ -135,53 +144,6 @@ struct Core {
     /// Whether this rank's own values are.
     own_finite_so_far: AtomicBool,
     reports: Sender<Report>,
-}
-
-/// Where the current step stands.
-struct Step {
-    /// When the last backward pass began; `None` before that.
-    begin: Option<Instant>,
-    sealed: bool,
-    /// By segment.
-    ready: Vec<bool>,
-    /// By bucket: segments that are not ready yet.
-    missing: Vec<usize>,
-    /// By bucket, for those handed to the communication thread: when.
-    queued: Vec<Instant>,
-    /// How many of these are complete or queued on their device.
-    reached: usize,
-    /// Of the bucket that was queued on the device last: its end.
-    end: Option<Box<dyn Moment>>,
-    /// Steps that have been launched and not settled, the oldest first.
-    launched: VecDeque<Launched>,
-    /// Buckets that came back, of these steps and of the current one.
-    completed: VecDeque<Completion>,
-}
-
-/// What is known of a step when all its buckets are on their way.
-struct Launched {
-    begin: Instant,
-    queued: Vec<Instant>,
-    unready: Vec<usize>,
-}
-
-/// What the communication thread tells of a bucket.
-enum Report {
-    /// It is queued on its device; its end.
-    Queued(Box<dyn Moment>),
-    Completed(Completion),
-}
-
-/// How the exchange of a bucket ended.
-struct Completion {
-    bucket: usize,
-    bytes: usize,
-    processor: Duration,
-    started: Instant,
-    finished: Instant,
-    /// It was reported as queued before.
-    was_queued: bool,
-    result: Result<(), CommError>,
 }
 
 impl Reducer {
@@ -353,7 +315,8 @@ impl Reducer {
     pub fn launch(&self) -> Result<(), CommError> {
         let mut step = lock(&self.step);
         let step = &mut *step;
-        let begin = *step.begin.get_or_insert_with(Instant::now);
+        // Until the next step begins, no gradient becomes complete.
+        let begin = step.begin.take().unwrap_or_else(Instant::now);
         let count = self.core.buckets.len();
         while step.queued.len() < count {
             self.launch_next(step);
@@ -399,54 +362,6 @@ impl Reducer {
             });
         }
         Ok(StepExchange { buckets, unready })
-    }
-
-    /// Sends the buckets whose turn it is, in index order on every rank.
-    fn launch_ready(&self, step: &mut Step) {
-        let count = self.core.buckets.len();
-        while self.overlap && step.begin.is_some() {
-            let next = step.queued.len();
-            if next == count || step.missing[next] > 0 || (next + 1 == count && !step.sealed) {
-                return;
-            }
-            self.launch_next(step);
-        }
-    }
-
-    /// Sends the next bucket.
-    fn launch_next(&self, step: &mut Step) {
-        let bucket = step.queued.len();
-        step.queued.push(Instant::now());
-        self.thread.submit(Box::new(BucketWork::new(&self.core, bucket)));
-    }
-
-    /// Waits for the next report; whether one came.
-    fn receive(&self, step: &mut Step) -> bool {
-        // The other end is in `core`, so it is never disconnected.
-        match self.reports.recv() {
-            Ok(Report::Queued(end)) => {
-                step.end = Some(end);
-                step.reached += 1;
-            }
-            Ok(Report::Completed(completion)) => {
-                step.reached += usize::from(!completion.was_queued);
-                step.completed.push_back(completion);
-            }
-            Err(_) => return false,
-        }
-        true
-    }
-
-    /// Waits for the buckets of a step that began and was not launched, and of the steps before it.
-    fn forget_unlaunched(&self, step: &mut Step) {
-        if !step.queued.is_empty() {
-            let earlier: usize = step.launched.iter().map(|launched| launched.queued.len()).sum();
-            while step.completed.len() < earlier + step.queued.len() && self.receive(step) {}
-            step.completed.truncate(earlier);
-            step.queued.clear();
-        }
-        step.reached = 0;
-        step.end = None;
     }
 }
 

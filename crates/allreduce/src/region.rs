@@ -43,9 +43,10 @@ impl Region {
     ///   and may be read and written from any thread.
     /// - While an operation of this crate on the region, or on a slice of it, is under way, nobody else
     ///   touches the elements that it covers, nor uses a region made by another call of `new` over them. An
-    ///   operation is under way from the call to its return, or until its [`Pending`](crate::Pending) is gone; for a
-    ///   [`Reducer`](crate::Reducer)'s bucket, from its last segment's `mark_ready` (or `finish`) to the return of
-    ///   `finish`.
+    ///   operation is under way from the call to its return; one that returns a [`Pending`](crate::Pending), until that is
+    ///   gone. For a bucket of a [`Reducer`](crate::Reducer) it begins with the `mark_ready` or `seal` after which nothing of
+    ///   it is missing, at the latest with `launch`, and ends when `launch` returns; of a step that is given up, when the
+    ///   next `begin_step` returns. `settle` touches nothing.
     #[must_use]
     pub unsafe fn new(ptr: NonNull<f32>, len: usize, owner: Arc<dyn Any + Send + Sync>) -> Region {
         let memory = Memory { _owner: owner, access: Mutex::new(()), device: None };
@@ -57,8 +58,13 @@ impl Region {
     /// [`measure_all_reduce`](crate::measure_all_reduce) take such a region.
     ///
     /// # Safety
-    /// As [`Region::new`], but that the memory is the device's, and that an operation on a bucket begins where the
-    /// device's stream has passed what [`RegionDevice`] was told of as the bucket was handed over.
+    /// As [`Region::new`], but that the memory is the device's, and touched by what streams hold:
+    /// - An operation begins where the stream of the thread that hands it over stands, as [`RegionDevice`] notes it then. It
+    ///   is over for a stream that has been held: for that of the thread that calls `launch` when this returns, for others by
+    ///   an [`Arrival`](crate::Arrival), which is still to be waited for when the `Pending` is gone. After an error it is
+    ///   over only when the device is through with all that it holds.
+    /// - All regions that one [`CommThread`](crate::CommThread) works on are of one `device`, or an operation is over before
+    ///   one on another device is handed over.
     #[must_use]
     pub unsafe fn on_device(
         ptr: NonNull<f32>,
@@ -152,8 +158,8 @@ impl Deref for RegionGuard<'_> {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: valid and initialised by `Region::new`, and the host's, since `lock` gave the guard; the lock keeps this crate's other accesses out, and
-        // the promise given to `Region::new` everybody else's.
+        // SAFETY: valid and initialised by `Region::new`, and the host's, since `lock` gave the guard; the lock keeps this
+        // crate's other accesses out, and the promise given to `Region::new` everybody else's.
         unsafe { std::slice::from_raw_parts(self.region.start.as_ptr(), self.region.len) }
     }
 }

@@ -29,7 +29,8 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) trait Work: Send {
     /// What it is, as all ranks should see it.
     fn collective(&self) -> Collective;
-    /// Whether all it does is to be queued on a device, behind what is queued there.
+    /// Whether it is queued on a device, behind what is queued there, so that nothing need be through before. It may then
+    /// wait for its own end, as a bucket does that has a hook.
     fn is_on_device(&self) -> bool {
         false
     }

@@ -88,14 +88,13 @@ impl Readback {
             Device::Cuda(index) => Some((Stream::current(index)?, Event::new()?)),
             _ => None,
         };
-        // SAFETY: the numbers are read, written and freed only after a wait for the end of the copy; where that end could
-        // not be marked, for all that the stream holds.
-        unsafe { queue(from, &self.numbers) }?;
-        if let Some((stream, mut event)) = end {
-            match event.record(stream) {
-                Ok(()) => self.under_way = Some(event),
-                Err(error) => return stream.synchronize().and(Err(error)),
-            }
+        // SAFETY: the numbers are read, written and freed only after a wait for the end of the copy; where that end is not
+        // marked, because of an error, for all that the stream holds.
+        let queued = unsafe { queue(from, &self.numbers) };
+        let Some((stream, mut event)) = end else { return queued };
+        match queued.and_then(|()| event.record(stream)) {
+            Ok(()) => self.under_way = Some(event),
+            Err(error) => return stream.synchronize().and(Err(error)),
         }
         Ok(())
     }

@@ -71,6 +71,10 @@ impl Communicator for Delayed {
         len: usize,
         task: DeviceTask,
     ) -> Result<(), CommError> {
+        // The device's stream is behind the host: the time of an exchange begins when what it needs is computed, which the
+        // host has only queued.
+        let mut begin = device.mark().map_err(CommError::Nccl)?;
+        self.inner.await_moment(&mut *begin)?;
         std::thread::sleep(match task {
             DeviceTask::AllReduce(_) => self.delay,
             DeviceTask::ReduceScatter | DeviceTask::GatherShards => self.delay / 2,
@@ -105,5 +109,80 @@ impl Communicator for Delayed {
 
     fn finalize(&mut self) -> Result<(), CommError> {
         self.inner.finalize()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::c_void;
+    use std::time::Instant;
+
+    use allreduce::Solo;
+
+    use super::*;
+
+    /// Is through with its computation at that time.
+    struct Computing(Instant);
+
+    struct Computed(Instant);
+
+    impl Moment for Computed {
+        fn has_come(&mut self) -> Result<bool, String> {
+            Ok(Instant::now() >= self.0)
+        }
+        fn hold_caller(&mut self) -> Result<(), String> {
+            unreachable!("the host waits")
+        }
+    }
+
+    // SAFETY: nothing else is ever done there.
+    unsafe impl ExchangeDevice for Computing {
+        fn stream(&mut self) -> Result<*mut c_void, String> {
+            unreachable!("a rank alone sends nothing")
+        }
+        unsafe fn round(&mut self, _: *const f32, _: *mut c_void, _: usize, _: Wire) -> Result<(), String> {
+            unreachable!("a rank alone sends nothing")
+        }
+        unsafe fn widen(&mut self, _: *const c_void, _: *mut f32, _: usize, _: Wire) -> Result<(), String> {
+            unreachable!("a rank alone sends nothing")
+        }
+        unsafe fn sum_rows(
+            &mut self,
+            _: *mut c_void,
+            _: usize,
+            _: usize,
+            _: usize,
+            _: Wire,
+        ) -> Result<(), String> {
+            unreachable!("a rank alone sends nothing")
+        }
+        unsafe fn scale(&mut self, _: *mut f32, _: usize, _: f32) -> Result<(), String> {
+            unreachable!("a rank alone sends nothing")
+        }
+        unsafe fn count_not_finite(&mut self, _: *const f32, _: usize, _: *mut f32) -> Result<(), String> {
+            unreachable!("a rank alone sends nothing")
+        }
+        unsafe fn read(&mut self, _: *const f32) -> Result<f32, String> {
+            unreachable!("a rank alone sends nothing")
+        }
+        fn mark(&mut self) -> Result<Box<dyn Moment>, String> {
+            Ok(Box::new(Computed(self.0)))
+        }
+    }
+
+    #[test]
+    fn on_a_device_the_delay_begins_when_the_values_are_computed() {
+        let (computation, delay) = (Duration::from_millis(60), Duration::from_millis(40));
+        let mut delayed = Delayed::new(Box::new(Solo::new()), delay);
+        let mut values = [1.0; 4];
+        for (task, least) in
+            [(DeviceTask::AllReduce(Wire::Fp32), delay), (DeviceTask::ReduceScatter, delay / 2)]
+        {
+            let begin = Instant::now();
+            let mut device = Computing(begin + computation);
+            // SAFETY: a rank alone does nothing to the values.
+            unsafe { delayed.on_device(&mut device, values.as_mut_ptr(), values.len(), task) }.unwrap();
+            assert!(begin.elapsed() >= computation + least, "{task:?}: {:?}", begin.elapsed());
+        }
     }
 }

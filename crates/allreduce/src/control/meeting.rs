@@ -2,14 +2,14 @@
 //! communicator, then every rank knocks and shows the token. When all are there, rank 0 listens no longer.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{HostAddress, choose, of_this_host};
 use super::wire::PROTOCOL;
-use crate::callers::{Callers, is_open};
+use crate::callers::{Callers, is_open, listen_at};
 use crate::frames::{LONGEST_WORD, receive_word, send_word};
 use crate::{Agreed, CommThread, Failure};
 
@@ -119,14 +119,8 @@ fn gather<T: Serialize + for<'de> Deserialize<'de>>(
 
 fn listen(all_on_one_host: bool, hosts: &[Vec<HostAddress>]) -> Result<(TcpListener, Invitation), String> {
     let place = choose(all_on_one_host, hosts);
-    let bind = |ip: IpAddr| {
-        let listener = TcpListener::bind((ip, 0))?;
-        listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
-        Ok((listener, port))
-    };
-    let (listener, port) = bind(place.bind)
-        .map_err(|error: io::Error| format!("the control plane cannot listen on {}: {error}", place.bind))?;
+    let (listener, port) = listen_at(place.bind, 0)
+        .map_err(|error| format!("the control plane cannot listen on {}: {error}", place.bind))?;
     let addresses = place.reach.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
     let token = format!("{:032x}", rand::random::<u128>());
     Ok((listener, Invitation { addresses, token }))
@@ -143,11 +137,11 @@ fn admit(
     let deadline = Instant::now() + patience;
     let mut streams: Vec<Option<TcpStream>> = hosts.iter().map(|_| None).collect();
     let mut callers = Callers::new(listener);
-    while let Some(missing) = (1..streams.len()).find(|&rank| streams[rank].is_none()) {
+    while let Some(missing) = first_missing(&mut streams) {
         for (from, called) in callers.hear() {
             match called.and_then(|(stream, word)| admit_one(stream, word, token, &streams, timeout)) {
                 Ok((rank, stream)) => streams[rank] = Some(stream),
-                Err(error) => tracing::warn!(%from, %error, "the control plane turned somebody away"),
+                Err(error) => callers.turn_away(from, error),
             }
         }
         if Instant::now() > deadline {
@@ -162,6 +156,17 @@ fn admit(
     let streams =
         streams.into_iter().enumerate().filter_map(|(rank, stream)| Some((rank, stream?))).collect();
     Ok((timeout, streams))
+}
+
+/// The first rank that has not come, or has gone meanwhile: it may come again.
+fn first_missing(streams: &mut [Option<TcpStream>]) -> Option<usize> {
+    let missing = |streams: &[Option<TcpStream>]| (1..streams.len()).find(|&rank| streams[rank].is_none());
+    missing(streams).or_else(|| {
+        for place in &mut *streams {
+            place.take_if(|stream| !is_open(stream));
+        }
+        missing(streams)
+    })
 }
 
 fn admit_one(
@@ -228,6 +233,8 @@ fn knock_at(address: SocketAddr, token: &str, rank: usize) -> io::Result<(TcpStr
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::in_process::on_each_comm_thread;
 
@@ -254,10 +261,8 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(20);
 
     fn listener() -> (TcpListener, SocketAddr) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        (listener, address)
+        let (listener, port) = listen_at(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
+        (listener, (Ipv4Addr::LOCALHOST, port).into())
     }
 
     fn hosts() -> Vec<String> {
@@ -322,6 +327,26 @@ mod tests {
             is_over.store(true, std::sync::atomic::Ordering::Relaxed);
             assert!(begin.elapsed() < 4 * patience, "{:?}", begin.elapsed());
             assert!(refused.starts_with("rank 1 on there has not reached the control plane"), "{refused}");
+        });
+    }
+
+    #[test]
+    fn nobody_goes_on_with_a_rank_that_has_gone_while_others_came() {
+        let (listener, address) = listener();
+        let hosts = vec![String::new(); 3];
+        std::thread::scope(|scope| {
+            let admitted =
+                scope.spawn(|| admit(&listener, "secret", &hosts, Duration::from_secs(1), PATIENCE).unwrap());
+            drop(knock_at(address, "secret", 1).unwrap());
+            let second = knock_at(address, "secret", 2).unwrap();
+            let first = knock_at(address, "secret", 1).unwrap();
+            let (_, mut streams) = admitted.join().unwrap();
+            for ((rank, stream), (mut knocked, _)) in streams.iter_mut().zip([first, second]) {
+                io::Write::write_all(&mut knocked, &[*rank as u8]).unwrap();
+                let mut heard = [0];
+                io::Read::read_exact(stream, &mut heard).unwrap();
+                assert_eq!(heard, [*rank as u8]);
+            }
         });
     }
 

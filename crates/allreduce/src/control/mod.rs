@@ -1,9 +1,9 @@
 //! The control plane: a TCP connection from each rank to rank 0, beside the communicator that carries the
 //! data.
 //!
-//! Over it go heartbeats (what each rank is doing), now and then how fast each rank works, the last words of a rank that failed, and rank 0's word
-//! that the job ends. So one rank's death ends all others within moments, and with its name; a collective
-//! that does not finish within the timeout ends the job, with those it waits for. To end a job, rank 0 prints
+//! Over it go heartbeats (what each rank is doing), now and then how fast each rank works, the last words of a rank that
+//! failed, and rank 0's word that the job ends. So one rank's death ends all others within moments, and with its name; a
+//! collective that does not finish within the timeout ends the job, with those it waits for. To end a job, rank 0 prints
 //! why and tells the others; each rank writes its [flight record](crate::FlightRecorder) and ends its process
 //! without MPI, which may be waiting for a rank that is no more. Data never travels here.
 //!

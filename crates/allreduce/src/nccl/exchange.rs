@@ -320,7 +320,17 @@ impl Exchange {
     pub(super) fn finalize(&mut self, waiting: &Waiting) -> Result<(), CommError> {
         self.deregister()?;
         let _ = self.comm.finalize()?;
-        self.wait_until_queued(waiting)
+        self.wait_until_queued(waiting)?;
+        self.areas = None;
+        Ok(())
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // After an error the device may still have operations on the areas to do, NCCL's or others, for which nobody can
+        // wait any more. So they are never given back; the process is about to end.
+        std::mem::forget(self.areas.take());
     }
 }
 

@@ -115,8 +115,12 @@ impl NcclCommunicator {
         let exchange = self.exchange(device)?;
         // SAFETY: the caller's promise.
         let result = unsafe { exchange.run(device, values, task, reduction, &waiting) };
+        self.over_after_error(result)
+    }
+
+    /// An error ends NCCL's part: the communicator is dropped, which aborts it.
+    fn over_after_error<T>(&mut self, result: Result<T, CommError>) -> Result<T, CommError> {
         if let Err(error) = &result {
-            // Drops the communicator, which aborts it.
             self.state = State::Over(error.clone());
         }
         result
@@ -129,8 +133,8 @@ impl NcclCommunicator {
         }
         let mut host = std::mem::take(&mut self.host);
         let range = Values { start: values.as_mut_ptr(), len: values.len() };
-        // SAFETY: host memory, on which this library works, borrowed until all is done; after an error `perform` has
-        // dropped the communicator.
+        // SAFETY: host memory, on which this library works, borrowed until all is done; after an error, also of the wait,
+        // the communicator is dropped.
         let result = unsafe { self.perform(&mut host, range, task) };
         let result = result.and_then(|()| self.await_moment(&mut Now));
         self.host = host;
@@ -229,17 +233,16 @@ impl Communicator for NcclCommunicator {
         let come = match &mut self.state {
             State::Met(exchange) => exchange.has_come(moment),
             State::Apart => moment.has_come().map_err(device_failed),
-            State::Over(error) => return Err(error.clone()),
+            State::Over(error) => Err(error.clone()),
         };
-        if let Err(error) = &come {
-            self.state = State::Over(error.clone());
-        }
-        come
+        self.over_after_error(come)
     }
 
     fn await_moment(&mut self, moment: &mut dyn Moment) -> Result<(), CommError> {
         let waiting = self.waiting.clone();
-        waiting.until(|| self.has_come(moment))
+        // Also when it was aborted: what was waited for may go on otherwise, in memory that its owner takes back.
+        let come = waiting.until(|| self.has_come(moment));
+        self.over_after_error(come)
     }
 
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<(), CommError> {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Completion, Core, Report, lock};
+use super::step::{Completion, Report};
+use super::{Core, lock};
 use crate::communicator::Communicator;
 use crate::finite::{all_finite, scale};
 use crate::flight::{Collective, CollectiveKind};

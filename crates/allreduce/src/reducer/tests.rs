@@ -1,12 +1,14 @@
 //! What the reducer promises: when buckets leave, and what they hold afterwards, bit for bit.
 
-use std::ops::Range;
+mod averages;
+mod hooks;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::communicator::{AbortSignal, Communicator};
 use crate::in_process::{on_each_comm_thread, wild_values};
-use crate::{Solo, Sum, Topology, plan_buckets};
+use crate::{Solo, Topology, plan_buckets};
 
 /// A rank alone whose exchanges take a while, and are counted.
 struct Slow {
@@ -190,6 +192,28 @@ fn segments_that_never_become_ready_are_sent_at_the_end_and_reported() {
 }
 
 #[test]
+fn what_becomes_ready_after_the_launch_sends_nothing_again() {
+    let (comm, done) = slow(Duration::ZERO);
+    let gradients = Region::from_vec(vec![1.0; LEN]);
+    let reducer = reducer(comm.clone(), &gradients, 0, true, Accumulation::InPlace, 0.5);
+    for step in 1..3 {
+        reducer.begin_step(1);
+        reducer.begin_last_backward();
+        reducer.mark_ready(0);
+        reducer.mark_ready(2);
+        reducer.seal();
+        reducer.launch().unwrap();
+        reducer.mark_ready(1);
+        reducer.seal();
+        // Behind whatever was sent.
+        comm.barrier().unwrap();
+        assert_eq!(done.load(Ordering::SeqCst), 3 * step);
+        assert_eq!(reducer.settle().unwrap().unready, [1]);
+    }
+    assert_eq!(gradients.to_vec(), [0.25; LEN]);
+}
+
+#[test]
 fn a_step_after_the_end_of_communication_is_an_error_and_no_hang() {
     let (comm, _) = slow(Duration::ZERO);
     let gradients = Region::from_vec(vec![0.0; LEN]);
@@ -210,111 +234,6 @@ fn buckets_of_other_segments_are_refused() {
     let buckets = vec![Bucket { range: 0..100, segments: 0..3 }];
     let options = ReducerOptions { not_finite: None, ..OPTIONS };
     let _ = Reducer::new(comm, Region::from_vec(vec![0.0; LEN]), segments(), buckets, options);
-}
-
-/// The averages of two steps as bits, by rank. Micro batch j of step s holds `wild_values(LEN, 1000 s + j)`.
-fn averages(
-    world_size: usize,
-    micro_batches: usize,
-    cap: usize,
-    overlap: bool,
-    accumulation: Accumulation,
-) -> Vec<Vec<u32>> {
-    on_each_comm_thread(world_size, |comm| {
-        let gradients = Region::from_vec(vec![0.0; LEN]);
-        let scale = 1.0 / micro_batches as f32;
-        let reducer = reducer(comm.clone(), &gradients, cap, overlap, accumulation, scale);
-        let local = micro_batches / world_size;
-        let first = comm.topology().rank * local;
-        // As backward does: adds to the buffer.
-        let backward = |seed: usize, range: Range<usize>| {
-            let values = wild_values(LEN, seed as u64);
-            let region = gradients.slice(range.clone());
-            for (gradient, value) in region.lock().iter_mut().zip(&values[range]) {
-                *gradient += value;
-            }
-        };
-        let mut bits = Vec::new();
-        for step in 0..2 {
-            gradients.lock().fill(0.0);
-            reducer.begin_step(local);
-            for micro_batch in first..first + local - 1 {
-                backward(1000 * step + micro_batch, 0..LEN);
-                reducer.end_micro_batch();
-            }
-            let last = 1000 * step + first + local - 1;
-            backward(last, 192..LEN);
-            reducer.begin_last_backward();
-            reducer.seal();
-            for segment in 0..3 {
-                backward(last, 64 * segment..64 * segment + 64);
-                reducer.mark_ready(segment);
-            }
-            finish(&reducer).unwrap();
-            bits.extend(gradients.to_vec().iter().map(|value| value.to_bits()));
-        }
-        bits
-    })
-}
-
-#[test]
-fn rank_count_buckets_and_overlap_change_no_bit() {
-    // Micro batches, and the rank counts for which a rank has a power of two of them, or all.
-    for (micro_batches, world_sizes) in [
-        (1, &[1][..]),
-        (2, &[1, 2]),
-        (4, &[1, 2, 4]),
-        (8, &[1, 2, 4, 8]),
-        (12, &[1, 3, 6, 12]),
-        (6, &[1, 3, 6]),
-        (5, &[1, 5]),
-    ] {
-        let alone = averages(1, micro_batches, usize::MAX, true, Accumulation::Tree).remove(0);
-        for &world_size in world_sizes {
-            for (cap, overlap) in [(0, true), (300, false), (usize::MAX, true)] {
-                for (rank, bits) in
-                    averages(world_size, micro_batches, cap, overlap, Accumulation::Tree).iter().enumerate()
-                {
-                    assert!(
-                        *bits == alone,
-                        "{micro_batches} micro batches, rank {rank} of {world_size}, cap {cap}, overlap {overlap}"
-                    );
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn the_order_of_summation_matters_for_these_values() {
-    let tree = averages(1, 8, usize::MAX, true, Accumulation::Tree);
-    let in_place = averages(1, 8, usize::MAX, true, Accumulation::InPlace);
-    assert_ne!(tree, in_place);
-}
-
-#[test]
-fn any_division_repeats_its_bits_on_every_rank() {
-    for (world_size, micro_batches) in [(2, 6), (3, 9), (5, 5), (4, 12)] {
-        for accumulation in [Accumulation::Tree, Accumulation::InPlace] {
-            let once = averages(world_size, micro_batches, 0, true, accumulation);
-            assert!(once.iter().all(|bits| *bits == once[0]));
-            assert_eq!(averages(world_size, micro_batches, 300, false, accumulation), once);
-        }
-    }
-}
-
-#[test]
-fn averages_are_close_to_the_exact_ones() {
-    for accumulation in [Accumulation::Tree, Accumulation::InPlace] {
-        let (world_size, micro_batches) = (3, 6);
-        let bits = averages(world_size, micro_batches, 300, true, accumulation).remove(1);
-        for (index, bits) in bits[..LEN].iter().enumerate() {
-            let terms = (0..micro_batches).map(|seed| f64::from(wild_values(LEN, seed as u64)[index]));
-            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-            let error = (f64::from(f32::from_bits(*bits)) - sum / micro_batches as f64).abs();
-            assert!(error <= 1e-6 * size, "element {index} is off by {error}");
-        }
-    }
 }
 
 #[test]
@@ -343,107 +262,6 @@ fn compression_rounds_the_scaled_segments_and_leaves_the_tail_alone() {
             assert!(values[182..].iter().all(|&value| value == tail), "{:?}", &values[178..]);
         }
     }
-}
-
-/// Buckets and what they hold.
-type Calls = Arc<Mutex<Vec<(usize, Vec<f32>)>>>;
-
-/// Notes with which values it is called.
-struct Noting {
-    gradients: Region,
-    exchanges: bool,
-    calls: Calls,
-}
-
-impl BucketHook for Noting {
-    fn exchanges(&self) -> bool {
-        self.exchanges
-    }
-    fn all_reduce(&mut self, bucket: usize, values: &mut [f32], sum: &mut Sum<'_>) -> Result<(), CommError> {
-        self.calls.lock().unwrap().push((bucket, values.to_vec()));
-        // An approximation: only the first element travels.
-        let first = &mut values[..1];
-        sum(first)?;
-        let first = first[0];
-        values.fill(first);
-        Ok(())
-    }
-    fn averaged(&mut self, bucket: usize) -> Result<(), CommError> {
-        // The whole buffer: none of it may be locked now.
-        self.calls.lock().unwrap().push((bucket, self.gradients.to_vec()));
-        if bucket == 7 { Err(CommError::Hook("no bucket 7".into())) } else { Ok(()) }
-    }
-}
-
-#[test]
-fn a_hook_sees_each_bucket_once_it_is_averaged_until_one_is_not_finite() {
-    let results = on_each_comm_thread(2, |comm| {
-        let rank = comm.topology().rank;
-        let gradients = Region::from_vec(vec![0.0; LEN]);
-        let calls = Calls::default();
-        let hook = Noting { gradients: gradients.clone(), exchanges: false, calls: Arc::clone(&calls) };
-        let reducer =
-            reducer(comm.clone(), &gradients, 0, true, Accumulation::InPlace, 0.5).with_hook(Box::new(hook));
-        for bad in [None, Some(100), None] {
-            gradients.lock().fill(rank as f32);
-            if let (Some(bad), 1) = (bad, rank) {
-                gradients.lock()[bad] = f32::NAN;
-            }
-            gradients.lock()[NOT_FINITE] = 0.0;
-            reducer.begin_step(1);
-            reducer.begin_last_backward();
-            (0..3).for_each(|segment| reducer.mark_ready(segment));
-            reducer.seal();
-            finish(&reducer).unwrap();
-            assert_eq!(gradients.lock()[NOT_FINITE] == 0.0, bad.is_none());
-        }
-        std::mem::take(&mut *calls.lock().unwrap())
-    });
-    for calls in results {
-        let buckets: Vec<_> = calls.iter().map(|(bucket, _)| *bucket).collect();
-        assert_eq!(buckets, [0, 1, 2, 0, 0, 1, 2], "the second step has a NaN in bucket 1");
-        let ends = [64, 128, NOT_FINITE];
-        for (bucket, values) in calls {
-            assert!(values[..ends[bucket]].iter().all(|&value| value == 0.5), "bucket {bucket}: {values:?}");
-        }
-    }
-}
-
-#[test]
-fn a_hook_that_exchanges_gets_the_scaled_segments_and_the_rest_is_summed_as_ever() {
-    let results = on_each_comm_thread(2, |comm| {
-        let rank = comm.topology().rank;
-        let gradients = Region::from_vec(vec![2.0 * (rank + 1) as f32; LEN]);
-        let calls = Calls::default();
-        let hook = Noting { gradients: gradients.clone(), exchanges: true, calls: Arc::clone(&calls) };
-        let reducer = reducer(comm.clone(), &gradients, usize::MAX, true, Accumulation::InPlace, 0.5)
-            .with_hook(Box::new(hook));
-        reducer.begin_step(1);
-        let exchange = finish(&reducer).unwrap();
-        let calls = std::mem::take(&mut *calls.lock().unwrap());
-        (rank, exchange.buckets[0].bytes, calls, gradients.to_vec())
-    });
-    for (rank, bytes, calls, gradients) in results {
-        // The last segment ends at 178; then come padding and the tail.
-        assert_eq!(calls[0], (0, vec![(rank + 1) as f32; 178]));
-        assert_eq!(bytes, 4 + 4 * (LEN - 178), "one element, and what is in no segment");
-        assert_eq!(gradients, [3.0; LEN]);
-    }
-}
-
-#[test]
-fn an_error_of_a_hook_is_the_error_of_the_step() {
-    let (comm, _) = slow(Duration::ZERO);
-    let gradients = Region::from_vec(vec![0.0; 8 * 64]);
-    let segments: Vec<_> = (0..8)
-        .map(|index| Segment { name: format!("segment {index}"), range: 64 * index..64 * index + 64 })
-        .collect();
-    let buckets = plan_buckets(&segments, 8 * 64, 0, 0);
-    let options = ReducerOptions { not_finite: None, ..OPTIONS };
-    let hook = Noting { gradients: gradients.clone(), exchanges: false, calls: Arc::default() };
-    let reducer = Reducer::new(comm, gradients, segments, buckets, options).with_hook(Box::new(hook));
-    reducer.begin_step(1);
-    assert_eq!(finish(&reducer), Err(CommError::Hook("no bucket 7".into())));
 }
 
 #[test]

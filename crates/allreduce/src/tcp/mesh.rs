@@ -1,21 +1,25 @@
 //! A TCP connection between every two ranks that have met.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::rendezvous::{Place, Rendezvous};
 use crate::CommError;
-use crate::callers::Callers;
+use crate::callers::{Callers, listen_at};
 use crate::control::addresses::{HostAddress, choose, of_this_host};
-use crate::frames::{LONGEST_WORD, receive_word, send_word};
+use crate::frames::{LONGEST_WORD, left_until, receive_word, send_word};
 
 /// Within this time a rank that has shown the key must confirm that it still waits.
 const CONFIRMATION: Duration = Duration::from_secs(2);
 /// Within this time an address must answer.
 const ANSWER: Duration = Duration::from_secs(5);
+/// After the deadline, what a rank has begun to reach another one may take so long.
+const LAST_ATTEMPT: Duration = ANSWER;
+/// So long after the deadline a rank that is to be reached gives up: later than those who try, and know why it fails.
+const LAST_CALL: Duration = Duration::from_secs(10);
 
 /// Where a rank listens, and a key that strangers do not know.
 #[derive(Serialize, Deserialize)]
@@ -52,7 +56,8 @@ pub(super) fn connect_all(rendezvous: &mut Rendezvous) -> Result<Vec<Option<TcpS
     rendezvous.agree(all_there)?;
 
     // A rank connects to those above it. Of two that do not come together, the lower one is heard, and knows why.
-    let deadline = Instant::now() + rendezvous.patience();
+    let patience = rendezvous.patience();
+    let deadline = Instant::now() + patience;
     let (below, above) = std::thread::scope(|scope| {
         let below = scope.spawn(|| accept(&listening.0, rank, &cards[rank].key, &places, deadline));
         let above: Result<Vec<TcpStream>, String> = (rank + 1..places.len())
@@ -60,7 +65,9 @@ pub(super) fn connect_all(rendezvous: &mut Rendezvous) -> Result<Vec<Option<TcpS
             .collect();
         (below.join().unwrap_or_else(|_| Err(format!("rank {rank} cannot accept connections"))), above)
     });
-    let (above, below) = (rendezvous.agree(above)?, rendezvous.agree(below)?);
+    // Ranks that have all their connections wait for those that find out at their deadlines which one is missing.
+    let longest = patience + LAST_CALL + 2 * CONFIRMATION;
+    let (above, below) = (rendezvous.agree_after(longest, above)?, rendezvous.agree(below)?);
     let streams = below.into_iter().map(Some).chain([None]).chain(above.into_iter().map(Some));
     Ok(streams.collect())
 }
@@ -75,13 +82,7 @@ fn listen(
     let own = hosts.remove(rank);
     hosts.insert(0, own);
     let place = choose(one_machine, &hosts);
-    let bind = |ip: IpAddr| {
-        let listener = TcpListener::bind((ip, 0))?;
-        listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
-        Ok((listener, port))
-    };
-    let (listener, port) = bind(place.bind).map_err(|error: io::Error| {
+    let (listener, port) = listen_at(place.bind, 0).map_err(|error| {
         format!("rank {rank} on {} cannot listen on {}: {error}", places[rank].host, place.bind)
     })?;
     let addresses = place.reach.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
@@ -97,16 +98,17 @@ fn connect(
     deadline: Instant,
 ) -> Result<TcpStream, String> {
     let hello = Hello { key: card.key.clone(), from: rank, to: peer };
+    let soon = || (Instant::now() + ANSWER).min(deadline + LAST_ATTEMPT);
     let knock = |address: &SocketAddr| {
-        let stream = TcpStream::connect_timeout(address, ANSWER)?;
+        let stream = TcpStream::connect_timeout(address, left_until(soon())?)?;
         stream.set_nodelay(true)?;
-        send_word(&stream, &hello, Instant::now() + ANSWER)?;
+        send_word(&stream, &hello, soon())?;
         // It answers by its own name, else this address belongs to somebody else.
-        let answer: usize = receive_word(&stream, LONGEST_WORD, Instant::now() + ANSWER)?;
+        let answer: usize = receive_word(&stream, LONGEST_WORD, soon())?;
         if answer != peer {
             return Err(io::Error::other(format!("rank {answer} is there")));
         }
-        send_word(&stream, &rank, Instant::now() + ANSWER)?;
+        send_word(&stream, &rank, soon())?;
         Ok(stream)
     };
     loop {
@@ -141,15 +143,14 @@ fn accept(
     deadline: Instant,
 ) -> Result<Vec<TcpStream>, String> {
     let mut streams: Vec<Option<TcpStream>> = (0..rank).map(|_| None).collect();
-    // Those below give up first, and know why.
-    let deadline = deadline + 2 * ANSWER;
+    let deadline = deadline + LAST_CALL;
     let mut callers = Callers::new(listener);
     while let Some(missing) = streams.iter().position(Option::is_none) {
         for (from, called) in callers.hear::<Hello>() {
             match called.and_then(|(stream, hello)| admit(stream, &hello, rank, key)) {
                 Ok((peer, stream)) if peer < rank => streams[peer] = Some(stream),
-                Ok((peer, _)) => tracing::warn!(%from, peer, "turned away"),
-                Err(error) => tracing::warn!(%from, %error, "turned away"),
+                Ok((peer, _)) => callers.turn_away(from, format!("rank {peer} waits to be called itself")),
+                Err(error) => callers.turn_away(from, error),
             }
         }
         if Instant::now() > deadline {
@@ -176,36 +177,4 @@ fn admit(stream: TcpStream, hello: &Hello, rank: usize, key: &str) -> io::Result
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-
-    use super::*;
-
-    #[test]
-    fn a_stranger_and_a_connection_given_up_do_not_take_a_rank_s_place() {
-        let place = || Place { host: "here".into(), machine: String::new(), local_rank: 0, local_size: 2 };
-        let places = [place(), place()];
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        let card = Card { addresses: vec![address], key: "key".into() };
-
-        let _silent = [(); 4].map(|()| TcpStream::connect(address).unwrap());
-        let given_up = TcpStream::connect(address).unwrap();
-        let hello = Hello { key: card.key.clone(), from: 0, to: 1 };
-        send_word(&given_up, &hello, Instant::now() + ANSWER).unwrap();
-        drop(given_up);
-
-        let begin = Instant::now();
-        let deadline = begin + ANSWER;
-        let (mut connected, mut accepted) = std::thread::scope(|scope| {
-            let accepted = scope.spawn(|| accept(&listener, 1, &card.key, &places, deadline));
-            (connect(0, 1, &card, &places, deadline).unwrap(), accepted.join().unwrap().unwrap())
-        });
-        assert!(begin.elapsed() < CONFIRMATION, "{:?}", begin.elapsed());
-        connected.write_all(b"a word").unwrap();
-        let mut word = [0; 6];
-        accepted[0].read_exact(&mut word).unwrap();
-        assert_eq!((&word, accepted.len()), (b"a word", 1));
-    }
-}
+mod tests;

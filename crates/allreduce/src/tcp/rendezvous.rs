@@ -8,6 +8,7 @@
 mod invite;
 mod join;
 
+use std::io;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ const HELLO: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(10);
 /// When all have met, what is gathered comes within this time, or within that which ranks wait for each other.
 const LONGEST_GATHER: Duration = Duration::from_secs(120);
+/// Within this time all ranks have what was gathered.
+const REPLIES: Duration = Duration::from_secs(20);
 
 /// What a rank says of itself.
 #[derive(Clone, Serialize, Deserialize)]
@@ -78,13 +81,20 @@ enum Word {
 #[derive(Debug)]
 pub(crate) struct Rendezvous {
     rank: usize,
+    met: Met,
+    /// For what is gathered.
+    patience: Duration,
+}
+
+/// Whom a rank has met.
+#[derive(Debug)]
+struct Met {
+    /// Of every rank, by rank.
     places: Vec<Place>,
     /// Where they met, for people.
     at: String,
     /// Rank 0: the others by rank, from 1. Others: rank 0.
     streams: Vec<TcpStream>,
-    /// For what is gathered.
-    patience: Duration,
 }
 
 impl Rendezvous {
@@ -114,19 +124,19 @@ impl Rendezvous {
             0 => invite(point, hello, patience, deadline),
             _ => join(point, &hello, patience, deadline),
         }?;
-        Ok(Rendezvous { patience: patience.min(LONGEST_GATHER), ..met })
+        Ok(Rendezvous { rank: launched.rank, met, patience: patience.min(LONGEST_GATHER) })
     }
 
     /// Where this rank stands.
     #[must_use]
     pub(crate) fn topology(&self) -> Topology {
-        let Place { host, local_rank, local_size, .. } = self.places[self.rank].clone();
-        Topology { rank: self.rank, world_size: self.places.len(), local_rank, local_size, host }
+        let Place { host, local_rank, local_size, .. } = self.met.places[self.rank].clone();
+        Topology { rank: self.rank, world_size: self.met.places.len(), local_rank, local_size, host }
     }
 
     /// Of every rank, by rank.
     pub(super) fn places(&self) -> &[Place] {
-        &self.places
+        &self.met.places
     }
 
     /// How long ranks that have met wait for each other.
@@ -136,7 +146,7 @@ impl Rendezvous {
 
     /// Where the ranks met, for people.
     pub(super) fn at(&self) -> &str {
-        &self.at
+        &self.met.at
     }
 
     /// Collective: the bytes of every rank, by rank. Lengths may differ.
@@ -144,19 +154,22 @@ impl Rendezvous {
     /// # Errors
     /// [`CommError::NoMeeting`] when a rank has gone.
     pub(crate) fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
-        let deadline = Instant::now() + self.patience;
-        if self.rank == 0 {
-            self.gather_and_tell(bytes, deadline)
-        } else {
-            // Rank 0 may come to this later, after waits of its own; which rank is missing is for it to say.
-            self.tell_and_hear(bytes, deadline + 2 * self.patience + HELLO)
-        }
+        self.all_gather_after(Duration::ZERO, bytes)
     }
 
     /// Collective: the value if every rank succeeded, else the sentence of the lowest rank that failed.
     pub(super) fn agree<T>(&mut self, local: Result<T, String>) -> Result<T, CommError> {
+        self.agree_after(Duration::ZERO, local)
+    }
+
+    /// As [`Rendezvous::agree`], on something that may take one rank up to `longest` and another no time.
+    pub(super) fn agree_after<T>(
+        &mut self,
+        longest: Duration,
+        local: Result<T, String>,
+    ) -> Result<T, CommError> {
         let word = local.as_ref().err().map_or("", String::as_str).as_bytes();
-        let words = self.all_gather(word)?;
+        let words = self.all_gather_after(longest, word)?;
         let failed = words.iter().position(|word| !word.is_empty());
         match (failed, local) {
             (None, Ok(value)) => Ok(value),
@@ -168,23 +181,25 @@ impl Rendezvous {
         }
     }
 
+    /// As [`Rendezvous::all_gather`], after something that may take one rank up to `longest` and another no time.
+    fn all_gather_after(&mut self, longest: Duration, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        let wait = self.patience + longest;
+        if self.rank == 0 {
+            self.gather_and_tell(bytes, Instant::now() + wait)
+        } else {
+            // Rank 0 may come as late as any other, and then wait for one that comes later still: which one that is,
+            // is for it to say.
+            self.tell_and_hear(bytes, Instant::now() + 2 * wait + REPLIES + HELLO)
+        }
+    }
+
     /// Rank 0's part.
     fn gather_and_tell(&mut self, bytes: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>, CommError> {
         let mut all = vec![bytes.to_vec()];
-        for (rank, stream) in (1..).zip(&self.streams) {
+        for (rank, stream) in (1..).zip(&self.met.streams) {
             match receive(stream, LONGEST_FRAME, deadline) {
                 Ok(bytes) => all.push(bytes),
-                Err(error) => {
-                    let sentence = format!(
-                        "rank {rank} on {} left while the ranks met: {error}",
-                        self.places[rank].host
-                    );
-                    let reply = [&[FAILED], sentence.as_bytes()].concat();
-                    for stream in &self.streams {
-                        let _ = send(stream, &reply, Instant::now() + HELLO);
-                    }
-                    return Err(own(sentence));
-                }
+                Err(error) => return Err(self.give_up(rank, &error, None)),
             }
         }
         let mut reply = vec![GATHERED];
@@ -192,24 +207,42 @@ impl Rendezvous {
             reply.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
             reply.extend_from_slice(bytes);
         }
-        for (rank, stream) in (1..).zip(&self.streams) {
-            send(stream, &reply, deadline).map_err(|error| {
-                own(format!("rank {rank} on {} left while the ranks met: {error}", self.places[rank].host))
-            })?;
+        // Also where the last word came late there is time for all answers.
+        let deadline = Instant::now() + REPLIES;
+        for (rank, stream) in (1..).zip(&self.met.streams) {
+            // In the middle of an answer nothing else would be understood.
+            send(stream, &reply, deadline).map_err(|error| self.give_up(rank, &error, Some(rank)))?;
         }
         Ok(all)
     }
 
+    /// Rank 0: rank `gone` has left. Tells all but one, so that it is said once; those that have been answered find it
+    /// where they expect the next answer.
+    fn give_up(&self, gone: usize, error: &io::Error, but: Option<usize>) -> CommError {
+        let sentence = self.left(gone, error);
+        let reply = [&[FAILED], sentence.as_bytes()].concat();
+        for (rank, stream) in (1..).zip(&self.met.streams) {
+            if but != Some(rank) {
+                let _ = send(stream, &reply, Instant::now() + HELLO);
+            }
+        }
+        own(sentence)
+    }
+
+    fn left(&self, rank: usize, error: &io::Error) -> String {
+        format!("rank {rank} on {} left while the ranks met: {error}", self.met.places[rank].host)
+    }
+
     /// Another rank's part.
     fn tell_and_hear(&mut self, bytes: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>, CommError> {
-        let [leader] = &self.streams[..] else { return Err(CommError::Ended) };
-        let reply = send(leader, bytes, deadline).and_then(|()| receive(leader, LONGEST_FRAME, deadline));
-        let reply = reply.map_err(|error| {
-            own(format!("rank 0 on {} left while the ranks met: {error}", self.places[0].host))
-        })?;
+        let [leader] = &self.met.streams[..] else { return Err(CommError::Ended) };
+        // A rank 0 that takes no word any more may have said why.
+        let sent = send(leader, bytes, deadline);
+        let reply = receive(leader, LONGEST_FRAME, deadline);
+        let reply = reply.map_err(|error| own(self.left(0, &sent.err().unwrap_or(error))))?;
         match reply.split_first() {
             Some((&GATHERED, rest)) => {
-                let all = parts(rest).filter(|all| all.len() == self.places.len());
+                let all = parts(rest).filter(|all| all.len() == self.met.places.len());
                 all.ok_or_else(|| own("rank 0 does not speak as this rank does".into()))
             }
             _ => Err(CommError::NoMeeting {

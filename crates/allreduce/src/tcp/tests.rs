@@ -1,3 +1,5 @@
+//! Sums, other collectives, waits and deaths among ranks that are threads connected over TCP.
+
 use std::net::TcpListener;
 use std::time::Instant;
 
@@ -8,25 +10,34 @@ use crate::in_process::{on_each_rank, wild_values};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A port that was free a moment ago.
+pub(super) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A rank that is to meet the others at `port`.
+pub(super) fn launched(rank: usize, world_size: usize, port: u16) -> LaunchedRank {
+    let point = MeetingPoint {
+        hosts: vec!["localhost".into()],
+        ports: vec![port],
+        job: String::new(),
+        node: String::new(),
+        local_size: None,
+        one_host: true,
+        token: String::new(),
+    };
+    LaunchedRank { rank, world_size, local_rank: None, launcher: "a test", way: Way::Tcp(point) }
+}
+
 /// Runs `body` once a rank, each on a thread of its own, with what it got instead of a communicator.
 fn with_each<T: Send>(
     world_size: usize,
     reduction: impl Fn(usize) -> Reduction + Sync,
     body: impl Fn(usize, Result<TcpCommunicator, CommError>) -> T + Sync,
 ) -> Vec<T> {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let run = |rank: usize| {
-        let point = MeetingPoint {
-            hosts: vec!["localhost".into()],
-            ports: vec![port],
-            job: String::new(),
-            node: String::new(),
-            local_size: None,
-            one_host: true,
-            token: String::new(),
-        };
-        let launched =
-            LaunchedRank { rank, world_size, local_rank: None, launcher: "a test", way: Way::Tcp(point) };
+        let launched = launched(rank, world_size, port);
         body(rank, TcpCommunicator::initialize(&launched, reduction(rank), PATIENCE))
     };
     let run = &run;

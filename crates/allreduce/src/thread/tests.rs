@@ -1,3 +1,5 @@
+//! What a handle of the communication thread promises: order, ends, aborts, and the first failure as the last.
+
 use std::time::Instant;
 
 use super::*;

@@ -103,7 +103,9 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         let workers = decoder_threads(&plan, session, compute);
         let mut feed = session.agree(training_feed(&plan, compute.device, 0, workers))?;
         let mut outcomes: [Vec<StepOutcome>; 2] = [Vec::new(), Vec::new()];
-        let burst = if engines.iter().all(Engine::can_run_ahead) { BURST } else { 1 };
+        // A delay keeps the host until a step is computed, so that the other engine must not run ahead either.
+        let ahead = options.delay.is_zero() && engines.iter().all(Engine::can_run_ahead);
+        let burst = if ahead { BURST } else { 1 };
         for first in (0..options.warmup + options.steps).step_by(burst) {
             for (engine, outcomes) in engines.iter_mut().zip(&mut outcomes) {
                 session.comm().barrier()?;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::BucketWork;
 use crate::communicator::{Communicator, DeviceTask};
 use crate::nccl::{Moment, Ready, device_failed};
-use crate::on_device::begin;
+use crate::on_device::{begin, end_for_two};
 use crate::{CommError, Wire};
 
 impl BucketWork {
@@ -61,8 +61,7 @@ impl BucketWork {
                 device.count_not_finite(start, len, count).map_err(device_failed)?;
             }
         }
-        let mut mark = || device.mark().map_err(device_failed);
-        Ok([mark()?, mark()?])
+        end_for_two(&mut *device)
     }
 
     /// Waits for the device to hear whether all averages so far are finite.

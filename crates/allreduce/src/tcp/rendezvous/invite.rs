@@ -6,9 +6,9 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use super::{ANSWER, HELLO, Hello, Place, Rendezvous, Word, own};
+use super::{ANSWER, HELLO, Hello, Met, Place, Word, own};
 use crate::CommError;
-use crate::callers::{Callers, is_open};
+use crate::callers::{Callers, is_open, listen_at};
 use crate::frames::send_word;
 use crate::tcp::environment::{MeetingPoint, TOKEN};
 
@@ -21,7 +21,7 @@ pub(super) fn invite(
     me: Hello,
     patience: Duration,
     deadline: Instant,
-) -> Result<Rendezvous, CommError> {
+) -> Result<Met, CommError> {
     let world_size = me.world_size;
     let (listener, at) = listen(point).map_err(own)?;
     let mut known: Vec<Option<(Hello, TcpStream)>> = (1..world_size).map(|_| None).collect();
@@ -69,7 +69,7 @@ pub(super) fn invite(
             return Err(give_up(streams.into_iter(), sentence));
         }
     }
-    Ok(Rendezvous { rank: 0, places, at, streams, patience })
+    Ok(Met { places, at, streams })
 }
 
 fn give_up(streams: impl Iterator<Item = TcpStream>, sentence: String) -> CommError {
@@ -96,12 +96,8 @@ fn listen(point: &MeetingPoint) -> Result<(TcpListener, String), String> {
     let mut reasons = Vec::new();
     for &port in &point.ports {
         for &interface in &interfaces {
-            let listener = TcpListener::bind((interface, port)).and_then(|listener| {
-                listener.set_nonblocking(true)?;
-                Ok(listener)
-            });
-            match listener {
-                Ok(listener) => return Ok((listener, format!("{host}:{port}"))),
+            match listen_at(interface, port) {
+                Ok((listener, port)) => return Ok((listener, format!("{host}:{port}"))),
                 Err(error) => reasons.push(format!("{}: {error}", SocketAddr::new(interface, port))),
             }
         }

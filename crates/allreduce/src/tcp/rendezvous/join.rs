@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use super::{ANSWER, Hello, Place, Rendezvous, Word, own};
+use super::{ANSWER, Hello, Met, Place, Word, own};
 use crate::CommError;
 use crate::frames::{LONGEST_FRAME, LONGEST_WORD, receive_word, send_word};
 use crate::tcp::environment::MeetingPoint;
@@ -20,7 +20,7 @@ pub(super) fn join(
     me: &Hello,
     patience: Duration,
     deadline: Instant,
-) -> Result<Rendezvous, CommError> {
+) -> Result<Met, CommError> {
     let mut refused_since = None;
     loop {
         let mut reasons = Vec::new();
@@ -29,7 +29,7 @@ pub(super) fn join(
             match knock(address, me, deadline) {
                 Ok(Welcome::All(stream, places)) => {
                     let at = format!("{name}:{}", address.port());
-                    return Ok(Rendezvous { rank: me.rank, places, at, streams: vec![stream], patience });
+                    return Ok(Met { places, at, streams: vec![stream] });
                 }
                 Ok(Welcome::Failed(sentence)) => return Err(CommError::NoMeeting { sentence, mine: false }),
                 Ok(Welcome::Refused { reason, other_job }) => {

@@ -1,3 +1,5 @@
+//! Who meets, who is refused, what is gathered, and who says what when ranks are missing or leave.
+
 use std::io::Write;
 use std::net::TcpListener;
 use std::thread::{scope, sleep};
@@ -6,13 +8,9 @@ use super::invite::place;
 use super::*;
 use crate::frames::{LONGEST_WORD, receive_word, send_word};
 use crate::tcp::environment::MeetingPoint;
+use crate::tcp::tests::free_port;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 fn point(ports: Vec<u16>) -> MeetingPoint {
     MeetingPoint {
@@ -67,6 +65,36 @@ fn ranks_meet_in_any_order_and_gather() {
             );
             assert_eq!(agreed, Err(CommError::NoMeeting { sentence: "no".into(), mine: rank == 1 }));
         }
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_before_it_is_answered_is_named_to_all_others_and_said_once() {
+    for leaving in [1, 2] {
+        let port = free_port();
+        let meet = move |rank| Rendezvous::meet(&launched(rank, 3, point(vec![port])), PATIENCE).unwrap();
+        let gather = move |rank| {
+            let mut met = meet(rank);
+            let gathered = std::iter::repeat_with(|| met.all_gather(&[]).map(|_| ()));
+            gathered.take(5).find_map(Result::err).expect("one rank has left")
+        };
+        let errors = scope(|scope| {
+            let ranks = [0, 3 - leaving].map(|rank| scope.spawn(move || gather(rank)));
+            let met = meet(leaving);
+            let leader = &met.met.streams[0];
+            send(leader, &[], Instant::now() + ANSWER).unwrap();
+            leader.peek(&mut [0]).unwrap();
+            send(leader, &[], Instant::now() + ANSWER).unwrap();
+            // With an answer unread, which breaks the connection at once.
+            drop(met);
+            ranks.map(|rank| rank.join().unwrap())
+        });
+        let [(first, mine), (other, others)] = errors.map(|error| sentence(Err(error)));
+        assert!(
+            first.starts_with(&format!("rank {leaving} on ")) && first.contains(" left while "),
+            "{first}"
+        );
+        assert_eq!((mine, other, others), (true, first, false), "rank {leaving} leaves");
     }
 }
 

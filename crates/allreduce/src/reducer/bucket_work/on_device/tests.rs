@@ -22,13 +22,12 @@ const OPTIONS: ReducerOptions = ReducerOptions {
 };
 
 /// Host memory that goes as that of `device`.
-fn on_device(device: impl ExchangeDevice + 'static, values: Vec<f32>) -> Region {
+fn on_device(device: impl ExchangeDevice + 'static, mut values: Vec<f32>) -> Region {
     let device = RegionDevice::new(device, || Ok(Box::new(|| Ok(())) as Ready));
-    let values = Arc::new(values);
-    let start = NonNull::new(values.as_ptr().cast_mut()).unwrap();
+    let start = NonNull::new(values.as_mut_ptr()).unwrap();
     let len = values.len();
-    // SAFETY: kept alive as the owner, and read by nobody else.
-    unsafe { Region::on_device(start, len, values, device) }
+    // SAFETY: the elements stay where they are as long as their owner lives, and only the region reaches them.
+    unsafe { Region::on_device(start, len, Arc::new(values), device) }
 }
 
 struct Exchanges;
@@ -200,4 +199,17 @@ fn an_abort_reaches_a_rank_that_waits_for_its_device() {
     comm.abort(3);
     assert_eq!(reducer.settle().err(), Some(CommError::Ended));
     assert_eq!(comm.barrier(), Err(CommError::Aborted));
+}
+
+#[test]
+fn an_abort_reaches_an_operation_in_host_memory_that_waits_for_the_device() {
+    let (comm, reducer, _progress) = late();
+    reducer.begin_step(1);
+    reducer.launch().unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| comm.barrier());
+        std::thread::sleep(Duration::from_millis(20));
+        comm.abort(3);
+        assert_eq!(waiting.join().unwrap(), Err(CommError::Aborted));
+    });
 }
