@@ -54,8 +54,8 @@ impl Run<'_> {
             step / self.plan.steps_per_epoch + 1
         );
         if !outcome.updated {
-            let origin = self.hosts.name(&outcome.not_finite_ranks);
-            return self.leave_out(step, learning_rate, &place, origin, overflow, scale_of_step);
+            let origins = &outcome.not_finite_ranks;
+            return self.leave_out(step, learning_rate, &place, origins, overflow, scale_of_step);
         }
         self.position.health.skipped_in_a_row = 0;
         let config = &self.plan.config.train.loss_spike;
@@ -81,14 +81,14 @@ impl Run<'_> {
     }
 
     /// Collective: a step whose averaged gradient is not finite is left out, or leads back to a checkpoint, or is the
-    /// end of the run. `origin` names the ranks whose own gradient it is, where that is known. With `overflow` it is fp16's
+    /// end of the run. `origins` are the ranks whose own gradient it is, where that is known. With `overflow` it is fp16's
     /// range that was left, which a smaller loss scale mends.
     fn leave_out(
         &mut self,
         step: u64,
         learning_rate: f64,
         place: &str,
-        origin: Option<String>,
+        origins: &[usize],
         overflow: bool,
         scale_of_step: Option<LossScale>,
     ) -> Result<Judgement, Error> {
@@ -98,7 +98,8 @@ impl Run<'_> {
         }
         let skipped_in_a_row = &mut self.position.health.skipped_in_a_row;
         *skipped_in_a_row += 1;
-        let not_finite = match &origin {
+        let named = self.hosts.name(origins);
+        let not_finite = match &named {
             Some(ranks) => format!("its gradient is infinite or NaN on {ranks}"),
             None => "its gradient is infinite or NaN somewhere".into(),
         };
@@ -125,13 +126,17 @@ impl Run<'_> {
         let failure = |what: &str| Error::Other(format!("{what} at {place}; {advice}"));
         let found = found.and_then(|found| found.map_or(Ok(()), |found| Err(failure(&found.what))));
         self.session.agree(found)?;
-        self.session.agree(Err(match average {
-            Some(name) => failure(&match origin {
-                Some(ranks) => format!("the gradient of {name} became infinite or NaN on {ranks}"),
-                None => format!("the averaged gradient of {name} became infinite or NaN"),
-            }),
-            None => failure("the average over the ranks became infinite or NaN"),
-        }))
+        let error = failure(&match (average, origins, named) {
+            (None, ..) => "the average over the ranks became infinite or NaN".into(),
+            // The error is that rank's, and names it.
+            (Some(name), [_], _) => format!("the gradient of {name} became infinite or NaN"),
+            (Some(name), _, Some(ranks)) => {
+                format!("the gradient of {name} became infinite or NaN on {ranks}")
+            }
+            (Some(name), _, None) => format!("the averaged gradient of {name} became infinite or NaN"),
+        });
+        let is_origin = origins.is_empty() || origins.contains(&self.session.topology().rank);
+        self.session.agree(if is_origin { Err(error) } else { Ok(Judgement::Usual) })
     }
 
     /// Collective: goes back to an earlier checkpoint, with a lower learning rate from there.
