@@ -23,6 +23,8 @@ pub(crate) const MOST_EPOCHS: u32 = 1_000_000;
 const MOST_STEPS: f64 = 1e12;
 /// Larger images are a slip of the pen.
 pub(crate) const LARGEST_SIDE: u32 = 8192;
+/// Losses that are kept to compare the next one with.
+pub(crate) const LARGEST_WINDOW: u32 = 10_000;
 /// More would be no compression of any network here.
 const LARGEST_POWER_SGD_RANK: f64 = 256.0;
 
@@ -97,7 +99,7 @@ const RANGES: &[Range] = &[
     count("train.threads", 1024.0),
     count("train.evaluate_every_epochs", MOST_EPOCHS as f64),
     share("train.label_smoothing"),
-    from("train.loss_spike.window", 8.0, 1e4),
+    from("train.loss_spike.window", 8.0, LARGEST_WINDOW as f64),
     from("train.loss_spike.deviations", 1e-3, 1e6),
     count("train.roll_back.most", 1e6),
     // So small that the next one brings it to zero, which is refused when it happens.

@@ -124,7 +124,7 @@ pub(super) fn require_own(plan: &Plan, path: &Path, saved: &Checkpoint) -> Resul
         global_batch: plan.config.train.global_batch as u64,
     };
     let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
-    bounds.check(state).map_err(damaged)?;
+    Bounds::of(plan).check(state).map_err(damaged)?;
     let averaged = Part::Averaged;
     if plan.config.train.averaging.is_some() && !saved.parts.contains_key(&averaged) {
         return Err(damaged(format!("it has no {}, which train.averaging needs to go on", averaged.file())));
@@ -150,7 +150,7 @@ pub(super) fn take_over(
     for part in [Part::Weights, Part::Optimizer, Part::Averaged] {
         transfer::import(&plan.network, engine.state()?, part, Classifier::Saved, saved.tensors(part), path)?;
     }
-    Ok(RunState { versions, ..saved.state })
+    Ok(Bounds::of(plan).complete(RunState { versions, ..saved.state }))
 }
 
 /// On rank 0: the value that a key had in the run that this one goes on with; `None` for a run that begins.
