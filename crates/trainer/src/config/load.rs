@@ -127,7 +127,10 @@ fn words_of(mut value: Value, path: &str) -> Option<String> {
 /// serde reports an unknown or missing field at the enclosing section; the field's name is in its message.
 fn key_of(path: &str, message: &str) -> String {
     let section = if path == "." { "" } else { path };
-    let field = ["unknown field `", "missing field `"]
+    let field = [UNKNOWN, "missing field `"]
+/// What serde says of a key that a section does not have.
+const UNKNOWN: &str = "unknown field `";
+
         .iter()
         .find_map(|prefix| message.strip_prefix(prefix)?.split('`').next())
         .unwrap_or("");
@@ -228,9 +231,20 @@ impl Config {
         Some(config)
     }
 
-    /// Whether there is such a key, or a section of that name, or a key that lies in one that is not given here.
+    /// Whether there is such a key or section, given here or not.
     pub(crate) fn knows(&self, key: &str) -> bool {
-        self.keys_without(&[]).iter().any(|(known, _)| is_within(known, key) || is_within(key, known))
+        let Ok(mut value) = serde_yaml::to_value(self) else { return false };
+        let mut node = &mut value;
+        for part in key.split('.') {
+            if !node.is_mapping() {
+                *node = Value::Mapping(Mapping::new());
+            }
+            let Some(section) = node.as_mapping_mut() else { return false };
+            node = section.entry(Value::String(part.to_owned())).or_insert(Value::Null);
+        }
+        // The type says so itself. That the value makes no sense, or others are missing beside it, is another matter.
+        serde_yaml::from_value::<Config>(value)
+            .map_or_else(|error| !error.to_string().contains(UNKNOWN), |_| true)
     }
 
     /// The values that decide what a run computes, as dotted keys: two runs whose values agree are the same
@@ -450,8 +464,21 @@ mod tests {
             ("precision.tf", false),
             ("", false),
         ] {
+            ("train.micro_batch", true),
+            ("model", true),
+            ("seed", true),
+            // Not written where the kind does not use them.
+            ("optimizer.betas", true),
+            ("optimizer.reset_momentum_at_milestones", true),
+            ("optimizer.clip_norm", true),
+            ("schedule.scale_rate", true),
+            ("schedule.scale_rate.rule", true),
+            ("schedule.scale_rate.later", false),
+            ("optimizer.beta", false),
+            ("train.averaging.later", false),
             assert_eq!(config.knows(key), known, "{key}");
         }
+            ("later.key", false),
     }
 
     #[test]
