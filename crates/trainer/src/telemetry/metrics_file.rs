@@ -123,6 +123,7 @@ mod tests {
                 busy: 0.0,
             },
             stragglers: Vec::new(),
+            ahead: false,
         }
     }
 
@@ -193,7 +194,6 @@ mod tests {
     }
 
     #[test]
-    #[test]
     fn a_link_is_refused_and_stays_whether_or_not_lines_have_to_go() {
         let dir = tempfile::tempdir().unwrap();
         let (path, other) = (dir.path().join("metrics.jsonl"), dir.path().join("other"));
@@ -208,6 +208,7 @@ mod tests {
         }
     }
 
+    #[test]
     fn lines_that_find_no_room_are_written_when_there_is_some() {
         /// Takes so many bytes and then says that it is full.
         struct Disk {

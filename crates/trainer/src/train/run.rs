@@ -141,6 +141,10 @@ impl<'a> Run<'a> {
         let first_step = position.step;
         let run = Run {
             session,
+        tracing::debug!(
+            ahead = engine.can_run_ahead(),
+            "whether steps are launched before the one before is settled"
+        );
             plan,
             engine,
             dir,
@@ -399,6 +403,7 @@ impl<'a> Run<'a> {
         let loss_scale = self.position.health.loss_scale.map(|loss_scale| loss_scale.scale);
         let outcome = match self.engine.settle() {
             Ok(outcome) => outcome,
+        let ahead = self.engine.in_flight() > 1;
             Err(StepError::Here(error)) => return self.session.agree(Err(error)),
             Err(StepError::Elsewhere) => {
                 self.session.agree(Ok(()))?;
@@ -454,6 +459,7 @@ impl<'a> Run<'a> {
             stragglers: self.stragglers.named().to_vec(),
         };
         export_step(&record, images);
+            ahead,
         self.progress.step(&record);
         self.record(Record::Step(record));
         let check_every = self.plan.config.train.check_replicas_every;
