@@ -73,6 +73,16 @@ pub enum StopAfter {
     Step(u64),
 }
 
+impl StopAfter {
+    /// Completed steps of the run that stops there.
+    fn steps(self, steps_per_epoch: u64) -> u64 {
+        match self {
+            StopAfter::Epoch(epoch) => u64::from(epoch).saturating_mul(steps_per_epoch),
+            StopAfter::Step(step) => step,
+        }
+    }
+}
+
 impl TrainOptions {
     fn command(&self) -> Command {
         Command::new(

@@ -78,7 +78,6 @@ impl<'a> Run<'a> {
         stop_requests: StopRequests,
     ) -> Result<Self, Error> {
         let mut engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
-        session.agree(engine.rehearse(options.inject_fault))?;
         session.agree_equal("the layout of parameters", &engine.layout().description())?;
         session.agree_equal("the table of buckets", &engine.describe_buckets())?;
         // Before anything in it is read: a run that ends meanwhile would be undone. A folder that is not there yet holds
@@ -90,6 +89,9 @@ impl<'a> Run<'a> {
         let Start { position, from, warnings } = session.agree(start)?;
         let from = from.filter(|path| lies_in(path, &dir.checkpoints()));
         let (position, is_saved): (RunState, bool) = share(session, &(position, from.is_some()))?;
+        let last = options.stop_after.map_or(u64::MAX, |stop| stop.steps(plan.steps_per_epoch));
+        let steps = position.step + 1..=last.min(plan.total_steps());
+        session.agree(engine.rehearse(options.inject_fault, steps))?;
         broadcast_state(session, &engine)?;
 
         let exporter = match plan.config.telemetry.prometheus {
@@ -139,12 +141,12 @@ impl<'a> Run<'a> {
         }
         let workers = decoder_threads(plan, session, compute);
         let first_step = position.step;
-        let run = Run {
-            session,
         tracing::debug!(
             ahead = engine.can_run_ahead(),
             "whether steps are launched before the one before is settled"
         );
+        let run = Run {
+            session,
             plan,
             engine,
             dir,
@@ -401,9 +403,9 @@ impl<'a> Run<'a> {
         let step = self.position.step;
         let learning_rate = self.learning_rate(step);
         let loss_scale = self.position.health.loss_scale.map(|loss_scale| loss_scale.scale);
+        let ahead = self.engine.in_flight() > 1;
         let outcome = match self.engine.settle() {
             Ok(outcome) => outcome,
-        let ahead = self.engine.in_flight() > 1;
             Err(StepError::Here(error)) => return self.session.agree(Err(error)),
             Err(StepError::Elsewhere) => {
                 self.session.agree(Ok(()))?;
@@ -457,9 +459,9 @@ impl<'a> Run<'a> {
             seconds: outcome.phases.into(),
             exchange: (&outcome.exchange).into(),
             stragglers: self.stragglers.named().to_vec(),
+            ahead,
         };
         export_step(&record, images);
-            ahead,
         self.progress.step(&record);
         self.record(Record::Step(record));
         let check_every = self.plan.config.train.check_replicas_every;
