@@ -222,8 +222,19 @@ pub(crate) fn newest_whole(
 fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
     let name = path.file_name().unwrap_or_default();
     // The file of weights stands for the checkpoint that it lies in, a pointer for the one that it names.
+/// Whether `folder` holds a checkpoint, or what is left of one.
+fn is_checkpoint(folder: &Path) -> bool {
+    [STATE, CHECKSUMS].iter().any(|file| folder.join(file).exists())
+}
+
     if name == Part::Weights.file() || name == Part::Averaged.file() {
-        return Ok(path.parent().unwrap_or(path).to_owned());
+    let absent = || CheckpointError::Absent { path: path.to_owned() };
+        let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        // A run need not average its weights. Where one has, they are missing for damage alone.
+        let never_was = name == Part::Averaged.file()
+            && !path.exists()
+            && read_checksums(folder).is_ok_and(|sums| !sums.contains_key(Part::Averaged.file()));
+        return if is_checkpoint(folder) && !never_was { Ok(folder.to_owned()) } else { Err(absent()) };
     }
     if (name == LATEST || name == BEST) && path.is_file() {
         return match pointed_at(path)? {
@@ -231,13 +242,16 @@ fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
             None => Err(file_error("find the checkpoint that is named in", path)(ErrorKind::NotFound.into())),
         };
     }
-    if [STATE, CHECKSUMS].iter().any(|file| path.join(file).exists()) {
+    if is_checkpoint(path) {
         return Ok(path.to_owned());
     }
     for folder in [path.to_owned(), path.join("checkpoints")] {
         if let Some(found) = latest(&folder)? {
             return Ok(found);
+    if path.exists() && !path.is_dir() {
+        return Err(absent());
+    }
         }
     }
-    Err(CheckpointError::Absent { path: path.to_owned() })
+    Err(absent())
 }
