@@ -60,7 +60,7 @@ pub(crate) struct Found {
 }
 
 /// On rank 0, for a run that has completed `step` steps: the checkpoint to go back to below `folder`: the newest one up
-/// to there, or as many before it as `config` says if there are so many. Those that are damaged, or that `check` finds to
+/// to there, or as many before it as `config` says if there are so many, of a network of so many `parameters`. Those that are damaged, or that `check` finds to
 /// be no good or another run's, are passed over and not counted.
 pub(crate) fn find(
     folder: &Path,
@@ -68,10 +68,11 @@ pub(crate) fn find(
     config: &RollBackConfig,
     check: impl Fn(&Path, &Checkpoint) -> Result<(), CheckpointError>,
 ) -> Result<Found, Error> {
+    parameters: u64,
     let mut passed_over = Vec::new();
     let (mut found, mut sound) = (None, 0);
     for path in checkpoint::candidates_up_to(folder, step)? {
-        match checkpoint::load_all(&path).and_then(|saved| check(&path, &saved).map(|()| saved)) {
+        match checkpoint::load_all(&path, parameters).and_then(|saved| check(&path, &saved).map(|()| saved)) {
             Ok(saved) => {
                 found = Some((path, saved));
                 sound += 1;

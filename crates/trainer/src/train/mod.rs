@@ -178,7 +178,8 @@ pub fn evaluate_checkpoint(
             if let Some(warning) = checkpoint::pointer_warning(path) {
                 print_warning(&warning);
             }
-            checkpoint::load(path, &[Part::Weights]).map_err(Error::from).and_then(|saved| {
+            let parameters = plan.network.parameter_count();
+            checkpoint::load(path, &[Part::Weights], parameters).map_err(Error::from).and_then(|saved| {
                 weights::require_classifier(&saved.state, path)?;
                 refuse_other_architecture(&plan, &saved.state, path)?;
                 refuse_other_keys(&plan, &saved.state, path, |key| {

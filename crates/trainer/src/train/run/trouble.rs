@@ -181,7 +181,7 @@ impl Run<'_> {
         let check = |path: &Path, saved: &Checkpoint| require_own(self.plan, path, saved);
         let config = &self.plan.config.train.roll_back;
         let Found { path, checkpoint, passed_over } =
-            roll_back::find(&folder, self.position.step, config, check)?;
+            roll_back::find(&folder, self.position.step, config, self.plan.network.parameter_count(), check)?;
         for error in &passed_over {
             self.progress.warn(&told_as_passed_over(error));
         }
