@@ -197,6 +197,7 @@ pub fn metrics_without_times(mut lines: Vec<Value>) -> Vec<Value> {
                         | "seconds"
                         | "exchange"
                         | "stragglers"
+                        | "ahead"
                         | "train_seconds"
                         | "test_seconds"
                 )

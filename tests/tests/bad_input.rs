@@ -232,3 +232,40 @@ fn values_out_of_range_are_refused_with_their_key_before_anything_begins() {
         assert!(!experiment.path("run").exists(), "{set}: nothing is begun");
     }
 }
+
+#[test]
+fn a_fault_that_nobody_would_notice_is_refused_and_one_before_the_checkpoint_too() {
+    let experiment = experiment();
+    for fault in ["1:0:hang", "1:0:stop", "1:0:exit", "1:0:slow"] {
+        let refused = experiment.train("run", 1, &["--inject-fault", fault]).expect_code(2);
+        assert!(refused.stderr.contains("expected 2 ranks or more"), "{fault}: {}", refused.stderr);
+        assert!(!experiment.path("run").exists(), "nothing is begun");
+    }
+    let with = |stop: &'static str, fault: &'static str| ["--stop-after", stop, "--inject-fault", fault];
+    let refused = experiment.train("run", 1, &with("step:2", "3:0:nan")).expect_code(2);
+    assert!(
+        refused.stderr.contains("steps 1 to 2 are to come, on ranks 0 to 0, so step 3 "),
+        "{}",
+        refused.stderr
+    );
+    let _ = experiment.train("run", 1, &["--stop-after", "step:2"]).expect_code(75);
+    let before = experiment.metrics("run");
+    for (stop, fault, part) in [
+        ("step:3", "2:0:nan", "steps 3 to 3 are to come, on ranks 0 to 0, so step 2 of rank 0 never comes"),
+        ("step:2", "2:0:nan", "the run has no step left, so step 2 never comes"),
+    ] {
+        let refused = experiment.train("run", 1, &with(stop, fault)).expect_code(2);
+        assert!(refused.stderr.contains(part), "{}", refused.stderr);
+        assert_eq!(experiment.metrics("run"), before);
+    }
+}
+
+#[test]
+fn a_time_that_ranks_could_not_meet_within_is_refused_as_what_it_is() {
+    expect_error(
+        &experiment(),
+        &["--set", "comm.timeout_s=0"],
+        2,
+        &["--set comm.timeout_s=0: comm.timeout_s: 0 is out of range; expected 1 to 604800"],
+    );
+}

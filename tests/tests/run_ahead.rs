@@ -147,3 +147,21 @@ fn saves_and_stops_come_after_the_steps_that_they_are_asked_for() {
     let _ = pair.over_nccl("signalled", &sets, &[]).expect_code(0);
     assert!(pair.result("signalled") == pair.result("whole"), "stopped by a signal: another run");
 }
+
+#[test]
+fn the_next_step_is_launched_before_one_is_settled_unless_something_comes_between() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let pair = Pair::new();
+    let sets = ["train.check_replicas_every=7"];
+    let _ = pair.over_nccl("nccl", &sets, &["--stop-after", "step:26"]).expect_code(STOPPED);
+    let _ = pair.over_mpi("mpi", &sets, &[]).expect_code(0);
+    let ahead = |run: &str| -> Vec<u64> {
+        let steps = pair.experiment.metrics(run).into_iter().filter(|line| line["ahead"] == true);
+        steps.map(|line| line["step"].as_u64().unwrap()).collect()
+    };
+    let between = [7, 14, 15, 21, 26];
+    assert_eq!(ahead("nccl"), (1..26).filter(|step| !between.contains(step)).collect::<Vec<u64>>());
+    assert_eq!(ahead("mpi"), [0; 0]);
+}

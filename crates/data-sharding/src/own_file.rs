@@ -27,11 +27,23 @@ pub fn open_to_append(path: &Path) -> io::Result<File> {
     // A pipe without a reader is then an error, where it would block for ever.
     options.create(true).append(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     let file = options.open(path).map_err(|error| match error.raw_os_error() {
-        Some(libc::ELOOP) => io::Error::other("it is a symbolic link; expected a file, or none"),
+        Some(libc::ELOOP) => link(),
         Some(libc::ENXIO) => not_regular(),
         _ => error,
     })?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+}
+
+/// For what is read before it is written: a link leads to a file that may be anybody's.
+///
+/// # Errors
+/// When `path` is a symbolic link.
+pub fn refuse_link(path: &Path) -> io::Result<()> {
+    if path.is_symlink() { Err(link()) } else { Ok(()) }
+}
+
+fn link() -> io::Error {
+    io::Error::other("it is a symbolic link; expected a file, or none")
 }
 
 fn not_regular() -> io::Error {

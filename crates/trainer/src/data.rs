@@ -305,15 +305,13 @@ fn resolve_crop(
     let test_size = *data.test_size.get_or_insert(size.to);
     let margin = match stored {
         Some(_) => test_size,
-        None => (f64::from(test_size) * f64::from(USUAL_RESIZE) / f64::from(USUAL_SIZE)).round() as u32,
+        None => usual_resize(test_size),
     };
     let shorter = *data.test_resize.get_or_insert(margin);
-    for (key, value, least) in [("data.test_size", test_size, 1), ("data.test_resize", shorter, test_size)] {
-        if !(least..=LARGEST_SIDE).contains(&value) {
-            return Err(
-                loaded.error(key, format!("{value} is out of range; expected {least} to {LARGEST_SIDE}"))
-            );
-        }
+    if shorter < test_size {
+        let problem =
+            format!("{shorter} is less than data.test_size; expected {test_size} to {LARGEST_SIDE}");
+        return Err(loaded.error("data.test_resize", problem));
     }
     let filter = match data.filter {
         FilterKind::Bilinear => Filter::Bilinear,
@@ -338,6 +336,12 @@ fn resolve_crop(
         );
     }
     Ok(Crops { train, test: Crop::Center { shorter, size: test_size, filter }, size })
+}
+
+/// The side to which test images are scaled of which a square of `size` is taken.
+fn usual_resize(size: u32) -> u32 {
+    let side = (f64::from(size) * f64::from(USUAL_RESIZE) / f64::from(USUAL_SIZE)).round() as u32;
+    side.min(LARGEST_SIDE)
 }
 
 fn resolve_padded(
@@ -412,4 +416,16 @@ pub(crate) fn check(loaded: &LoadedConfig, kind: Kind) -> Result<(), ConfigError
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_images_have_the_usual_margin_where_there_is_room_for_one() {
+        for (size, resize) in [(224, 256), (320, 366), (1, 1), (7168, 8192), (7169, 8192), (8192, 8192)] {
+            assert_eq!(usual_resize(size), resize, "{size}");
+        }
+    }
 }

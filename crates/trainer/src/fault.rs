@@ -1,13 +1,14 @@
 //! Faults on demand, `--inject-fault STEP:RANK:KIND`: how a cluster takes a rank's failure can be rehearsed
 //! before it matters. The tests of failures use them too.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config::{Config, OnSpike};
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::health::spike;
+use crate::health::{spike, straggler};
 
 /// One fault of one rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,9 @@ pub struct Fault {
     pub(crate) rank: usize,
     pub(crate) kind: FaultKind,
 }
+
+/// Times as long as another takes a rank that is slow on demand, or nearly so.
+const SLOWNESS: f64 = 2.0;
 
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +75,8 @@ impl FromStr for Fault {
 /// What a run has in which a fault is to happen.
 pub(crate) struct Stage<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) steps: u64,
+    /// Those that are to be done, counted from 1.
+    pub(crate) steps: RangeInclusive<u64>,
     pub(crate) ranks: usize,
     pub(crate) buckets: usize,
 }
@@ -84,17 +89,38 @@ impl Fault {
 
     fn why_void(&self, stage: &Stage) -> Option<String> {
         let Fault { step, rank, kind } = *self;
-        let Stage { steps, ranks, buckets, .. } = *stage;
+        let Stage { ref steps, ranks, buckets, .. } = *stage;
+        let (first, last) = (*steps.start(), *steps.end());
         let train = &stage.config.train;
-        if step > steps || rank >= ranks {
+        // What is slow from an earlier step on still is.
+        let is_past = step < first && kind != FaultKind::Slow;
+        if first > last {
+            return Some(format!("the run has no step left, so step {step} never comes"));
+        }
+        if is_past || step > last || rank >= ranks {
             return Some(format!(
-                "the run has steps 1 to {steps} and ranks 0 to {}, so step {step} of rank {rank} never comes",
+                "steps {first} to {last} are to come, on ranks 0 to {}, so step {step} of rank {rank} never comes",
                 ranks - 1
             ));
         }
         let compared_every = train.check_replicas_every;
         let first_judged = spike::first_judged(&train.loss_spike);
+        let slower = stage.config.telemetry.straggler_factor;
+        let named_with = straggler::named_with(step.max(first), ranks);
         match kind {
+            FaultKind::Hang | FaultKind::Stop | FaultKind::Exit if ranks == 1 => {
+                Some("with one rank there is no other that could notice; expected 2 ranks or more".into())
+            }
+            FaultKind::Slow if ranks == 1 => {
+                Some("with one rank there is no other that it could be slower than; expected 2 ranks or more".into())
+            }
+            FaultKind::Slow if slower >= SLOWNESS => Some(format!(
+                "the rank takes {SLOWNESS} times as long, and telemetry.straggler_factor is {slower}; expected less"
+            )),
+            FaultKind::Slow if named_with > last => Some(format!(
+                "a rank that is slow from step {} on is named with step {named_with} at the earliest, which never comes",
+                step.max(first)
+            )),
             FaultKind::Reorder if buckets < 2 => Some(
                 "the exchange has one bucket, so there is no order to change; smaller comm.first_bucket_kib and \
                  comm.bucket_kib make more"
@@ -111,9 +137,9 @@ impl Fault {
             FaultKind::FlipBit if compared_every == 0 => Some(
                 "with train.check_replicas_every: 0 nothing compares the ranks' weights; expected 1 or more".into(),
             ),
-            FaultKind::FlipBit if step > steps - steps % compared_every => Some(format!(
+            FaultKind::FlipBit if step > last - last % compared_every => Some(format!(
                 "the ranks compare their weights after each {compared_every} steps (train.check_replicas_every), and of \
-                 {steps} steps no such one comes after a bit that flips in step {step}"
+                 {last} steps no such one comes after a bit that flips in step {step}"
             )),
             FaultKind::Spike if train.loss_spike.action == OnSpike::Ignore => {
                 Some("with train.loss_spike.action: ignore nothing looks for a spike; expected another action".into())
@@ -185,8 +211,34 @@ mod tests {
         let cases = [
             // Keys, ranks, buckets, a fault, and what is said about it.
             (plain, 2, 1, "250:1:kill", None),
-            (plain, 2, 1, "251:1:kill", Some("steps 1 to 250 and ranks 0 to 1")),
+            (plain, 2, 1, "251:1:kill", Some("steps 1 to 250 are to come, on ranks 0 to 1")),
             (plain, 2, 1, "1:2:kill", Some("never comes")),
+            // Their end tells of them.
+            (plain, 1, 1, "1:0:kill", None),
+            (plain, 1, 1, "1:0:panic", None),
+            (plain, 1, 1, "1:0:nan", None),
+            (plain, 1, 1, "1:0:hang", Some("no other that could notice")),
+            (plain, 1, 1, "1:0:stop", Some("no other that could notice")),
+            (plain, 1, 1, "1:0:exit", Some("no other that could notice")),
+            (plain, 2, 1, "1:0:hang", None),
+            (plain, 2, 1, "1:0:exit", None),
+            (plain, 1, 1, "1:0:slow", Some("no other that it could be slower than")),
+            (plain, 2, 1, "236:1:slow", None),
+            (plain, 2, 1, "237:1:slow", Some("named with step 251 at the earliest")),
+            (
+                "telemetry: {straggler_factor: 2}, train: {epochs: 1, global_batch: 8}",
+                2,
+                1,
+                "1:1:slow",
+                Some("telemetry.straggler_factor is 2"),
+            ),
+            (
+                "telemetry: {straggler_factor: 1.9}, train: {epochs: 1, global_batch: 8}",
+                2,
+                1,
+                "1:1:slow",
+                None,
+            ),
             (plain, 2, 1, "1:1:reorder", Some("one bucket")),
             (plain, 1, 2, "1:0:reorder", Some("expected 2 ranks")),
             (plain, 2, 2, "1:0:reorder", None),
@@ -218,13 +270,29 @@ mod tests {
             ),
         ];
         for (keys, ranks, buckets, fault, expected) in cases {
-            let stage = Stage { config: &config(keys), steps: 250, ranks, buckets };
-            let refused = fault.parse::<Fault>().unwrap().check(&stage).map_err(|error| error.to_string());
-            match (refused, expected) {
-                (Ok(()), None) => {}
-                (Err(refused), Some(expected)) if refused.contains(expected) => {}
-                (other, _) => panic!("{fault} with {keys}: {other:?}"),
-            }
+            let stage = Stage { config: &config(keys), steps: 1..=250, ranks, buckets };
+            expect(fault, &stage, expected);
+        }
+        // A run that goes on, or stops before its end.
+        for (steps, fault, expected) in [
+            (101..=250, "101:1:nan", None),
+            (101..=250, "100:1:nan", Some("steps 101 to 250 are to come")),
+            (101..=250, "100:1:slow", None),
+            (237..=250, "100:1:slow", Some("slow from step 237 on is named with step 251")),
+            (1..=150, "151:1:kill", Some("steps 1 to 150")),
+            (1..=150, "101:1:flip-bit", Some("of 150 steps no such one")),
+            (251..=250, "250:1:slow", Some("no step left")),
+        ] {
+            expect(fault, &Stage { config: &config(plain), steps, ranks: 2, buckets: 1 }, expected);
+        }
+    }
+
+    fn expect(fault: &str, stage: &Stage, expected: Option<&str>) {
+        let refused = fault.parse::<Fault>().unwrap().check(stage).map_err(|error| error.to_string());
+        match (refused, expected) {
+            (Ok(()), None) => {}
+            (Err(refused), Some(expected)) if refused.contains(expected) => {}
+            (other, _) => panic!("{fault} in {:?}: {other:?}", stage.steps),
         }
     }
 }

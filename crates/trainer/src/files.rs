@@ -10,6 +10,14 @@ use std::path::Path;
 /// No file of tensors is longer: 4 billion numbers, some hundred times those of the largest published network.
 pub(crate) const MOST_BYTES: u64 = 16 << 30;
 
+/// Bytes for a header, and for tensors beside those of as many numbers as a network has parameters.
+const ROOM: u64 = 1 << 30;
+
+/// No file of tensors is longer that holds two fp32 numbers a parameter, as AdamW remembers, or one of any format.
+pub(crate) fn most_bytes_of(parameters: u64) -> u64 {
+    parameters.saturating_mul(8).saturating_add(ROOM)
+}
+
 /// Reads a regular file of at most `most` bytes.
 pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let len = regular(&fs::metadata(path)?)?.len();

@@ -35,6 +35,11 @@ impl LossScale {
         LossScale { scale: config.initial, good_steps: 0 }
     }
 
+    /// Finite steps since it changed last.
+    pub(crate) fn good_steps(&self) -> u32 {
+        self.good_steps
+    }
+
     /// Whether a smaller scale may help a step that is not finite.
     pub(crate) fn can_shrink(&self) -> bool {
         self.scale > LEAST

@@ -57,6 +57,7 @@ impl Plan {
         world_size: usize,
         sets: Option<&[DataSet; 2]>,
     ) -> Result<Self, Error> {
+        // Again: some values have come from a checkpoint, or were derived, since the file was read.
         ranges::check(loaded)?;
         micro_batch::check(loaded)?;
         if loaded.config.train.micro_batch != Some(AutoOr::Auto) {

@@ -158,9 +158,8 @@ mod tests {
         }
         let refused = dir.lock().unwrap_err().to_string();
         assert!(refused.contains("lock: it is a symbolic link"), "{refused}");
-        // The lines are not ours: another file takes the name.
-        let metrics = MetricsFile::open(&dir.metrics(), 0, 0);
-        assert!(metrics.is_ok() && !dir.metrics().is_symlink());
+        let refused = MetricsFile::open(&dir.metrics(), 0, 0).map(drop).unwrap_err().to_string();
+        assert!(refused.contains("metrics.jsonl: it is a symbolic link"), "{refused}");
         replace_file(&root.join("run.json"), b"{}").unwrap();
         assert_eq!(fs::read_to_string(precious).unwrap(), "mine");
         assert_eq!(fs::read_to_string(root.join("run.json")).unwrap(), "{}");

@@ -51,7 +51,7 @@ impl Schedule {
                 return Err(error(key, format!("is not used by kind {}", kind_name(config.kind))));
             }
         }
-        if !(config.warmup_epochs.is_finite() && (0.0..=f64::from(epochs)).contains(&config.warmup_epochs)) {
+        if !(0.0..=f64::from(epochs)).contains(&config.warmup_epochs) {
             return Err(error(
                 "warmup_epochs",
                 format!("{} is outside 0 to train.epochs ({epochs})", config.warmup_epochs),

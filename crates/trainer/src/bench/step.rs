@@ -106,18 +106,17 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         // A delay keeps the host until a step is computed, so that the other engine must not run ahead either.
         let ahead = options.delay.is_zero() && engines.iter().all(Engine::can_run_ahead);
         let burst = if ahead { BURST } else { 1 };
-        for first in (0..options.warmup + options.steps).step_by(burst) {
+        for (steps, measured) in bursts(options.warmup, options.steps, burst) {
             for (engine, outcomes) in engines.iter_mut().zip(&mut outcomes) {
                 session.comm().barrier()?;
-                let steps = first as u64..(first + burst) as u64;
-                let local = match run_steps(engine, steps, plan.schedule.rate(0), &mut feed) {
+                let local = match run_steps(engine, steps.clone(), plan.schedule.rate(0), &mut feed) {
                     Ok(burst) => Ok(burst),
                     Err(StepError::Here(error)) => Err(error),
                     Err(StepError::Elsewhere) => return session.agree(Ok(())).map(|()| None),
                     Err(StepError::Exchange(error)) => return Err(error),
                 };
                 let burst = session.agree(local)?;
-                if first >= options.warmup {
+                if measured {
                     outcomes.extend(burst);
                 }
             }
@@ -126,6 +125,16 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         let (global_batch, on_gpu) = (plan.config.train.global_batch, compute.device.is_cuda());
         Ok(session.is_leader().then(|| summarise(session, global_batch, on_gpu, &with, &without)))
     })
+}
+
+/// So many steps without and then with measurement, in bursts of `most` or less: the steps of each, and whether they are
+/// measured.
+fn bursts(warmup: usize, measured: usize, most: usize) -> impl Iterator<Item = (Range<u64>, bool)> {
+    let of = move |steps: Range<usize>, is_measured: bool| {
+        let end = steps.end;
+        steps.step_by(most).map(move |first| (first as u64..end.min(first + most) as u64, is_measured))
+    };
+    of(0..warmup, false).chain(of(warmup..warmup + measured, true))
 }
 
 /// Steps that are launched one after the other, each while the one before is under way where that is possible; the time
@@ -248,5 +257,26 @@ impl StepBench {
             text += &format!(", the first all-reduce starts after {:.0} % of backward", 100.0 * share);
         }
         text + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_steps_are_measured_as_were_asked_for_and_as_many_come_before() {
+        for (warmup, measured, most) in [(3, 20, 8), (3, 4, 8), (0, 1, 8), (8, 8, 8), (9, 17, 8), (3, 20, 1)]
+        {
+            let all: Vec<_> = bursts(warmup, measured, most).collect();
+            let steps: Vec<(u64, bool)> = all
+                .iter()
+                .flat_map(|(steps, measured)| steps.clone().map(|step| (step, *measured)))
+                .collect();
+            let expected: Vec<(u64, bool)> =
+                (0..(warmup + measured) as u64).map(|step| (step, step >= warmup as u64)).collect();
+            assert_eq!(steps, expected, "{warmup} and {measured}");
+            assert!(all.iter().all(|(steps, _)| (1..=most as u64).contains(&(steps.end - steps.start))));
+        }
     }
 }

@@ -48,6 +48,11 @@ impl Writer {
         self.under_way.is_none()
     }
 
+    /// The step of the save under way.
+    pub(crate) fn step(&self) -> Option<u64> {
+        self.under_way.as_ref().map(|(step, _)| *step)
+    }
+
     /// Begins a save. The one before must have been fetched by [`Writer::poll`] or [`Writer::wait`].
     pub(crate) fn start(&mut self, job: Job) -> Result<(), CheckpointError> {
         if !self.is_idle() {

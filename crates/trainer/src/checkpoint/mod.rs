@@ -90,7 +90,10 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// Nothing of ours is where a checkpoint should be.
-    #[error("there is no checkpoint (a folder with state.json, or a run directory) at {}", path.display())]
+    #[error(
+        "there is no checkpoint (a folder with state.json, or a run directory) at {}{}", path.display(),
+        if path.is_file() { ", which is a file; `wrn-dist model import` makes a checkpoint of weights" } else { "" }
+    )]
     Absent {
         /// Where.
         path: PathBuf,

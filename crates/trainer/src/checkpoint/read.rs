@@ -18,20 +18,21 @@ const MOST_SMALL_BYTES: u64 = 16 << 20;
 
 /// Reads and verifies parts of a checkpoint. `path` is its folder, or its file of weights or of averaged weights, which
 /// then are the weights, or a run directory or `checkpoints` folder, meaning the latest one there, or `latest` or `best`
-/// in it.
-pub(crate) fn load(path: &Path, parts: &[Part]) -> Result<Checkpoint, CheckpointError> {
-    load_parts(&resolve(path)?, weights_file(path), Some(parts))
+/// in it. Files that are longer than those of a network of so many `parameters` are not read.
+pub(crate) fn load(path: &Path, parts: &[Part], parameters: u64) -> Result<Checkpoint, CheckpointError> {
+    load_parts(&resolve(path)?, weights_file(path), Some(parts), parameters)
 }
 
 /// As [`load`], with every part that it has.
-pub(crate) fn load_all(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    load_parts(&resolve(path)?, Part::Weights.file(), None)
+pub(crate) fn load_all(path: &Path, parameters: u64) -> Result<Checkpoint, CheckpointError> {
+    load_parts(&resolve(path)?, Part::Weights.file(), None, parameters)
 }
 
 fn load_parts(
     folder: &Path,
     weights_file: &str,
     wanted: Option<&[Part]>,
+    parameters: u64,
 ) -> Result<Checkpoint, CheckpointError> {
     let checksums = read_checksums(folder)?;
     let state = read_state(folder, &checksums)?;
@@ -49,7 +50,7 @@ fn load_parts(
     for (part, file) in FILES {
         if wanted.map_or_else(|| all(part, file), |wanted| wanted.contains(&part)) {
             let file = if part == Part::Weights { weights_file } else { file };
-            let bytes = read_verified(folder, file, &checksums)?;
+            let bytes = read_verified(folder, file, &checksums, files::most_bytes_of(parameters))?;
             let tensors = decode(&bytes).map_err(|reason| damaged(folder, format!("{file}: {reason}")))?;
             parts.insert(part, tensors);
         }
@@ -97,7 +98,7 @@ fn read_state(folder: &Path, checksums: &BTreeMap<String, String>) -> Result<Run
     struct Version {
         format: u32,
     }
-    let json = read_verified(folder, STATE, checksums)?;
+    let json = read_verified(folder, STATE, checksums, MOST_SMALL_BYTES)?;
     let unreadable = |error: serde_json::Error| damaged(folder, format!("{STATE} does not parse: {error}"));
     let Version { format } = serde_json::from_slice(&json).map_err(unreadable)?;
     if format != FORMAT {
@@ -118,10 +119,10 @@ fn read_verified(
     folder: &Path,
     file: &str,
     checksums: &BTreeMap<String, String>,
+    most: u64,
 ) -> Result<Vec<u8>, CheckpointError> {
     let expected = (checksums.get(file))
         .ok_or_else(|| damaged(folder, format!("{CHECKSUMS} does not name {file}, which is expected")))?;
-    let most = if file == STATE { MOST_SMALL_BYTES } else { files::MOST_BYTES };
     let bytes = match files::read(&folder.join(file), most) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Err(damaged(folder, format!("{file} is missing")));
@@ -197,11 +198,13 @@ pub(crate) fn pointer_warning(path: &Path) -> Option<String> {
 #[allow(clippy::type_complexity, reason = "a name for what is taken apart at once would say less")]
 pub(crate) fn newest_whole(
     folder: &Path,
+    parameters: u64,
     check: impl Fn(&Path, &Checkpoint) -> Result<(), CheckpointError>,
 ) -> Result<Option<(PathBuf, Checkpoint, Vec<CheckpointError>)>, CheckpointError> {
     let mut passed_over = Vec::new();
     for path in candidates(folder)? {
-        let loaded = load_all(&path).and_then(|checkpoint| check(&path, &checkpoint).map(|()| checkpoint));
+        let loaded =
+            load_all(&path, parameters).and_then(|checkpoint| check(&path, &checkpoint).map(|()| checkpoint));
         match loaded {
             Ok(checkpoint) => return Ok(Some((path, checkpoint, passed_over))),
             Err(error @ (CheckpointError::Damaged { .. } | CheckpointError::File { .. })) => {
@@ -219,11 +222,22 @@ pub(crate) fn newest_whole(
     }
 }
 
+/// Whether `folder` holds a checkpoint, or what is left of one.
+fn is_checkpoint(folder: &Path) -> bool {
+    [STATE, CHECKSUMS].iter().any(|file| folder.join(file).exists())
+}
+
 fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
+    let absent = || CheckpointError::Absent { path: path.to_owned() };
     let name = path.file_name().unwrap_or_default();
     // The file of weights stands for the checkpoint that it lies in, a pointer for the one that it names.
     if name == Part::Weights.file() || name == Part::Averaged.file() {
-        return Ok(path.parent().unwrap_or(path).to_owned());
+        let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        // A run need not average its weights. Where one has, they are missing for damage alone.
+        let never_was = name == Part::Averaged.file()
+            && !path.exists()
+            && read_checksums(folder).is_ok_and(|sums| !sums.contains_key(Part::Averaged.file()));
+        return if is_checkpoint(folder) && !never_was { Ok(folder.to_owned()) } else { Err(absent()) };
     }
     if (name == LATEST || name == BEST) && path.is_file() {
         return match pointed_at(path)? {
@@ -231,13 +245,16 @@ fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
             None => Err(file_error("find the checkpoint that is named in", path)(ErrorKind::NotFound.into())),
         };
     }
-    if [STATE, CHECKSUMS].iter().any(|file| path.join(file).exists()) {
+    if is_checkpoint(path) {
         return Ok(path.to_owned());
+    }
+    if path.exists() && !path.is_dir() {
+        return Err(absent());
     }
     for folder in [path.to_owned(), path.join("checkpoints")] {
         if let Some(found) = latest(&folder)? {
             return Ok(found);
         }
     }
-    Err(CheckpointError::Absent { path: path.to_owned() })
+    Err(absent())
 }

@@ -13,6 +13,25 @@ use super::*;
 
 const KEEP: Keep = Keep { last: 2, best: 0 };
 
+/// Of the network whose tensors are saved here.
+const PARAMETERS: u64 = 3;
+
+fn load(path: &Path, parts: &[Part]) -> Result<Checkpoint, CheckpointError> {
+    super::load(path, parts, PARAMETERS)
+}
+
+fn load_all(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    super::load_all(path, PARAMETERS)
+}
+
+#[allow(clippy::type_complexity, reason = "as the function of the same name")]
+fn newest_whole(
+    folder: &Path,
+    check: impl Fn(&Path, &Checkpoint) -> Result<(), CheckpointError>,
+) -> Result<Option<(PathBuf, Checkpoint, Vec<CheckpointError>)>, CheckpointError> {
+    super::newest_whole(folder, PARAMETERS, check)
+}
+
 fn tensor(name: &str, values: Vec<f32>) -> NamedTensor {
     NamedTensor { name: name.into(), shape: vec![values.len()], values }
 }
@@ -431,4 +450,66 @@ fn a_save_that_fails_leaves_what_was_there_and_nothing_else() {
     save_step(dir.path(), 3);
     assert!(list(dir.path()).unwrap().1.is_empty(), "what the panic left is removed by the next save");
     assert_eq!(names(dir.path()).len(), before.len() + 1);
+}
+
+#[test]
+fn a_file_that_no_such_network_fills_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    save_step(dir.path(), 1);
+    let newest = save_step(dir.path(), 2);
+    for (part, file) in FILES {
+        let path = newest.join(file);
+        let whole = fs::read(&path).unwrap();
+        // Nothing but a length, which is less than other networks may have.
+        fs::File::options().write(true).open(&path).unwrap().set_len(15 << 30).unwrap();
+        let said = super::load_all(&newest, PARAMETERS).unwrap_err().to_string();
+        assert!(
+            said.contains(file) && said.contains("it has 16106127360 bytes, expected at most "),
+            "{said}"
+        );
+        let (found, _, passed_over) = newest_whole(dir.path(), |_, _| Ok(())).unwrap().unwrap();
+        assert!(found.ends_with("step-000000001") && passed_over.len() == 1, "{part:?}");
+        fs::write(&path, whole).unwrap();
+    }
+    assert!(load_all(&newest).is_ok());
+}
+
+#[test]
+fn what_is_no_checkpoint_is_told_from_one_that_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let saved = save_step(dir.path(), 1);
+    fs::write(at("foo.safetensors"), "").unwrap();
+    fs::create_dir(at("empty")).unwrap();
+    fs::create_dir(at("alone")).unwrap();
+    fs::write(at("alone/weights.safetensors"), "").unwrap();
+    let without_averages = at("weights/step-000000001");
+    fs::create_dir(at("weights")).unwrap();
+    let parts = parts().into_iter().filter(|(part, _)| *part != Part::Averaged);
+    save(&at("weights"), &state(1, None), parts.map(|(part, tensors)| (part, Ok(tensors))), KEEP).unwrap();
+    fs::remove_file(without_averages.join("weights.safetensors")).unwrap();
+    let here = Path::new("weights.safetensors");
+    for (path, is_absent, part) in [
+        (at("nowhere/weights.safetensors"), true, "at "),
+        (at("empty/weights.safetensors"), true, "at "),
+        (at("empty"), true, "at "),
+        (at("foo.safetensors"), true, "foo.safetensors, which is a file; `wrn-dist model import` "),
+        (at("alone/weights.safetensors"), true, "weights.safetensors, which is a file; "),
+        (PathBuf::from("/dev/null"), true, "at /dev/null"),
+        (here.to_owned(), true, "at weights.safetensors"),
+        (without_averages.join("averaged.safetensors"), true, "averaged.safetensors"),
+        (without_averages.join("weights.safetensors"), false, "weights.safetensors is missing"),
+    ] {
+        let error = load(&path, &[Part::Weights]).unwrap_err();
+        assert_eq!(matches!(error, CheckpointError::Absent { .. }), is_absent, "{}: {error}", path.display());
+        let said = error.to_string();
+        assert!(said.contains(part) && !said.contains("at : "), "{}: {said}", path.display());
+    }
+    for file in ["weights.safetensors", "averaged.safetensors"] {
+        assert!(load(&saved.join(file), &[Part::Weights]).is_ok());
+        // What a checkpoint had is missed.
+        fs::remove_file(saved.join(file)).unwrap();
+        let error = load(&saved.join(file), &[Part::Weights]).unwrap_err();
+        assert!(matches!(error, CheckpointError::Damaged { .. }), "{error}");
+    }
 }

@@ -9,7 +9,7 @@ use std::string::FromUtf8Error;
 use serde_yaml::{Mapping, Value};
 use sha2::{Digest, Sha256};
 
-use super::{Config, Determinism, locate};
+use super::{Config, Determinism, locate, ranges};
 use crate::files;
 
 /// Far more than all keys with comments take.
@@ -74,17 +74,21 @@ struct Override {
 ///
 /// # Errors
 /// When the file cannot be read, is not YAML, or has an unknown key, a missing key or a value of another
-/// type.
+/// type or out of its range.
 pub fn load(path: &Path, overrides: &[String]) -> Result<LoadedConfig, ConfigError> {
     let not_text =
         |error: FromUtf8Error| std::io::Error::new(std::io::ErrorKind::InvalidData, error.utf8_error());
     let text = files::read(path, LARGEST_BYTES)
         .and_then(|bytes| String::from_utf8(bytes).map_err(not_text))
         .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    parse(path, text, overrides)
+    let loaded = parse(path, text, overrides)?;
+    // Before anything is done with them: ranks, for one, meet within a configured time.
+    ranges::check(&loaded)?;
+    Ok(loaded)
 }
 
-fn parse(path: &Path, text: String, arguments: &[String]) -> Result<LoadedConfig, ConfigError> {
+/// As [`load`], with numbers of any size.
+pub(super) fn parse(path: &Path, text: String, arguments: &[String]) -> Result<LoadedConfig, ConfigError> {
     let syntax = |message: String| ConfigError::Syntax { path: path.to_owned(), message };
     let mut value: Value = serde_yaml::from_str(&text).map_err(|error| syntax(error.to_string()))?;
     if !value.is_mapping() {
@@ -124,10 +128,13 @@ fn words_of(mut value: Value, path: &str) -> Option<String> {
     message.split_once("expected ").map(|(_, words)| words.to_owned())
 }
 
+/// What serde says of a key that a section does not have.
+const UNKNOWN: &str = "unknown field `";
+
 /// serde reports an unknown or missing field at the enclosing section; the field's name is in its message.
 fn key_of(path: &str, message: &str) -> String {
     let section = if path == "." { "" } else { path };
-    let field = ["unknown field `", "missing field `"]
+    let field = [UNKNOWN, "missing field `"]
         .iter()
         .find_map(|prefix| message.strip_prefix(prefix)?.split('`').next())
         .unwrap_or("");
@@ -228,9 +235,20 @@ impl Config {
         Some(config)
     }
 
-    /// Whether there is such a key, or a section of that name, or a key that lies in one that is not given here.
+    /// Whether there is such a key or section, given here or not.
     pub(crate) fn knows(&self, key: &str) -> bool {
-        self.keys_without(&[]).iter().any(|(known, _)| is_within(known, key) || is_within(key, known))
+        let Ok(mut value) = serde_yaml::to_value(self) else { return false };
+        let mut node = &mut value;
+        for part in key.split('.') {
+            if !node.is_mapping() {
+                *node = Value::Mapping(Mapping::new());
+            }
+            let Some(section) = node.as_mapping_mut() else { return false };
+            node = section.entry(Value::String(part.to_owned())).or_insert(Value::Null);
+        }
+        // The type says so itself. That the value makes no sense, or others are missing beside it, is another matter.
+        serde_yaml::from_value::<Config>(value)
+            .map_or_else(|error| !error.to_string().contains(UNKNOWN), |_| true)
     }
 
     /// The values that decide what a run computes, as dotted keys: two runs whose values agree are the same
@@ -446,8 +464,21 @@ mod tests {
             ("precision.loss_scale.initial", true),
             ("train.averaging", true),
             ("train.averaging.decay", true),
+            ("train.micro_batch", true),
+            ("model", true),
+            ("seed", true),
+            // Not written where the kind does not use them.
+            ("optimizer.betas", true),
+            ("optimizer.reset_momentum_at_milestones", true),
+            ("optimizer.clip_norm", true),
+            ("schedule.scale_rate", true),
+            ("schedule.scale_rate.rule", true),
+            ("schedule.scale_rate.later", false),
+            ("optimizer.beta", false),
+            ("train.averaging.later", false),
             ("train.averages", false),
             ("precision.tf", false),
+            ("later.key", false),
             ("", false),
         ] {
             assert_eq!(config.knows(key), known, "{key}");

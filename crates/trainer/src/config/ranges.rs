@@ -13,6 +13,8 @@ struct Range {
     without_least: bool,
     without_most: bool,
     or_zero: bool,
+    /// Kept as fp32, and so compared as that: a limit may be no such number.
+    single: bool,
 }
 
 /// Whatever the network computes with is fp32, which holds no number much smaller or larger.
@@ -21,13 +23,15 @@ const HUGE: f64 = 1e30;
 /// No run is longer; a larger number is a slip of the pen.
 pub(crate) const MOST_EPOCHS: u32 = 1_000_000;
 const MOST_STEPS: f64 = 1e12;
+/// Losses that are kept to compare the next one with.
+pub(crate) const LARGEST_WINDOW: u32 = 10_000;
 /// Larger images are a slip of the pen.
 pub(crate) const LARGEST_SIDE: u32 = 8192;
 /// More would be no compression of any network here.
 const LARGEST_POWER_SGD_RANK: f64 = 256.0;
 
 const fn from(key: &'static str, least: f64, most: f64) -> Range {
-    Range { key, least, most, without_least: false, without_most: false, or_zero: false }
+    Range { key, least, most, without_least: false, without_most: false, or_zero: false, single: false }
 }
 
 /// Number of something, of which there is one at least.
@@ -51,6 +55,10 @@ const fn factor_or_zero(key: &'static str) -> Range {
 
 const fn above(key: &'static str, least: f64, most: f64) -> Range {
     Range { without_least: true, ..from(key, least, most) }
+}
+
+const fn single(range: Range) -> Range {
+    Range { single: true, ..range }
 }
 
 const RANGES: &[Range] = &[
@@ -97,10 +105,10 @@ const RANGES: &[Range] = &[
     count("train.threads", 1024.0),
     count("train.evaluate_every_epochs", MOST_EPOCHS as f64),
     share("train.label_smoothing"),
-    from("train.loss_spike.window", 8.0, 1e4),
+    from("train.loss_spike.window", 8.0, LARGEST_WINDOW as f64),
     from("train.loss_spike.deviations", 1e-3, 1e6),
     count("train.roll_back.most", 1e6),
-    // So small that the next one brings it to zero, which is refused when it happens.
+    // However small: where one more brings the product to zero, the run ends.
     from("train.roll_back.rate_factor", f64::MIN_POSITIVE, 1.0),
     count("train.roll_back.checkpoints_back", 1e6),
     share("train.averaging.decay"),
@@ -126,9 +134,9 @@ const RANGES: &[Range] = &[
     share("schedule.peak_at"),
     factor("schedule.initial_divisor"),
     factor("schedule.final_divisor"),
-    from("precision.loss_scale.initial", 1.0, f32::MAX as f64),
-    above("precision.loss_scale.growth_factor", 1.0, 1e6),
-    Range { without_most: true, ..from("precision.loss_scale.backoff_factor", 1e-6, 1.0) },
+    single(from("precision.loss_scale.initial", 1.0, f32::MAX as f64)),
+    single(above("precision.loss_scale.growth_factor", 1.0, 1e6)),
+    single(Range { without_most: true, ..from("precision.loss_scale.backoff_factor", 1e-6, 1.0) }),
     count("precision.loss_scale.growth_interval", 1e9),
     count("comm.power_sgd_rank", LARGEST_POWER_SGD_RANK),
     from("comm.power_sgd_start_step", 0.0, MOST_STEPS),
@@ -153,6 +161,13 @@ pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
     });
     match outside {
         Some((range, number)) => {
+            let number = match number.as_f64() {
+                // As it was written, where fp32 holds all its digits.
+                Some(wide) if range.single => {
+                    (wide as f32).to_string().parse().map_or_else(|_| wide.to_string(), in_digits)
+                }
+                _ => number.to_string(),
+            };
             let message = format!("{number} is out of range; expected {}", range.in_words());
             Err(loaded.error(range.key, message))
         }
@@ -184,9 +199,11 @@ fn numbers(loaded: &LoadedConfig) -> Vec<(String, serde_yaml::Number)> {
 impl Range {
     fn contains(&self, value: Option<f64>) -> bool {
         let Some(value) = value else { return false };
-        let inside = (self.least..=self.most).contains(&value)
-            && !(self.without_least && value == self.least)
-            && !(self.without_most && value == self.most);
+        let [value, least, most] = [value, self.least, self.most]
+            .map(|number| if self.single { f64::from(number as f32) } else { number });
+        let inside = (least..=most).contains(&value)
+            && !(self.without_least && value == least)
+            && !(self.without_most && value == most);
         inside || (self.or_zero && value == 0.0)
     }
 
@@ -213,10 +230,9 @@ fn in_digits(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-    use std::sync::LazyLock;
+    use std::path::Path;
 
-    use super::super::load;
+    use super::super::load::parse;
     use super::*;
 
     /// Every optional section and number is there.
@@ -237,14 +253,9 @@ comm: {power_sgd_rank: 2, power_sgd_start_step: 10}
 checkpoint: {every_steps: 5, every_minutes: 5}
 ";
 
+    /// With numbers of any size.
     fn loaded(sets: &[String]) -> Result<LoadedConfig, ConfigError> {
-        static FILE: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("c.yaml");
-            std::fs::write(&path, ALL).unwrap();
-            (dir, path)
-        });
-        load(&FILE.1, sets)
+        parse(Path::new("c.yaml"), ALL.to_owned(), sets)
     }
 
     #[test]
@@ -277,6 +288,14 @@ checkpoint: {every_steps: 5, every_minutes: 5}
             ("1e300", 1e300),
             ("18446744073709551615", u64::MAX as f64),
         ];
+        let told = |range: &Range, error: &ConfigError, written: &str| {
+            let sentence = error.to_string();
+            // A size is a number or a table, so what is neither is told of the whole key.
+            let key = range.key.find("image_size").map_or(range.key, |_| "data.image_size");
+            assert!(sentence.contains(key), "{written}: {sentence}");
+            assert!(sentence.contains("expected ") || sentence.contains("invalid value"), "{sentence}");
+            assert!(!sentence.contains("enum"), "{sentence}");
+        };
         let lists =
             ["optimizer.betas", "data.crop_area", "data.crop_aspect", "data.erase_area", "data.erase_aspect"];
         for range in RANGES {
@@ -288,24 +307,17 @@ checkpoint: {every_steps: 5, every_minutes: 5}
                     }
                     _ => text.to_owned(),
                 };
-                let checked = loaded(&[format!("{}={written}", range.key)]).and_then(|loaded| check(&loaded));
-                match checked {
+                match loaded(&[format!("{}={written}", range.key)]) {
                     // What is no whole number is another type for some keys.
-                    Err(error) => {
-                        let sentence = error.to_string();
-                        // A size is a number or a table, so what is neither is told of the whole key.
-                        let key = range.key.find("image_size").map_or(range.key, |_| "data.image_size");
-                        assert!(sentence.contains(key), "{written}: {sentence}");
-                        assert!(
-                            sentence.contains("expected ") || sentence.contains("invalid value"),
-                            "{written}: {sentence}"
-                        );
-                        assert!(!sentence.contains("enum"), "{sentence}");
+                    Err(error) => told(range, &error, &written),
+                    Ok(loaded) => {
+                        let checked = check(&loaded);
+                        let inside = range.contains(Some(value));
+                        assert_eq!(checked.is_ok(), inside, "{}={written}: {checked:?}", range.key);
+                        if let Err(error) = checked {
+                            told(range, &error, &written);
+                        }
                     }
-                    Ok(()) => assert!(range.contains(Some(value)), "{} takes {written}", range.key),
-                }
-                if range.contains(Some(value)) {
-                    assert!(value == 0.0 || range.most >= value, "{} {written}", range.key);
                 }
             }
             assert!(!range.contains(Some(f64::NAN)) && !range.contains(Some(1e300)), "{}", range.key);
@@ -325,5 +337,27 @@ checkpoint: {every_steps: 5, every_minutes: 5}
         }
         let sentence = check(&loaded(&["optimizer.momentum=1".into()]).unwrap()).unwrap_err().to_string();
         assert!(sentence.contains("expected 0 to 1 (excluded)"), "{sentence}");
+    }
+
+    #[test]
+    fn the_ends_of_a_range_are_in_it_whatever_precision_the_number_is_kept_in() {
+        for (set, refused) in [
+            ("backoff_factor=1e-6", None),
+            ("backoff_factor=9e-7", Some("9e-7 is out of range; expected 1e-6 to 1 (excluded)")),
+            ("backoff_factor=0.99999999999", Some("1 is out of range")),
+            ("growth_factor=1e+6", None),
+            ("growth_factor=1.1", None),
+            ("growth_factor=1", Some("1 is out of range")),
+            ("initial=3.4028235e+38", None),
+            ("initial=0.1", Some("0.1 is out of range")),
+        ] {
+            let loaded = loaded(&[format!("precision.loss_scale.{set}")]).unwrap();
+            let found = check(&loaded).map_err(|error| error.to_string());
+            match (found, refused) {
+                (Ok(()), None) => {}
+                (Err(sentence), Some(part)) if sentence.contains(part) => {}
+                (found, _) => panic!("{set}: {found:?}"),
+            }
+        }
     }
 }

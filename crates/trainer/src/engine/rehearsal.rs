@@ -1,5 +1,7 @@
 //! Faults that happen to a rank on demand ([`crate::fault`]), as far as they concern what a step computes.
 
+use std::ops::RangeInclusive;
+
 use tch::{Kind, Tensor};
 
 use super::Engine;
@@ -7,12 +9,12 @@ use crate::error::Error;
 use crate::fault::{Fault, FaultKind, Stage};
 
 impl Engine<'_> {
-    /// Lets `fault` happen when its step comes, if it is this rank's.
-    pub(crate) fn rehearse(&mut self, fault: Option<Fault>) -> Result<(), Error> {
+    /// Lets `fault` happen when its step comes, if it is this rank's. `steps` are to be done, counted from 1.
+    pub(crate) fn rehearse(&mut self, fault: Option<Fault>, steps: RangeInclusive<u64>) -> Result<(), Error> {
         let Some(fault) = fault else { return Ok(()) };
         fault.check(&Stage {
             config: &self.plan.config,
-            steps: self.plan.total_steps(),
+            steps,
             ranks: self.comm.topology().world_size,
             buckets: self.state.layout.buckets(&self.plan.config.comm).len(),
         })?;

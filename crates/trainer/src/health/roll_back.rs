@@ -57,23 +57,27 @@ pub(crate) struct Found {
     pub(crate) checkpoint: Checkpoint,
     /// What is wrong with newer ones.
     pub(crate) passed_over: Vec<CheckpointError>,
+    /// A sentence, where there are not as many sound ones as the configuration counts back.
+    pub(crate) fewer: Option<String>,
 }
 
 /// On rank 0, for a run that has completed `step` steps: the checkpoint to go back to below `folder`: the newest one up
-/// to there, or as many before it as `config` says if there are so many. Those that are damaged, or that `check` finds to
+/// to there, or as many before it as `config` says if there are so many, of a network of so many `parameters`. Those that are damaged, or that `check` finds to
 /// be no good or another run's, are passed over and not counted.
 pub(crate) fn find(
     folder: &Path,
     step: u64,
     config: &RollBackConfig,
+    parameters: u64,
     check: impl Fn(&Path, &Checkpoint) -> Result<(), CheckpointError>,
 ) -> Result<Found, Error> {
-    let mut passed_over = Vec::new();
+    let (mut passed_over, mut newer) = (Vec::new(), 0);
     let (mut found, mut sound) = (None, 0);
     for path in checkpoint::candidates_up_to(folder, step)? {
-        match checkpoint::load_all(&path).and_then(|saved| check(&path, &saved).map(|()| saved)) {
+        match checkpoint::load_all(&path, parameters).and_then(|saved| check(&path, &saved).map(|()| saved)) {
             Ok(saved) => {
                 found = Some((path, saved));
+                newer = passed_over.len();
                 sound += 1;
                 if sound == config.checkpoints_back {
                     break;
@@ -83,7 +87,17 @@ pub(crate) fn find(
         }
     }
     if let Some((path, checkpoint)) = found {
-        return Ok(Found { path, checkpoint, passed_over });
+        // Nothing is done with those before it.
+        passed_over.truncate(newer);
+        let wanted = config.checkpoints_back;
+        let fewer = (sound < wanted).then(|| {
+            format!(
+                "train.roll_back.checkpoints_back is {wanted}, but there are not so many sound checkpoints in {} ({sound}); \
+                 the oldest of them is taken",
+                folder.display()
+            )
+        });
+        return Ok(Found { path, checkpoint, passed_over, fewer });
     }
     let reasons: Vec<String> = passed_over.iter().map(|error| format!("{error}; ")).collect();
     Err(Error::Other(format!(
@@ -91,4 +105,61 @@ pub(crate) fn find(
         reasons.concat(),
         folder.display()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{FORMAT, Imported, NamedTensor, RunState, save_weights};
+
+    /// Those of steps 1 to 4, and what is wrong with these.
+    fn folder(damaged: &[u64]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for step in 1..=4_u64 {
+            // Without an optimizer, which nothing here looks for.
+            let imported = Imported {
+                file: String::new(),
+                sha256: String::new(),
+                naming: String::new(),
+                classifier: true,
+            };
+            let state = RunState { format: FORMAT, step, imported: Some(imported), ..RunState::default() };
+            let place = folder.path().join(format!("step-{step:09}"));
+            let weights = vec![NamedTensor { name: "a".into(), shape: vec![1], values: vec![1.0] }];
+            save_weights(&place, &state, weights).unwrap();
+            if damaged.contains(&step) {
+                std::fs::remove_file(place.join("SHA256SUMS")).unwrap();
+            }
+        }
+        folder
+    }
+
+    #[test]
+    fn sound_checkpoints_are_counted_back_and_newer_ones_alone_are_told_of() {
+        /// Damaged ones, how far back, the one that is found, those that are passed over, and whether there are fewer.
+        type Case = (&'static [u64], u32, u64, &'static [u64], bool);
+        let cases: [Case; 6] = [
+            (&[], 1, 4, &[], false),
+            (&[], 4, 1, &[], false),
+            (&[4], 1, 3, &[4], false),
+            (&[3], 2, 2, &[3], false),
+            (&[1, 2, 3], 2, 4, &[], true),
+            (&[4, 2, 1], 2, 3, &[4], true),
+        ];
+        for (damaged, checkpoints_back, step, passed_over, fewer) in cases {
+            let folder = folder(damaged);
+            let config = RollBackConfig { checkpoints_back, ..RollBackConfig::default() };
+            let found = find(folder.path(), 9, &config, 1, |_, _| Ok(())).unwrap();
+            assert_eq!(found.checkpoint.state.step, step, "{damaged:?} {checkpoints_back}");
+            let told: Vec<String> = found.passed_over.iter().map(ToString::to_string).collect();
+            assert_eq!(told.len(), passed_over.len(), "{told:?}");
+            for (told, step) in told.iter().zip(passed_over) {
+                assert!(told.contains(&format!("step-{step:09}")), "{told}");
+            }
+            assert_eq!(found.fewer.is_some(), fewer, "{damaged:?} {checkpoints_back}");
+        }
+        let none = find(folder(&[1, 2, 3, 4]).path(), 9, &RollBackConfig::default(), 1, |_, _| Ok(()));
+        let sentence = none.err().unwrap().to_string();
+        assert!(sentence.contains("step-000000001") && sentence.contains("no checkpoint"), "{sentence}");
+    }
 }

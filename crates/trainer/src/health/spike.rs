@@ -38,6 +38,11 @@ pub(crate) struct Spike {
 }
 
 impl LossWatch {
+    /// The losses that the next one is compared with, the oldest first.
+    pub(crate) fn recent(&self) -> impl ExactSizeIterator<Item = f32> + '_ {
+        self.recent.iter().copied()
+    }
+
     /// Takes the loss of a step; whether it is a spike. The first half of a window is not judged.
     pub(crate) fn step(&mut self, config: &LossSpikeConfig, loss: f32) -> Option<Spike> {
         let spike =

@@ -71,11 +71,22 @@ pub(crate) struct StragglerWatch {
     named: Vec<Straggler>,
 }
 
+/// Steps after which ranks speak.
+fn every(world_size: usize) -> u64 {
+    EVERY.max(world_size as u64 / RANKS_PER_STEP)
+}
+
+/// The step with which a rank is named, at the earliest, that is slow from `step` on, with nothing but slow steps to
+/// look at.
+pub(crate) fn named_with(step: u64, world_size: usize) -> u64 {
+    (step + WINDOW as u64 - 1).next_multiple_of(every(world_size)) + 1
+}
+
 impl StragglerWatch {
     pub(crate) fn new(factor: f64, world_size: usize) -> Self {
         StragglerWatch {
             factor,
-            every: EVERY.max(world_size as u64 / RANKS_PER_STEP),
+            every: every(world_size),
             recent: VecDeque::with_capacity(WINDOW),
             own: None,
             named: Vec::new(),

@@ -26,7 +26,11 @@ pub(crate) struct MetricsFile {
 impl MetricsFile {
     /// Opens `path` for a run that stands at `step`. Lines of later steps, left by a process that died after
     /// its last checkpoint, are removed, and so is a line that was cut short.
+    ///
+    /// # Errors
+    /// Also where it is a symbolic link, whether or not lines have to go: what it leads to may be anybody's.
     pub(crate) fn open(path: &Path, epoch: u32, step: u64) -> Result<Self, Error> {
+        own_file::refuse_link(path).map_err(Error::file("open", path))?;
         match files::read(path, files::MOST_BYTES) {
             Ok(bytes) => {
                 let text = String::from_utf8_lossy(&bytes);
@@ -120,6 +124,7 @@ mod tests {
                 busy: 0.0,
             },
             stragglers: Vec::new(),
+            ahead: false,
         }
     }
 
@@ -187,6 +192,21 @@ mod tests {
             ]
         );
         assert_eq!(read_epochs(&path).unwrap(), [epoch(1)]);
+    }
+
+    #[test]
+    fn a_link_is_refused_and_stays_whether_or_not_lines_have_to_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("metrics.jsonl"), dir.path().join("other"));
+        let line = serde_json::to_string(&Record::Step(step(2))).unwrap() + "\n";
+        fs::write(&other, &line).unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        for at in [1, 2] {
+            let refused = MetricsFile::open(&path, 0, at).map(drop).unwrap_err().to_string();
+            assert!(refused.contains("it is a symbolic link"), "{refused}");
+            assert!(path.is_symlink());
+            assert_eq!(fs::read_to_string(&other).unwrap(), line);
+        }
     }
 
     #[test]

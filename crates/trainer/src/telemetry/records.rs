@@ -37,7 +37,7 @@ impl Record {
     }
 }
 
-/// One optimizer step. All but `images_per_second`, `seconds`, `exchange` and `stragglers` is equal in every
+/// One optimizer step. All but `images_per_second`, `seconds`, `exchange`, `stragglers` and `ahead` is equal in every
 /// repetition of the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StepRecord {
@@ -78,6 +78,10 @@ pub(crate) struct StepRecord {
     /// Ranks that are slower than the others at this time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) stragglers: Vec<Straggler>,
+    /// The step after it had been launched before this one was known to be done, so that the device did not wait for the
+    /// host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) ahead: bool,
 }
 
 /// Seconds of each part of a step.

@@ -67,7 +67,7 @@ pub(super) fn load(plan: &Plan, engine: &Engine) -> Result<(), Error> {
             "its weights have SHA-256 {found}, model.weights_sha256 says {expected}"
         )));
     }
-    let saved = checkpoint::load(path, &[Part::Weights])?;
+    let saved = checkpoint::load(path, &[Part::Weights], plan.network.parameter_count())?;
     let architecture = plan.architecture.to_string();
     if saved.state.arch != architecture {
         return Err(foreign(format!("it holds {}, model.arch says {architecture}", saved.state.arch)));

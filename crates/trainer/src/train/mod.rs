@@ -73,6 +73,16 @@ pub enum StopAfter {
     Step(u64),
 }
 
+impl StopAfter {
+    /// Completed steps of the run that stops there.
+    fn steps(self, steps_per_epoch: u64) -> u64 {
+        match self {
+            StopAfter::Epoch(epoch) => u64::from(epoch).saturating_mul(steps_per_epoch),
+            StopAfter::Step(step) => step,
+        }
+    }
+}
+
 impl TrainOptions {
     fn command(&self) -> Command {
         Command::new(
@@ -168,7 +178,8 @@ pub fn evaluate_checkpoint(
             if let Some(warning) = checkpoint::pointer_warning(path) {
                 print_warning(&warning);
             }
-            checkpoint::load(path, &[Part::Weights]).map_err(Error::from).and_then(|saved| {
+            let parameters = plan.network.parameter_count();
+            checkpoint::load(path, &[Part::Weights], parameters).map_err(Error::from).and_then(|saved| {
                 weights::require_classifier(&saved.state, path)?;
                 refuse_other_architecture(&plan, &saved.state, path)?;
                 refuse_other_keys(&plan, &saved.state, path, |key| {

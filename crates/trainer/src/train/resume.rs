@@ -59,6 +59,7 @@ pub(super) fn resume(
         Resume::Auto => checkpoint::pointer_warning(&dir.checkpoints()),
         Resume::None => None,
     };
+    let parameters = plan.network.parameter_count();
     let found = match &options.resume {
         Resume::Path(path) => {
             let (path, _) = checkpoint::load_state(path)?;
@@ -70,12 +71,13 @@ pub(super) fn resume(
                     path.display()
                 )));
             }
-            let saved = checkpoint::load_all(&path)?;
+            let saved = checkpoint::load_all(&path, parameters)?;
             require_own(plan, &path, &saved)?;
             Some((path, saved, Vec::new()))
         }
         Resume::Auto => {
-            checkpoint::newest_whole(&dir.checkpoints(), |path, saved| require_own(plan, path, saved))?
+            let check = |path: &Path, saved: &Checkpoint| require_own(plan, path, saved);
+            checkpoint::newest_whole(&dir.checkpoints(), parameters, check)?
         }
         Resume::None if holds_a_run => {
             return Err(Error::Usage(format!(
@@ -118,13 +120,8 @@ pub(super) fn require_own(plan: &Plan, path: &Path, saved: &Checkpoint) -> Resul
     if state.data != data {
         return Err(foreign(format!("its training data had fingerprint {}, this has {data}", state.data)));
     }
-    let bounds = Bounds {
-        total_steps: plan.total_steps(),
-        steps_per_epoch: plan.steps_per_epoch,
-        global_batch: plan.config.train.global_batch as u64,
-    };
     let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
-    bounds.check(state).map_err(damaged)?;
+    Bounds::of(plan).check(state).map_err(damaged)?;
     let averaged = Part::Averaged;
     if plan.config.train.averaging.is_some() && !saved.parts.contains_key(&averaged) {
         return Err(damaged(format!("it has no {}, which train.averaging needs to go on", averaged.file())));
@@ -150,7 +147,7 @@ pub(super) fn take_over(
     for part in [Part::Weights, Part::Optimizer, Part::Averaged] {
         transfer::import(&plan.network, engine.state()?, part, Classifier::Saved, saved.tensors(part), path)?;
     }
-    Ok(RunState { versions, ..saved.state })
+    Ok(Bounds::of(plan).complete(RunState { versions, ..saved.state }))
 }
 
 /// On rank 0: the value that a key had in the run that this one goes on with; `None` for a run that begins.

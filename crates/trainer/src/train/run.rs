@@ -80,7 +80,6 @@ impl<'a> Run<'a> {
         stop_requests: StopRequests,
     ) -> Result<Self, Error> {
         let mut engine = session.agree(Engine::new(plan, compute, session.comm().clone()))?;
-        session.agree(engine.rehearse(options.inject_fault))?;
         session.agree_equal("the layout of parameters", &engine.layout().description())?;
         session.agree_equal("the table of buckets", &engine.describe_buckets())?;
         // Before anything in it is read: a run that ends meanwhile would be undone. A folder that is not there yet holds
@@ -92,6 +91,9 @@ impl<'a> Run<'a> {
         let Start { position, from, warnings } = session.agree(start)?;
         let from = from.filter(|path| lies_in(path, &dir.checkpoints()));
         let (position, is_saved): (RunState, bool) = share(session, &(position, from.is_some()))?;
+        let last = options.stop_after.map_or(u64::MAX, |stop| stop.steps(plan.steps_per_epoch));
+        let steps = position.step + 1..=last.min(plan.total_steps());
+        session.agree(engine.rehearse(options.inject_fault, steps))?;
         broadcast_state(session, &engine)?;
 
         let exporter = match plan.config.telemetry.prometheus {
@@ -142,6 +144,10 @@ impl<'a> Run<'a> {
         let hosts = Hosts::of(session)?;
         let workers = decoder_threads(plan, session, compute);
         let first_step = position.step;
+        tracing::debug!(
+            ahead = engine.can_run_ahead(),
+            "whether steps are launched before the one before is settled"
+        );
         let run = Run {
             session,
             plan,
@@ -403,6 +409,7 @@ impl<'a> Run<'a> {
         let step = self.position.step;
         let learning_rate = self.learning_rate(step);
         let loss_scale = self.position.health.loss_scale.map(|loss_scale| loss_scale.scale);
+        let ahead = self.engine.in_flight() > 1;
         let outcome = match self.engine.settle() {
             Ok(outcome) => outcome,
             Err(StepError::Here(error)) => return self.session.agree(Err(error)),
@@ -459,6 +466,7 @@ impl<'a> Run<'a> {
             seconds: outcome.phases.into(),
             exchange: (&outcome.exchange).into(),
             stragglers: self.stragglers.named().to_vec(),
+            ahead,
         };
         export_step(&record, images);
         self.progress.step(&record);

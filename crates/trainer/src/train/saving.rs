@@ -7,6 +7,9 @@ use crate::checkpoint::{CheckpointError, Job, Keep, NotFiniteTensor, Outcome, Wr
 use crate::config::CheckpointConfig;
 use crate::telemetry::CheckpointRecord;
 
+/// A run that waits for a save says so after each of these.
+const REMIND_EVERY: Duration = Duration::from_secs(30);
+
 /// The saves of one process.
 pub(super) struct Saving {
     every_steps: Option<u64>,
@@ -87,6 +90,18 @@ impl Saving {
     /// Waits for the save under way, but not for long.
     pub(super) fn wait(&mut self, at_most: Duration) -> Option<Report> {
         self.writer.wait(at_most).map(|outcome| self.report(outcome))
+    }
+
+    /// For a run that has waited for the save under way for `waited`, and has said so after `told`: what to say now. A
+    /// file system that is gone may let its writer wait for ever, and the run with it.
+    pub(super) fn reminder(&self, waited: Duration, told: &mut Duration) -> Option<String> {
+        let step = self.writer.step().filter(|_| waited >= *told + REMIND_EVERY)?;
+        *told = waited;
+        Some(format!(
+            "rank 0 has been writing the checkpoint of step {step} for {} s, and the run waits for it: does its file system \
+             answer?",
+            self.last_began.elapsed().as_secs()
+        ))
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -188,10 +203,26 @@ mod tests {
             keep: saving.keep(),
             earlier: Vec::new(),
         };
-        saving.start(job, Instant::now()).unwrap();
+        let stood_still_since = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
+        let mut told = Duration::ZERO;
+        assert_eq!(saving.reminder(Duration::MAX / 2, &mut told), None, "nothing is written");
+        saving.start(job, stood_still_since).unwrap();
         assert_eq!([4, 5, 6, 7].map(|step| saving.wants_after(step)), [false; 4], "it is under way");
+        let seconds = [0, 29, 30, 31, 59, 60, 75, 90];
+        let reminders = seconds.map(|waited| saving.reminder(Duration::from_secs(waited), &mut told));
+        let said = [false, false, true, false, false, true, false, true];
+        assert_eq!(reminders.each_ref().map(Option::is_some), said);
+        assert!(
+            reminders[2].as_ref().unwrap().contains("the checkpoint of step 3 for 100 s"),
+            "{reminders:?}"
+        );
         go.send(()).unwrap();
         let report = saving.wait(Duration::from_secs(60)).unwrap();
+        let (stall, write) = (report.record.stall_seconds, report.record.write_seconds);
+        assert!(
+            (100.0..160.0).contains(&stall) && write < 60.0,
+            "{stall} s of standing still, {write} s of writing"
+        );
         assert_eq!((report.record.step, report.record.error, report.warnings), (3, None, Vec::new()));
         assert_eq!(saving.last_saved.as_ref().unwrap().0, 3);
         assert!(saving.wants_after(8), "the one that was due at 6");

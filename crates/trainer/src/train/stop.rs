@@ -5,19 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use allreduce::Way;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use crate::config::MaxWall;
 use crate::error::Error;
 
-/// With names for people. Ranks hear SIGTERM where somebody has pressed Ctrl-C at `mpirun`.
-const SIGNALS: [(i32, &str); 4] = [
-    (SIGINT, "SIGINT"),
-    (SIGTERM, "SIGTERM (mpirun turns Ctrl-C into it)"),
-    (SIGUSR1, "SIGUSR1"),
-    (SIGUSR2, "SIGUSR2"),
-];
+/// With names for people.
+const SIGNALS: [(i32, &str); 4] =
+    [(SIGINT, "SIGINT"), (SIGTERM, "SIGTERM"), (SIGUSR1, "SIGUSR1"), (SIGUSR2, "SIGUSR2")];
 /// A signal that reaches a process twice, by two ways, is one request.
 const SAME_REQUEST: Duration = Duration::from_secs(1);
 /// Before the end of a Slurm job, to save.
@@ -98,8 +95,18 @@ impl StopRequests {
 
     /// Why a run stops that this rank or another one wanted to stop, to follow the word "stopped".
     pub(super) fn reason(&self) -> String {
+        // What is wrong with the launcher's variables would have been said before.
+        let launched = allreduce::discover().ok().flatten();
+        self.reason_under(launched.map(|launched| launched.way))
+    }
+
+    fn reason_under(&self, way: Option<Way>) -> String {
         let signal = self.signal.load(Ordering::Relaxed);
         match (SIGNALS.iter().find(|(number, _)| *number == signal), &self.deadline) {
+            // Ranks hear it where somebody has pressed Ctrl-C there.
+            (Some((SIGTERM, name)), _) if matches!(way, Some(Way::Mpi)) => {
+                format!("by {name} (mpirun turns Ctrl-C into it)")
+            }
             (Some((_, name)), _) => format!("by {name}"),
             (None, Some(deadline)) if self.is_late(SPREAD) => deadline.reason.clone(),
             _ => "on request".into(),
@@ -135,6 +142,20 @@ mod tests {
         assert_eq!(left(Some("1000"), Some("4600"), 5000), Some(0), "over");
         assert_eq!(left(None, None, 1000), None);
         assert_eq!(left(None, Some("UNLIMITED"), 1000), None);
+    }
+
+    #[test]
+    fn a_signal_is_named_with_what_mpirun_may_have_made_it_of() {
+        for (number, way, reason) in [
+            (SIGTERM, None, "by SIGTERM"),
+            (SIGTERM, Some(Way::Mpi), "by SIGTERM (mpirun turns Ctrl-C into it)"),
+            (SIGINT, Some(Way::Mpi), "by SIGINT"),
+            (SIGUSR1, Some(Way::Mpi), "by SIGUSR1"),
+            (NO_SIGNAL, Some(Way::Mpi), "on request"),
+        ] {
+            let requests = StopRequests { signal: Arc::new(AtomicI32::new(number)), deadline: None };
+            assert_eq!(requests.reason_under(way), reason);
+        }
     }
 
     #[test]

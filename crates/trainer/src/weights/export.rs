@@ -34,14 +34,18 @@ pub fn export_weights(options: &ExportOptions) -> Result<String, Error> {
     if let Some(warning) = checkpoint::pointer_warning(input) {
         print_warning(&warning);
     }
-    let mut saved = checkpoint::load(input, &[Part::Weights])?;
-    super::require_classifier(&saved.state, input)?;
+    let (_, state) = checkpoint::load_state(input)?;
+    super::require_classifier(&state, input)?;
     let damaged = |reason: String| CheckpointError::Damaged { path: input.clone(), reason };
     let no_network = |error: ModelError| damaged(format!("state.json describes no network: {error}"));
-    let architecture: Architecture = saved.state.arch.parse().map_err(no_network)?;
-    let weights = saved.parts.remove(&Part::Weights).unwrap_or_default();
-    let of_network = options_of(&saved.state)
+    let architecture: Architecture = state.arch.parse().map_err(no_network)?;
+    let of_network = options_of(&state)
         .map_err(|error| damaged(format!("state.json describes no network: model.projection: {error}")))?;
+    // But for the channels of the images.
+    let parameters =
+        network_of(&architecture, of_network.clone(), &[]).map_err(no_network)?.parameter_count();
+    let mut saved = checkpoint::load(input, &[Part::Weights], parameters)?;
+    let weights = saved.parts.remove(&Part::Weights).unwrap_or_default();
     let network = network_of(&architecture, of_network, &weights).map_err(no_network)?;
     let naming = match options.naming {
         Some(naming) => {
@@ -72,7 +76,7 @@ pub fn export_weights(options: &ExportOptions) -> Result<String, Error> {
                 shape: tensor.shape.iter().map(|&side| side as usize).collect(),
                 values,
             }),
-            None => counters.push((tensor.name, saved.state.step as i64)),
+            None => counters.push((tensor.name, state.step as i64)),
         }
     }
     // Readers in the way of Hugging Face look for this key.

@@ -44,13 +44,9 @@ fn kind(dtype: Dtype) -> Option<Kind> {
     FORMATS.iter().find(|(of, _)| *of == dtype).map(|(_, kind)| *kind)
 }
 
-/// Bytes for a header and for tensors that another program keeps beside ours.
-const ROOM: u64 = 1 << 30;
-
 /// A file with the weights of a network with so many parameters, in any format.
 pub(super) fn read(path: &Path, parameters: u64) -> Result<Vec<u8>, WeightsError> {
-    let most = parameters.saturating_mul(8).saturating_add(ROOM);
-    files::read(path, most).map_err(|source| WeightsError::File {
+    files::read(path, files::most_bytes_of(parameters)).map_err(|source| WeightsError::File {
         action: "read",
         path: path.to_owned(),
         source,

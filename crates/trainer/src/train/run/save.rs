@@ -63,9 +63,13 @@ impl Run<'_> {
 
     /// Collective: waits until nothing is being written any more; what was not finite in it, on every rank.
     pub(super) fn await_writer(&mut self) -> Result<Option<NotFiniteTensor>, Error> {
+        let (begin, mut told) = (Instant::now(), Duration::ZERO);
         loop {
             if let Some(report) = self.saving.wait(WAIT_FOR_SAVE) {
                 self.tell(report);
+            }
+            if let Some(reminder) = self.saving.reminder(begin.elapsed(), &mut told) {
+                self.progress.warn(&reminder);
             }
             if !self.session.any(!self.saving.is_idle())? {
                 return share(self.session, &self.not_finite.take());

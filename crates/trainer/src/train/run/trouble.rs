@@ -155,6 +155,12 @@ impl Run<'_> {
         let _ = self.await_writer()?;
         self.engine.forget_fault();
         let rate_factor = self.position.health.rate_factor() * config.rate_factor;
+        if !roll_back::lowers_the_rate(rate_factor) {
+            return self.session.agree(Err(Error::Other(format!(
+                "{reason}; one more way back would leave {rate_factor} of the learning rate (train.roll_back.rate_factor: {})",
+                config.rate_factor
+            ))));
+        }
         let restored = if self.session.is_leader() {
             self.restore().map(Some).map_err(|error| Error::Other(format!("{reason}; {error}")))
         } else {
@@ -200,10 +206,10 @@ impl Run<'_> {
         let folder = self.dir.checkpoints();
         let check = |path: &Path, saved: &Checkpoint| require_own(self.plan, path, saved);
         let config = &self.plan.config.train.roll_back;
-        let Found { path, checkpoint, passed_over } =
-            roll_back::find(&folder, self.position.step, config, check)?;
-        for error in &passed_over {
-            self.progress.warn(&told_as_passed_over(error));
+        let Found { path, checkpoint, passed_over, fewer } =
+            roll_back::find(&folder, self.position.step, config, self.plan.network.parameter_count(), check)?;
+        for warning in passed_over.iter().map(told_as_passed_over).chain(fewer) {
+            self.progress.warn(&warning);
         }
         let position = take_over(self.plan, &self.engine, checkpoint, &path, self.position.versions.clone())?;
         checkpoint::drop_later(&folder, position.step, Later::Removed, self.saving.keep())?;
