@@ -346,3 +346,85 @@ fn a_folder_that_cannot_be_written_or_is_gone_stops_saving_and_the_run_goes_on()
     let allow = || assert!(Command::new("umount").args(["--lazy", folder]).status().unwrap().success());
     disturb(&experiment, "disk/run", forbid, allow);
 }
+
+#[test]
+fn a_checkpoint_that_is_not_there_is_wrong_usage_whatever_it_is_named_by() {
+    let experiment = experiment(1);
+    let _ = experiment.train("run", 1, &["--stop-after", "step:1"]).expect_code(STOPPED);
+    let weights = experiment.checkpoint_folder("run").join("weights.safetensors");
+    let other = experiment.path("foo.safetensors");
+    fs::copy(&weights, &other).unwrap();
+    let averaged = weights.with_file_name("averaged.safetensors");
+    for (path, code, part) in [
+        (Path::new("/nowhere/weights.safetensors"), 2, "at /nowhere/weights.safetensors"),
+        (Path::new("weights.safetensors"), 2, "at weights.safetensors"),
+        (&other, 2, "foo.safetensors, which is a file; `wrn-dist model import` "),
+        (&averaged, 2, "averaged.safetensors"),
+        (&weights, 0, ""),
+    ] {
+        let arguments = ["eval", "--config", experiment.config(), "--checkpoint", path.to_str().unwrap()];
+        let outcome = wrn_dist(1, &arguments).expect_code(code);
+        assert!(outcome.stderr.contains(part), "{}: {}", path.display(), outcome.stderr);
+    }
+}
+
+#[test]
+fn a_state_that_contradicts_the_precision_is_not_gone_on_from() {
+    let experiment = experiment(1);
+    let stop = ["--stop-after", "step:2"];
+    let _ = experiment.train("run", 1, &stop).expect_code(STOPPED);
+    experiment.change_state("run", |state| {
+        state["health"]["loss_scale"] = serde_json::json!({"scale": 1024.0, "good_steps": 0});
+    });
+    let refused = experiment.train("run", 1, &[]).expect_code(1);
+    assert!(refused.stderr.contains("which only a run in fp16 has"), "{}", refused.stderr);
+}
+
+#[test]
+fn an_epoch_that_a_version_began_which_counted_no_samples_is_saved_soundly() {
+    let experiment = experiment(1);
+    let _ = experiment.train("run", 1, &["--stop-after", "step:2"]).expect_code(STOPPED);
+    experiment.change_state("run", |state| {
+        let _ = state.as_object_mut().unwrap().remove("epoch_counted").unwrap();
+    });
+    let _ = experiment.train("run", 1, &["--stop-after", "step:4"]).expect_code(STOPPED);
+    let outcome = experiment.train("run", 1, &[]).expect_code(0);
+    assert!(outcome.stdout.contains("resumed after step 4 of 6"), "{}", outcome.stdout);
+    let _ = experiment.train("whole", 1, &[]).expect_code(0);
+    expect_same(&experiment, "run", "whole");
+}
+
+#[test]
+fn a_run_that_is_resumed_with_another_optimizer_is_told_what_differs() {
+    let experiment = experiment(1);
+    let scaled = ["--set", "optimizer={kind: adamw}", "--set", "schedule.scale_rate={reference_batch: 32}"];
+    let _ =
+        experiment.train("run", 1, &[&scaled[..], &["--stop-after", "step:1"]].concat()).expect_code(STOPPED);
+    let refused = experiment.train("run", 1, &[]).expect_code(1);
+    for part in ["optimizer.kind was adamw, is sgd", "optimizer.betas was ", "schedule.scale_rate.rule was "]
+    {
+        assert!(refused.stderr.contains(part), "`{}` lacks `{part}`", refused.stderr);
+    }
+    assert!(!refused.stderr.contains("does not know"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_way_back_tells_of_damage_on_its_way_alone() {
+    let experiment = experiment(1);
+    let keep = ["--set", "checkpoint.keep_last=9", "--set", "train.on_nan=roll-back"];
+    let stop = |step: &'static str| [&keep[..], &["--stop-after", step]].concat();
+    for step in ["step:1", "step:2", "step:3"] {
+        let _ = experiment.train("run", 1, &stop(step)).expect_code(STOPPED);
+    }
+    // Those before the newest, the one from before the first step among them.
+    for step in 0..3 {
+        let place = experiment.path("run/checkpoints").join(format!("step-{step:09}"));
+        change_a_byte(&place.join("weights.safetensors"));
+    }
+    let more = ["--set", "train.roll_back.checkpoints_back=2", "--inject-fault", "4:0:nan"];
+    let outcome = experiment.train("run", 1, &[&keep[..], &more].concat()).expect_code(0);
+    assert!(outcome.stdout.contains("; back to the checkpoint of step 3 with"), "{}", outcome.stdout);
+    assert!(!outcome.stderr.contains("is passed over"), "{}", outcome.stderr);
+    let said = "checkpoints_back is 2, but there are not so many sound checkpoints in ";
+    assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
+}

@@ -494,3 +494,17 @@ fn an_automatic_micro_batch_fits_the_memory_is_written_down_and_kept() {
     let outcome = experiment.train("none", 1, &["--set", "train.micro_batch=auto"]).expect_code(2);
     assert!(outcome.stderr.contains("auto needs train.memory_limit_gib"), "{}", outcome.stderr);
 }
+
+#[test]
+fn a_way_back_that_would_leave_no_learning_rate_is_the_end() {
+    // After the first step already, no rate helps these weights any more.
+    let experiment = experiment(1);
+    let often = ["--set", "schedule.rate=1e30", "--set", "train.on_nan=roll-back"];
+    let factor = ["--set", "train.roll_back.rate_factor=1e-200"];
+    let stop = [&often[..], &factor, &["--stop-after", "step:1"]].concat();
+    let _ = experiment.train("run", 1, &stop).expect_code(STOPPED);
+    let outcome = experiment.train("run", 1, &[&often[..], &factor].concat()).expect_code(1);
+    let said = "one more way back would leave 0 of the learning rate (train.roll_back.rate_factor: ";
+    assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
+    assert_eq!(of_kind(&experiment.metrics("run"), "roll-back").len(), 1);
+}

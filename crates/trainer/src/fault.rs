@@ -114,6 +114,11 @@ impl Fault {
             FaultKind::Slow if ranks == 1 => {
                 Some("with one rank there is no other that it could be slower than; expected 2 ranks or more".into())
             }
+            FaultKind::Slow if stage.config.model.sync_norm => Some(
+                "with model.sync_norm ranks wait for each other within each layer, so that all are as slow; expected \
+                 model.sync_norm: false"
+                    .into(),
+            ),
             FaultKind::Slow if slower >= SLOWNESS => Some(format!(
                 "the rank takes {SLOWNESS} times as long, and telemetry.straggler_factor is {slower}; expected less"
             )),
@@ -273,17 +278,25 @@ mod tests {
             let stage = Stage { config: &config(keys), steps: 1..=250, ranks, buckets };
             expect(fault, &stage, expected);
         }
+        let mut synchronized = config(plain);
+        synchronized.model.sync_norm = true;
+        let stage = Stage { config: &synchronized, steps: 1..=250, ranks: 2, buckets: 1 };
+        expect("1:1:slow", &stage, Some("model.sync_norm: false"));
         // A run that goes on, or stops before its end.
-        for (steps, fault, expected) in [
-            (101..=250, "101:1:nan", None),
-            (101..=250, "100:1:nan", Some("steps 101 to 250 are to come")),
-            (101..=250, "100:1:slow", None),
-            (237..=250, "100:1:slow", Some("slow from step 237 on is named with step 251")),
-            (1..=150, "151:1:kill", Some("steps 1 to 150")),
-            (1..=150, "101:1:flip-bit", Some("of 150 steps no such one")),
-            (251..=250, "250:1:slow", Some("no step left")),
+        for (first, last, fault, expected) in [
+            (101, 250, "101:1:nan", None),
+            (101, 250, "100:1:nan", Some("steps 101 to 250 are to come")),
+            (101, 250, "100:1:slow", None),
+            (237, 250, "100:1:slow", Some("slow from step 237 on is named with step 251")),
+            (1, 150, "151:1:kill", Some("steps 1 to 150")),
+            (1, 150, "101:1:flip-bit", Some("of 150 steps no such one")),
+            (251, 250, "250:1:slow", Some("no step left")),
         ] {
-            expect(fault, &Stage { config: &config(plain), steps, ranks: 2, buckets: 1 }, expected);
+            expect(
+                fault,
+                &Stage { config: &config(plain), steps: first..=last, ranks: 2, buckets: 1 },
+                expected,
+            );
         }
     }
 

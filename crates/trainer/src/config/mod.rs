@@ -570,8 +570,8 @@ pub struct TelemetryConfig {
     /// take the ports after it.
     pub prometheus: Option<SocketAddr>,
     /// A rank is named as slow when it works on a step for this many times the median of the other ranks, waiting not
-    /// counted, over ten steps. With `model.sync_norm` ranks wait for each other in every layer, which does count: there
-    /// only a rank whose data come late is found.
+    /// counted, over ten steps. With `model.sync_norm` ranks wait for each other in every layer, which does count: there no
+    /// rank is found.
     pub straggler_factor: f64,
 }
 

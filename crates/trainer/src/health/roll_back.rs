@@ -62,8 +62,8 @@ pub(crate) struct Found {
 }
 
 /// On rank 0, for a run that has completed `step` steps: the checkpoint to go back to below `folder`: the newest one up
-/// to there, or as many before it as `config` says if there are so many, of a network of so many `parameters`. Those that are damaged, or that `check` finds to
-/// be no good or another run's, are passed over and not counted.
+/// to there, or as many before it as `config` says if there are so many. Those that are damaged, or larger than those of a
+/// network of so many `parameters`, or that `check` finds to be no good or another run's, are passed over and not counted.
 pub(crate) fn find(
     folder: &Path,
     step: u64,
