@@ -6,6 +6,7 @@ mod dataset;
 mod failure;
 mod hosts;
 mod launchers;
+mod photos;
 mod run;
 mod slurm;
 
@@ -21,5 +22,6 @@ pub use launchers::{
     torchrun_or_skip, wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_by_variables_each,
     wrn_dist_with_variables,
 };
+pub use photos::{prepare_photos, small_recipe};
 pub use run::{Experiment, metrics_without_times};
 pub use slurm::{SlurmCluster, SlurmJob};

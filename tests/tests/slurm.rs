@@ -6,7 +6,8 @@ use std::fs;
 use std::time::Instant;
 
 use end_to_end::{
-    Experiment, FashionMnist, SlurmCluster, SlurmJob, metrics_without_times, mpirun_or_skip, skip,
+    Experiment, FashionMnist, SlurmCluster, SlurmJob, metrics_without_times, mpirun_or_skip, prepare_photos,
+    skip, small_recipe,
 };
 use serde_json::Value;
 
@@ -137,6 +138,30 @@ fn a_time_limit_saves_in_time_and_the_job_goes_on() {
     assert!(restarts > 0, "it took less than a minute: {}", cluster.log(&job));
     assert_eq!(cluster.log(&job).matches("goes back into the queue").count(), restarts);
     assert!(result(&experiment, "limited") == expected);
+}
+
+#[test]
+#[ignore = "long"]
+fn a_job_of_a_recipe_gets_its_gpus_and_goes_on_from_the_queue() {
+    let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (prepare_photos(folder.path()), folder.path().join("run"));
+    let more = [&small_recipe()[..], &["--stop-after", "step:8"]].concat();
+    for (script, options, nodes) in [
+        ("imagenet-1x8.sbatch", &["--ntasks-per-node=2", "--gpus-per-node=2"][..], "1"),
+        ("imagenet-8x8.sbatch", &["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1"], "2"),
+    ] {
+        let out = out.join(script);
+        let export = format!("--export=ALL,DATA={},OUT={}", data.display(), out.display());
+        let job = cluster.submit(script, &[options, &[&export]].concat(), &more);
+        cluster.wait_for_success(&job);
+        let log = cluster.log(&job);
+        // It ended with 75 after 8 steps, and had nothing to do when it came back.
+        assert_eq!([cluster.field(&job, "Restarts"), cluster.field(&job, "NumNodes")], ["1", nodes], "{log}");
+        assert!(cluster.field(&job, "TRES").ends_with(",gres/gpu=2"), "{}", cluster.field(&job, "TRES"));
+        let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        assert_eq!(metrics.matches("\"kind\":\"step\"").count(), 8, "{log}");
+    }
 }
 
 #[test]
