@@ -9,6 +9,7 @@ mod launchers;
 mod photos;
 mod run;
 mod slurm;
+mod straggler;
 
 pub use command::{
     Outcome, Running, binary, mpirun_or_skip, python_module_or_skip, python_or_skip, run_python, skip,
@@ -25,3 +26,4 @@ pub use launchers::{
 pub use photos::{prepare_photos, small_recipe};
 pub use run::{Experiment, metrics_without_times};
 pub use slurm::{SlurmCluster, SlurmJob};
+pub use straggler::{expect_straggler, steady_experiment};
