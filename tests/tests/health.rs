@@ -428,3 +428,32 @@ fn an_automatic_micro_batch_fits_the_memory_is_written_down_and_kept() {
     let outcome = experiment.train("none", 1, &["--set", "train.micro_batch=auto"]).expect_code(2);
     assert!(outcome.stderr.contains("auto needs train.memory_limit_gib"), "{}", outcome.stderr);
 }
+
+#[test]
+fn an_automatic_micro_batch_is_the_same_on_all_ranks_and_kept_by_other_numbers_of_them() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment(1);
+    let stop = |more: &[&'static str], step: &'static str| [more, &["--stop-after", step]].concat();
+    let little = limited("train.memory_limit_gib=0.015");
+    let _ = experiment.train("auto", 2, &stop(&little, "step:3")).expect_code(STOPPED);
+    let chosen = micro_batch_of(&experiment, "auto");
+    assert!(chosen < 16 && 16 % chosen == 0, "{chosen} of each rank's 16 images");
+    // With more memory, and by one rank, which would take all 32 images at once.
+    let much = limited("train.memory_limit_gib=4");
+    let _ = experiment.train("auto", 2, &stop(&much, "step:6")).expect_code(STOPPED);
+    assert_eq!(micro_batch_of(&experiment, "auto"), chosen);
+    let _ = experiment.train("auto", 1, &stop(&much, "step:8")).expect_code(STOPPED);
+    assert_eq!(micro_batch_of(&experiment, "auto"), chosen);
+
+    // Had the ranks not agreed, this would be another run.
+    let set = format!("train.micro_batch={chosen}");
+    let written = ["--set", set.as_str()];
+    for (ranks, step) in [(2, "step:6"), (1, "step:8")] {
+        let more = [&written[..], &["--stop-after", step]].concat();
+        let _ = experiment.train("written", ranks, &more).expect_code(STOPPED);
+    }
+    let result = |run: &str| (metrics_without_times(experiment.metrics(run)), experiment.checkpoint(run));
+    assert!(result("auto") == result("written"), "micro batches of {chosen}");
+}
