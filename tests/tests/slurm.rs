@@ -60,9 +60,22 @@ fn wait_for_steps(cluster: &SlurmCluster, job: &SlurmJob, experiment: &Experimen
     cluster.wait(job, "steps", || steps(experiment, run) > before + 8);
 }
 
+/// Over the test double of NCCL, whose ranks find each other by Slurm's variables.
+fn trains_over_nccl(cluster: &SlurmCluster) {
+    let experiment = experiment(2);
+    let out = experiment.path("nccl");
+    let library = format!("WRN_DIST_NCCL={}", nccl_double::shared_library().display());
+    let srun = [&library, "srun", "--mpi=none", "--nodes=2", "--ntasks=4", cluster.binary()];
+    let train = ["train", "--config", experiment.config(), "--out", out.to_str().unwrap()];
+    let arguments = [&srun[..], &train, &["--set", "comm.backend=nccl"]].concat();
+    let _ = cluster.run("env", &arguments).expect_code(0);
+    assert!(result(&experiment, "nccl") == undisturbed(&experiment), "NCCL changes the run");
+}
+
 #[test]
 fn srun_starts_ranks_on_both_nodes_with_and_without_mpi() {
     let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    trains_over_nccl(&cluster);
     let kinds = cluster.run("srun", &["--mpi=list"]);
     for (mpi, transport) in [("none", "TCP, ranks met at "), ("pmix", "Open MPI ")] {
         if ![&kinds.stdout, &kinds.stderr].iter().any(|list| list.contains(mpi)) {
