@@ -20,12 +20,13 @@ pub fn wrn_dist_with_variables(variables: &[(&str, &str)], arguments: &[&str]) -
 }
 
 /// Runs `wrn-dist` on `ranks` ranks, started one after the other, that know of each other from environment variables.
+/// `environment` has more of these.
 ///
 /// # Panics
 /// When a process cannot be started.
 #[must_use]
-pub fn wrn_dist_by_variables(ranks: usize, arguments: &[&str]) -> Vec<Outcome> {
-    wrn_dist_by_variables_each(&vec![arguments; ranks])
+pub fn wrn_dist_by_variables(ranks: usize, arguments: &[&str], environment: &[(&str, &str)]) -> Vec<Outcome> {
+    start_each(&vec![arguments; ranks], environment)
 }
 
 /// As [`wrn_dist_by_variables`], with arguments of its own for each rank.
@@ -34,6 +35,10 @@ pub fn wrn_dist_by_variables(ranks: usize, arguments: &[&str]) -> Vec<Outcome> {
 /// When a process cannot be started.
 #[must_use]
 pub fn wrn_dist_by_variables_each(arguments: &[&[&str]]) -> Vec<Outcome> {
+    start_each(arguments, &[])
+}
+
+fn start_each(arguments: &[&[&str]], environment: &[(&str, &str)]) -> Vec<Outcome> {
     let ranks = arguments.len();
     let (port, world_size) = (free_port().to_string(), ranks.to_string());
     scope(|scope| {
@@ -48,7 +53,7 @@ pub fn wrn_dist_by_variables_each(arguments: &[&[&str]]) -> Vec<Outcome> {
                     ("MASTER_ADDR", "127.0.0.1"),
                     ("MASTER_PORT", port),
                 ];
-                wrn_dist_with_variables(&variables, arguments)
+                wrn_dist_with_variables(&[&variables[..], environment].concat(), arguments)
             })
         };
         // Rank 0, at which the others knock, comes last.
@@ -64,15 +69,16 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().expect("it is bound").port()
 }
 
-/// Runs `wrn-dist` on `ranks` ranks of this host under `torchrun`.
+/// Runs `wrn-dist` on `ranks` ranks of this host under `torchrun`, with these environment variables.
 #[must_use]
-pub fn wrn_dist_by_torchrun(ranks: usize, arguments: &[&str]) -> Outcome {
+pub fn wrn_dist_by_torchrun(ranks: usize, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
     let mut command = Command::new("python3");
     command
         .args(["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"])
         .arg(ranks.to_string())
         .arg(binary())
-        .args(arguments);
+        .args(arguments)
+        .envs(environment.iter().copied());
     run_quickly(command)
 }
 

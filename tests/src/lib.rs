@@ -6,8 +6,10 @@ mod dataset;
 mod failure;
 mod hosts;
 mod launchers;
+mod photos;
 mod run;
 mod slurm;
+mod straggler;
 
 pub use command::{
     Outcome, Running, binary, mpirun_or_skip, python_module_or_skip, python_or_skip, run_python, skip,
@@ -21,5 +23,7 @@ pub use launchers::{
     torchrun_or_skip, wrn_dist_by_torchrun, wrn_dist_by_variables, wrn_dist_by_variables_each,
     wrn_dist_with_variables,
 };
+pub use photos::{prepare_photos, small_recipe};
 pub use run::{Experiment, metrics_without_times};
 pub use slurm::{SlurmCluster, SlurmJob};
+pub use straggler::{expect_straggler, steady_experiment};

@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use end_to_end::{Experiment, FashionMnist, metrics_without_times, mpirun_or_skip};
+use end_to_end::{
+    Experiment, FashionMnist, expect_straggler, metrics_without_times, mpirun_or_skip, steady_experiment,
+};
 use serde_json::Value;
 
 const STOPPED: i32 = 75;
@@ -34,112 +34,55 @@ fn a_slow_rank_is_named_with_its_phase_within_20_steps_and_nobody_else() {
     if !mpirun_or_skip() {
         return;
     }
-    let experiment = Experiment::new(
-        FashionMnist { train: 32 * 64, test: 2 },
-        "model: {arch: wrn-10-1}
-train: {epochs: 1, global_batch: 64, threads: 1}
-schedule: {kind: constant, rate: 0.05}
-",
-    );
+    let experiment = steady_experiment(32);
     for (victim, slow_from) in [(1, 11), (0, 8)] {
         let run = format!("slow {victim}");
         let fault = format!("{slow_from}:{victim}:slow");
         let outcome = experiment.train(&run, 2, &["--inject-fault", &fault]).expect_code(0);
         let metrics = experiment.metrics(&run);
-        let mut named_at = None;
-        for step in of_kind(&metrics, "step") {
-            let stragglers = step["stragglers"].as_array().cloned().unwrap_or_default();
-            for straggler in stragglers {
-                assert_eq!(straggler["rank"], victim, "{straggler}");
-                assert_eq!(straggler["phase"], "data wait", "{straggler}");
-                let times_slower = straggler["times_slower"].as_f64().unwrap();
-                assert!((1.3..4.0).contains(&times_slower), "{straggler}");
-                let _ = named_at.get_or_insert(step["step"].as_u64().unwrap());
-            }
+        for straggler in expect_straggler(&outcome, &metrics, victim, slow_from, &["data wait"]) {
+            let times_slower = straggler["times_slower"].as_f64().unwrap();
+            assert!((1.3..4.0).contains(&times_slower), "{straggler}");
         }
-        let named_at = named_at.expect("the slow rank is named");
-        assert!(
-            (slow_from..=slow_from + 20).contains(&named_at),
-            "slow from {slow_from}, named at {named_at}"
-        );
-        let said = format!("rank {victim} on ");
-        let sentences: Vec<_> = outcome.stdout.lines().filter(|line| line.contains(" is slow: ")).collect();
-        assert!(matches!(sentences[..], [sentence] if sentence.starts_with(&said)), "once: {sentences:?}");
+        assert_eq!(outcome.stdout.matches(" is slow: ").count(), 1, "{}", outcome.stdout);
     }
 }
 
-/// The process of a rank of the run that writes to `out`.
-fn process_of_rank(rank: usize, out: &str) -> Option<u32> {
-    let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
-    let has = |file: PathBuf, wanted: &str| {
-        let bytes = fs::read(file).unwrap_or_default();
-        bytes.split(|&byte| byte == 0).any(|part| part == wanted.as_bytes())
-    };
-    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
-    processes
-        .filter(|process| has(process.join("cmdline"), out) && has(process.join("environ"), &wanted))
-        .find_map(|process| process.file_name()?.to_str()?.parse().ok())
-}
-
-/// Seconds that rank 0 computed in the latest step of the run in `out`, and how many steps there are.
-fn latest_step(out: &Path) -> Option<(usize, f64)> {
+/// Seconds that rank 0 computed in the latest step of the run in `out`, and which step that was.
+fn latest_step(out: &Path) -> Option<(u64, f64)> {
     let text = fs::read_to_string(out.join("metrics.jsonl")).ok()?;
-    let steps: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let seconds = |part: &str| steps.last()?["seconds"][part].as_f64();
-    Some((steps.len(), seconds("input")? + seconds("forward")? + seconds("backward")?))
+    let mut lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let latest = lines.find(|line| line["kind"] == "step")?;
+    let seconds = |part: &str| latest["seconds"][part].as_f64();
+    Some((latest["step"].as_u64()?, seconds("input")? + seconds("forward")? + seconds("backward")?))
 }
 
 #[test]
-fn a_rank_that_is_stopped_half_of_the_time_is_named_and_nobody_else() {
+fn a_rank_that_is_stopped_most_of_the_time_is_named_with_its_phase_within_20_steps_and_nobody_else() {
     if !mpirun_or_skip() {
         return;
     }
-    let experiment = Experiment::new(
-        FashionMnist { train: 40 * 64, test: 2 },
-        "model: {arch: wrn-10-1}
-train: {epochs: 1, global_batch: 64, threads: 1}
-schedule: {kind: constant, rate: 0.05}
-",
-    );
+    let (slow_from, steps) = (12, 44);
+    let experiment = steady_experiment(steps);
     let out = experiment.path("pulses");
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _ = scope.spawn(|| {
-            let (begin, mut steps_before) = (Instant::now(), 0);
-            let mut process = None;
-            while !over.load(Ordering::Relaxed) && begin.elapsed() < Duration::from_secs(120) {
-                std::thread::sleep(Duration::from_millis(1));
-                // In every step for as long as the other rank works on it, whatever else this machine does.
-                let Some((steps, seconds)) = latest_step(&out) else { continue };
-                if steps == steps_before {
-                    continue;
-                }
-                steps_before = steps;
-                process = process.or_else(|| process_of_rank(1, out.to_str().unwrap()));
-                let Some(process) = process else { continue };
-                let signal = |signal: &str| {
-                    // The process may have ended meanwhile.
-                    let mut command = Command::new("kill");
-                    let _ = command.arg(signal).arg(process.to_string()).stderr(Stdio::null()).status();
-                };
-                signal("-STOP");
-                std::thread::sleep(Duration::from_secs_f64(seconds));
-                signal("-CONT");
-            }
-        });
-        let outcome = experiment.train("pulses", 2, &[]);
-        over.store(true, Ordering::Relaxed);
-        let _ = outcome.expect_code(0);
+    let mut running = experiment.start("pulses", 4, &[], &[]);
+    let mut before = slow_from - 2;
+    // Near its end the rank may be gone at any moment.
+    running.wait_until("its last steps", |running| {
+        let Some((step, seconds)) = latest_step(&out) else { return false };
+        if step > before {
+            before = step;
+            // In every step for twice as long as rank 0 works on it, whatever else this machine does.
+            running.signal_rank(1, "STOP");
+            std::thread::sleep(Duration::from_secs_f64(2.0 * seconds));
+            running.signal_rank(1, "CONT");
+        }
+        step >= steps as u64 - 4
     });
-    let metrics = experiment.metrics("pulses");
-    let stragglers: Vec<&Value> = (of_kind(&metrics, "step").into_iter())
-        .flat_map(|step| step["stragglers"].as_array().into_iter().flatten())
-        .collect();
-    assert!(!stragglers.is_empty());
-    for straggler in stragglers {
-        assert_eq!(straggler["rank"], 1, "{straggler}");
-        assert!(!straggler["phase"].as_str().unwrap().is_empty(), "{straggler}");
-    }
+    let outcome = running.wait().expect_code(0);
+    // A new line of metrics lets it stop at once, as the step after it begins.
+    let phases = ["forward", "backward"];
+    let _ = expect_straggler(&outcome, &experiment.metrics("pulses"), 1, slow_from, &phases);
 }
 
 #[test]
@@ -465,19 +408,27 @@ fn senseless_values_are_refused_with_their_key() {
     assert!(outcome.stderr.contains("1 to checkpoint.keep_last (2)"), "{}", outcome.stderr);
 }
 
+/// `train.micro_batch: auto` with this limit.
+fn limited(limit: &'static str) -> [&'static str; 4] {
+    ["--set", "train.micro_batch=auto", "--set", limit]
+}
+
+/// The micro batch that a run has written down.
+fn micro_batch_of(experiment: &Experiment, run: &str) -> usize {
+    let config = fs::read_to_string(experiment.path(run).join("config.yaml")).unwrap();
+    let value = config.lines().find_map(|line| line.trim_start().strip_prefix("micro_batch: ")).unwrap();
+    value.trim().parse().unwrap()
+}
+
 #[test]
 fn an_automatic_micro_batch_fits_the_memory_is_written_down_and_kept() {
     let experiment = experiment(1);
-    let auto = ["--set", "train.micro_batch=auto", "--set"];
-    let limited = |limit: &'static str| [&auto[..], &[limit]].concat();
     let mut chosen = Vec::new();
     for (run, limit) in [("much", "train.memory_limit_gib=4"), ("little", "train.memory_limit_gib=0.02")] {
         let _ = experiment
             .train(run, 1, &[&limited(limit)[..], &["--stop-after", "step:2"]].concat())
             .expect_code(STOPPED);
-        let config = fs::read_to_string(experiment.path(run).join("config.yaml")).unwrap();
-        let line = config.lines().find(|line| line.trim_start().starts_with("micro_batch:")).unwrap();
-        chosen.push(line.split(':').nth(1).unwrap().trim().parse::<usize>().unwrap());
+        chosen.push(micro_batch_of(&experiment, run));
     }
     assert_eq!(chosen[0], 32, "everything at once");
     assert!(chosen[1] < 32 && 32 % chosen[1] == 0, "{chosen:?}");
@@ -487,8 +438,7 @@ fn an_automatic_micro_batch_fits_the_memory_is_written_down_and_kept() {
     // Without a checkpoint nothing has begun, whatever else is in the folder.
     fs::remove_dir_all(experiment.path("little/checkpoints")).unwrap();
     let _ = experiment.train("little", 1, &limited("train.memory_limit_gib=4")).expect_code(0);
-    let config = fs::read_to_string(experiment.path("little/config.yaml")).unwrap();
-    assert!(config.contains("micro_batch: 32\n"), "{config}");
+    assert_eq!(micro_batch_of(&experiment, "little"), 32);
     let outcome = experiment.train("none", 1, &limited("train.memory_limit_gib=0.001")).expect_code(2);
     assert!(outcome.stderr.contains("even micro batches of one image need "), "{}", outcome.stderr);
     let outcome = experiment.train("none", 1, &["--set", "train.micro_batch=auto"]).expect_code(2);
@@ -507,4 +457,33 @@ fn a_way_back_that_would_leave_no_learning_rate_is_the_end() {
     let said = "one more way back would leave 0 of the learning rate (train.roll_back.rate_factor: ";
     assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
     assert_eq!(of_kind(&experiment.metrics("run"), "roll-back").len(), 1);
+}
+
+#[test]
+fn an_automatic_micro_batch_is_the_same_on_all_ranks_and_kept_by_other_numbers_of_them() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment(1);
+    let stop = |more: &[&'static str], step: &'static str| [more, &["--stop-after", step]].concat();
+    let little = limited("train.memory_limit_gib=0.015");
+    let _ = experiment.train("auto", 2, &stop(&little, "step:3")).expect_code(STOPPED);
+    let chosen = micro_batch_of(&experiment, "auto");
+    assert!(chosen < 16 && 16 % chosen == 0, "{chosen} of each rank's 16 images");
+    // With more memory, and by one rank, which would take all 32 images at once.
+    let much = limited("train.memory_limit_gib=4");
+    let _ = experiment.train("auto", 2, &stop(&much, "step:6")).expect_code(STOPPED);
+    assert_eq!(micro_batch_of(&experiment, "auto"), chosen);
+    let _ = experiment.train("auto", 1, &stop(&much, "step:8")).expect_code(STOPPED);
+    assert_eq!(micro_batch_of(&experiment, "auto"), chosen);
+
+    // Had the ranks not agreed, this would be another run.
+    let set = format!("train.micro_batch={chosen}");
+    let written = ["--set", set.as_str()];
+    for (ranks, step) in [(2, "step:6"), (1, "step:8")] {
+        let more = [&written[..], &["--stop-after", step]].concat();
+        let _ = experiment.train("written", ranks, &more).expect_code(STOPPED);
+    }
+    let result = |run: &str| (metrics_without_times(experiment.metrics(run)), experiment.checkpoint(run));
+    assert!(result("auto") == result("written"), "micro batches of {chosen}");
 }

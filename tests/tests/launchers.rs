@@ -45,7 +45,7 @@ fn every_launcher_gives_the_same_bits() {
 
         let by_hand = run("variables");
         let out = experiment.path(&by_hand);
-        for outcome in wrn_dist_by_variables(ranks, &arguments(&experiment, out.to_str().unwrap())) {
+        for outcome in wrn_dist_by_variables(ranks, &arguments(&experiment, out.to_str().unwrap()), &[]) {
             let _ = outcome.expect_code(0);
         }
         assert!(of(&by_hand) == of(&by_mpirun), "{by_hand}");
@@ -53,8 +53,8 @@ fn every_launcher_gives_the_same_bits() {
         if torchrun {
             let by_torchrun = run("torchrun");
             let out = experiment.path(&by_torchrun);
-            let _ =
-                wrn_dist_by_torchrun(ranks, &arguments(&experiment, out.to_str().unwrap())).expect_code(0);
+            let arguments = arguments(&experiment, out.to_str().unwrap());
+            let _ = wrn_dist_by_torchrun(ranks, &arguments, &[]).expect_code(0);
             assert!(of(&by_torchrun) == of(&by_mpirun), "{by_torchrun}");
         }
     }
@@ -88,6 +88,7 @@ fn a_rank_that_dies_is_named_without_mpi_too() {
         let outcomes = wrn_dist_by_variables(
             ranks,
             &[&arguments(&experiment, out.to_str().unwrap())[..], &more].concat(),
+            &[],
         );
         for outcome in &outcomes {
             assert_ne!(outcome.code, Some(0), "{fault}: {}", outcome.stderr);
@@ -129,7 +130,7 @@ fn senseless_variables_and_sums_by_mpi_are_refused() {
         let refused = wrn_dist_with_variables(variables, &bench).expect_code(2);
         assert!(refused.stderr.contains(part), "{}", refused.stderr);
     }
-    let refused = wrn_dist_by_variables(2, &[&bench[..], &["--reduce", "mpi"]].concat());
+    let refused = wrn_dist_by_variables(2, &[&bench[..], &["--reduce", "mpi"]].concat(), &[]);
     assert!(refused.iter().all(|outcome| outcome.code == Some(2)), "{refused:?}");
     assert_eq!(sentences(&refused).len(), 1, "{refused:?}");
 }

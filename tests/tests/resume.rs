@@ -37,6 +37,48 @@ fn a_stopped_run_goes_on_bit_for_bit_with_the_order_of_sums_that_its_ranks_have(
     }
 }
 
+/// A run that was stopped on `before` ranks goes on on others, each time in a folder of its own: in the loss of its
+/// first step only the order of sums makes a difference.
+fn expect_the_same_first_loss(before: usize) {
+    let experiment = experiment();
+    let _ = experiment.train("stopped", before, &["--stop-after", "step:9"]).expect_code(STOPPED);
+    let stopped = experiment.path("stopped");
+    let losses = [1, 2, 4].map(|after| {
+        let name = format!("on {after}");
+        let more = ["--resume", stopped.to_str().unwrap(), "--stop-after", "step:10"];
+        let _ = experiment.train(&name, after, &more).expect_code(STOPPED);
+        let metrics = experiment.metrics(&name);
+        assert_eq!((metrics.len(), &metrics[0]["step"]), (1, &10.into()), "{metrics:?}");
+        metrics[0]["loss"].as_f64().unwrap()
+    });
+    let _ = experiment.train("stopped", before, &["--stop-after", "step:10"]).expect_code(STOPPED);
+    let expected = experiment.metrics("stopped").pop().unwrap()["loss"].as_f64().unwrap();
+    assert!(expected > 0.1, "{expected} is too small to tell losses apart");
+    for loss in losses {
+        assert!(
+            (loss - expected).abs() <= 1e-6 * expected,
+            "from {before} ranks: {losses:?}, not {expected}"
+        );
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_the_same_loss_on_another_number_of_ranks() {
+    if mpirun_or_skip() {
+        expect_the_same_first_loss(2);
+    }
+}
+
+#[test]
+#[ignore = "long"]
+fn a_run_goes_on_with_the_same_loss_from_any_number_of_ranks_to_any_other() {
+    if mpirun_or_skip() {
+        for before in [1, 4] {
+            expect_the_same_first_loss(before);
+        }
+    }
+}
+
 /// Where a run is stopped, of three epochs of six steps.
 #[derive(Clone, Copy, Debug)]
 enum Stop {
@@ -57,57 +99,71 @@ enum Setting {
 const STOPS: [Stop; 5] =
     [Stop::FirstStep, Stop::MidEpoch, Stop::LastStepOfAnEpoch, Stop::BetweenEpochs, Stop::DuringEvaluation];
 
+/// What a run comes to: its metrics, its latest checkpoint, and the averaged weights where there are any.
+type Outcome = (Vec<serde_json::Value>, [Vec<u8>; 2], Option<Vec<u8>>);
+
 /// Runs of one setting, and what all of them should come to.
 struct Matrix {
     setting: Setting,
+    /// `train.determinism`
+    determinism: &'static str,
     experiment: Experiment,
-    expected: (Vec<serde_json::Value>, [Vec<u8>; 2]),
+    expected: Outcome,
 }
 
 impl Matrix {
-    /// With `determinism: world`, so that one undisturbed run stands for all numbers of ranks; and with an evaluation
-    /// that is long enough to be interrupted.
+    /// With `determinism: world`, so that one undisturbed run stands for all numbers of ranks.
     fn new(setting: Setting) -> Self {
+        Self::of_ranks(setting, "train.determinism=world", 1)
+    }
+
+    /// As an undisturbed run on so many ranks, with an evaluation that is long enough to be interrupted.
+    fn of_ranks(setting: Setting, determinism: &'static str, ranks: usize) -> Self {
         let sections = match setting {
             Setting::Plain => {
                 "model: {arch: wrn-10-1}
-train: {epochs: 3, global_batch: 32, micro_batch: 8, determinism: world, threads: 1}
+train: {epochs: 3, global_batch: 32, micro_batch: 8, threads: 1}
 schedule: {kind: step, rate: 0.1, milestones: [2], factor: 0.2}
 "
             }
             Setting::Everything => {
                 "model: {arch: wrn-10-1, dropout: 0.3, shortcut_dropout: 0.1, stochastic_depth: 0.5}
-train: {epochs: 3, global_batch: 32, micro_batch: 4, determinism: world, threads: 1, memory: recompute}
+train: {epochs: 3, global_batch: 32, micro_batch: 4, threads: 1, memory: recompute,
+  averaging: {decay: 0.9, every_steps: 2, warmup_epochs: 1}}
 optimizer: {reset_momentum_at_milestones: true}
 schedule: {kind: step, rate: 0.1, milestones: [2], factor: 0.2, warmup_epochs: 0.5}
 "
             }
         };
-        let experiment = Experiment::new(FashionMnist { train: 6 * 32, test: 2400 }, sections);
-        let whole = experiment.train("whole", 1, &Self::augmentation(setting)).expect_code(0);
+        // Averages are evaluated, too, which takes as long again.
+        let test = if matches!(setting, Setting::Plain) { 2400 } else { 1200 };
+        let experiment = Experiment::new(FashionMnist { train: 6 * 32, test }, sections);
+        let whole = experiment.train("whole", ranks, &Self::options(setting, determinism)).expect_code(0);
         assert!(whole.stdout.contains("test accuracy"), "{}", whole.stdout);
         let expected = Self::result(&experiment, "whole");
         assert_eq!(expected.0.len(), 3 * 6 + 3, "a line a step and a line an epoch");
-        Matrix { setting, experiment, expected }
+        assert_eq!(expected.2.is_some(), matches!(setting, Setting::Everything));
+        Matrix { setting, determinism, experiment, expected }
     }
 
-    fn augmentation(setting: Setting) -> Vec<&'static str> {
-        let sets = match setting {
+    fn options(setting: Setting, determinism: &'static str) -> Vec<&'static str> {
+        let augmentation = match setting {
             Setting::Plain => &["data.flip=false"][..],
             Setting::Everything => &["data.mixup=0.4", "data.cutmix=1.0", "data.erase=0.2"],
         };
-        sets.iter().flat_map(|set| ["--set", set]).collect()
+        augmentation.iter().chain([&determinism]).flat_map(|set| ["--set", set]).collect()
     }
 
-    fn result(experiment: &Experiment, name: &str) -> (Vec<serde_json::Value>, [Vec<u8>; 2]) {
-        (metrics_without_times(experiment.metrics(name)), experiment.checkpoint(name))
+    fn result(experiment: &Experiment, name: &str) -> Outcome {
+        let averaged = std::fs::read(experiment.checkpoint_folder(name).join("averaged.safetensors"));
+        (metrics_without_times(experiment.metrics(name)), experiment.checkpoint(name), averaged.ok())
     }
 
     /// Stops at `stop` on `before` ranks, goes on on `after`, and expects the undisturbed run.
     fn check(&self, stop: Stop, before: usize, after: usize) {
         let name = format!("{stop:?} {before} to {after}");
-        let what = format!("{:?}, {name}", self.setting);
-        let more = Self::augmentation(self.setting);
+        let what = format!("{:?}, {}, {name}", self.setting, self.determinism);
+        let more = Self::options(self.setting, self.determinism);
         let with = |stop| [&more[..], &["--stop-after", stop]].concat();
         let outcome = match stop {
             Stop::FirstStep => self.experiment.train(&name, before, &with("step:1")),
@@ -132,6 +188,7 @@ schedule: {kind: step, rate: 0.1, milestones: [2], factor: 0.2, warmup_epochs: 0
         assert!(result.0 == self.expected.0, "{what}: metrics differ: {:#?}", result.0);
         assert!(result.1[0] == self.expected.1[0], "{what}: weights or running statistics differ");
         assert!(result.1[1] == self.expected.1[1], "{what}: momentum differs");
+        assert!(result.2 == self.expected.2, "{what}: averaged weights differ");
     }
 }
 
@@ -163,6 +220,13 @@ fn wherever_a_run_stops_it_goes_on_bit_for_bit_all_cases() {
             for (before, after) in [(1, 1), (2, 2), (4, 4), (1, 4), (2, 1), (4, 2)] {
                 matrix.check(stop, before, after);
             }
+        }
+    }
+    // Where sums depend on the number of ranks, on the same number.
+    for ranks in [2, 4] {
+        let matrix = Matrix::of_ranks(Setting::Everything, "train.determinism=run", ranks);
+        for stop in STOPS {
+            matrix.check(stop, ranks, ranks);
         }
     }
 }

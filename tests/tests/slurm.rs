@@ -6,7 +6,8 @@ use std::fs;
 use std::time::Instant;
 
 use end_to_end::{
-    Experiment, FashionMnist, SlurmCluster, SlurmJob, metrics_without_times, mpirun_or_skip, skip,
+    Experiment, FashionMnist, SlurmCluster, SlurmJob, metrics_without_times, mpirun_or_skip, prepare_photos,
+    skip, small_recipe,
 };
 use serde_json::Value;
 
@@ -59,9 +60,22 @@ fn wait_for_steps(cluster: &SlurmCluster, job: &SlurmJob, experiment: &Experimen
     cluster.wait(job, "steps", || steps(experiment, run) > before + 8);
 }
 
+/// Over the test double of NCCL, whose ranks find each other by Slurm's variables.
+fn trains_over_nccl(cluster: &SlurmCluster) {
+    let experiment = experiment(2);
+    let out = experiment.path("nccl");
+    let library = format!("WRN_DIST_NCCL={}", nccl_double::shared_library().display());
+    let srun = [&library, "srun", "--mpi=none", "--nodes=2", "--ntasks=4", cluster.binary()];
+    let train = ["train", "--config", experiment.config(), "--out", out.to_str().unwrap()];
+    let arguments = [&srun[..], &train, &["--set", "comm.backend=nccl"]].concat();
+    let _ = cluster.run("env", &arguments).expect_code(0);
+    assert!(result(&experiment, "nccl") == undisturbed(&experiment), "NCCL changes the run");
+}
+
 #[test]
 fn srun_starts_ranks_on_both_nodes_with_and_without_mpi() {
     let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    trains_over_nccl(&cluster);
     let kinds = cluster.run("srun", &["--mpi=list"]);
     for (mpi, transport) in [("none", "TCP, ranks met at "), ("pmix", "Open MPI ")] {
         if ![&kinds.stdout, &kinds.stderr].iter().any(|list| list.contains(mpi)) {
@@ -137,6 +151,30 @@ fn a_time_limit_saves_in_time_and_the_job_goes_on() {
     assert!(restarts > 0, "it took less than a minute: {}", cluster.log(&job));
     assert_eq!(cluster.log(&job).matches("goes back into the queue").count(), restarts);
     assert!(result(&experiment, "limited") == expected);
+}
+
+#[test]
+#[ignore = "long"]
+fn a_job_of_a_recipe_gets_its_gpus_and_goes_on_from_the_queue() {
+    let Some(cluster) = SlurmCluster::start_or_skip() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (prepare_photos(folder.path()), folder.path().join("run"));
+    let more = [&small_recipe()[..], &["--stop-after", "step:8"]].concat();
+    for (script, options, nodes) in [
+        ("imagenet-1x8.sbatch", &["--ntasks-per-node=2", "--gpus-per-node=2"][..], "1"),
+        ("imagenet-8x8.sbatch", &["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1"], "2"),
+    ] {
+        let out = out.join(script);
+        let export = format!("--export=ALL,DATA={},OUT={}", data.display(), out.display());
+        let job = cluster.submit(script, &[options, &[&export]].concat(), &more);
+        cluster.wait_for_success(&job);
+        let log = cluster.log(&job);
+        // It ended with 75 after 8 steps, and had nothing to do when it came back.
+        assert_eq!([cluster.field(&job, "Restarts"), cluster.field(&job, "NumNodes")], ["1", nodes], "{log}");
+        assert!(cluster.field(&job, "TRES").ends_with(",gres/gpu=2"), "{}", cluster.field(&job, "TRES"));
+        let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        assert_eq!(metrics.matches("\"kind\":\"step\"").count(), 8, "{log}");
+    }
 }
 
 #[test]

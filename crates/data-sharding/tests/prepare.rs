@@ -18,7 +18,7 @@ use data_sharding::{
     prepare, verify,
 };
 use mat_support as mat;
-use shards_support::{contents, image_folder, jpeg, options, png, prepare_folder, tar};
+use shards_support::{contents, image_folder, jpeg, options, png, prepare_folder, tar, tar_as_it_is};
 use tempfile::{TempDir, tempdir};
 
 fn prepare_kind(kind: &str, source: &Path, destination: &Path) -> Result<(), String> {
@@ -144,6 +144,52 @@ fn imagenet_labels_are_places_among_the_sorted_wordnet_ids() {
         .filter(|name| name.contains("/.") || name.starts_with('.'))
         .collect();
     assert_eq!(files, [""; 0], "nothing temporary is left");
+}
+
+#[test]
+fn names_that_lead_out_of_an_archive_lead_nowhere() {
+    let devkit = fs::read(imagenet().path().join("ILSVRC2012_devkit_t12.tar.gz")).unwrap();
+    let image = jpeg(9, 8, 1);
+    for way in ["../../", "a/../../../", "..//..//", "ROOT/"] {
+        let dir = tempdir().unwrap();
+        let leading_out = |file: &str| way.replace("ROOT", &dir.path().display().to_string()) + file;
+        let [evil, label] = ["evil.jpg", "evil.cls"].map(leading_out);
+        let [shards, source, out] = ["shards/train", "in/imagenet", "out/imagenet"].map(|name| {
+            let folder = dir.path().join(name);
+            fs::create_dir_all(&folder).unwrap();
+            folder
+        });
+
+        // Shards of somebody else.
+        fs::write(shards.join("s.tar"), tar_as_it_is(&[(&evil, &image), (&label, b"0")])).unwrap();
+        index(&shards, &Progress::silent()).unwrap();
+        let set = ShardSet::open(&shards, ReadMode::Read).unwrap();
+        assert_eq!((set.len(), set.bytes(0, &mut Vec::new()).unwrap()), (1, &image[..]), "{way}");
+
+        // ImageNet's archives: the outer one and the inner ones, and that of the validation images.
+        let write = |file: &str, members: &[(String, Vec<u8>)]| {
+            let members: Vec<(&str, &[u8])> =
+                members.iter().map(|(name, bytes)| (&name[..], &bytes[..])).collect();
+            fs::write(source.join(file), tar_as_it_is(&members)).unwrap();
+        };
+        let inner = tar_as_it_is(&[(&evil, &image)]);
+        let outer = CLASSES.map(|(id, ..)| (leading_out(&format!("{id}.tar")), inner.clone()));
+        write("ILSVRC2012_img_train.tar", &outer);
+        let name = |number: usize| leading_out(&format!("ILSVRC2012_val_{number:08}.JPEG"));
+        let validation: Vec<_> = (1..=VALIDATION.len()).map(|number| (name(number), image.clone())).collect();
+        write("ILSVRC2012_img_val.tar", &validation);
+        fs::write(source.join("ILSVRC2012_devkit_t12.tar.gz"), &devkit).unwrap();
+        prepare_kind("imagenet", &source, &out).unwrap();
+        assert_eq!(ShardSet::open(&out.join("train"), ReadMode::Read).unwrap().len(), CLASSES.len(), "{way}");
+        assert_eq!(verify(&out, &Progress::silent()).unwrap(), [""; 0], "{way}");
+
+        let places = ["shards/train/", "in/imagenet/ILSVRC2012_", "out/imagenet/"];
+        for file in contents(dir.path()).into_keys() {
+            let inside = places.iter().any(|place| file.starts_with(place));
+            assert!(inside && !file.contains("evil"), "{way}evil.jpg became {file}");
+        }
+        assert!(!Path::new(&evil).exists(), "{evil} seen from this test's own folder");
+    }
 }
 
 #[test]

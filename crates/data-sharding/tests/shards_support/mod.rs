@@ -44,6 +44,20 @@ pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
+/// As [`tar`], with names that no good program writes, of 100 bytes at the most.
+pub(crate) fn tar_as_it_is(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, bytes) in files {
+        let mut header = tar::Header::new_gnu();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o600);
+        header.set_cksum();
+        builder.append(&header, *bytes).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
 /// A folder of `classes` class folders with `each` images of different sizes.
 pub(crate) fn image_folder(root: &Path, classes: usize, each: usize) {
     for class in 0..classes {

@@ -208,6 +208,8 @@ impl Whitener {
 mod tests {
     use std::process::Command;
 
+    use end_to_end::python_or_skip;
+
     use super::super::made_up;
     use super::*;
 
@@ -242,9 +244,7 @@ mod tests {
 
     #[test]
     fn whitened_images_are_those_of_pylearn2() {
-        let found = Command::new("python3").args(["-c", "import numpy"]).output();
-        if !found.is_ok_and(|output| output.status.success()) {
-            eprintln!("skipped: python3 has no numpy to compare with");
+        if !python_or_skip() {
             return;
         }
         let folder = tempfile::tempdir().unwrap();

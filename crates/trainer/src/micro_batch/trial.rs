@@ -30,13 +30,18 @@ pub(crate) fn resolve(session: &Session, loaded: &mut LoadedConfig) -> Result<()
     let compute = session.agree(Compute::set_up(loaded, session.topology()))?;
     let own = session.agree(largest(session, loaded, compute))?;
     let answers = session.comm().all_gather(own.to_string().into_bytes())?;
-    let smallest = answers.iter().filter_map(|answer| String::from_utf8_lossy(answer).parse().ok()).min();
-    let chosen: NonZeroUsize = smallest.unwrap_or(own);
+    let chosen = smallest(own, &answers);
     if session.is_leader() {
         tracing::info!("train.micro_batch: auto became {chosen}: a step with it fits into every rank's GPU");
     }
     loaded.config.train.micro_batch = Some(AutoOr::Exactly(chosen));
     Ok(())
+}
+
+/// The answer that suits every rank: GPUs may differ in memory, or in what else lies there.
+fn smallest(own: NonZeroUsize, answers: &[Vec<u8>]) -> NonZeroUsize {
+    let answers = answers.iter().filter_map(|answer| String::from_utf8_lossy(answer).parse().ok());
+    answers.min().unwrap_or(own)
 }
 
 /// This rank's answer.
@@ -120,6 +125,18 @@ mod tests {
             });
             assert_eq!(found.unwrap().map(NonZeroUsize::get), expected, "{most}");
             assert!(tried <= tries, "{most}: {tried} tries");
+        }
+    }
+
+    #[test]
+    fn ranks_take_the_smallest_answer_whoever_has_it() {
+        let answers = |of: [usize; 3]| of.map(|answer| answer.to_string().into_bytes());
+        // As text 128 comes before 64.
+        for (of, expected) in [([128, 64, 128], 64), ([8, 16, 64], 8), ([256, 128, 32], 32), ([4, 4, 4], 4)] {
+            for own in of {
+                let own = NonZeroUsize::new(own).unwrap();
+                assert_eq!(smallest(own, &answers(of)).get(), expected, "{of:?}");
+            }
         }
     }
 

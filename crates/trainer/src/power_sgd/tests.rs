@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Barrier, Mutex};
 
+use end_to_end::python_or_skip;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::*;
@@ -80,9 +81,7 @@ fn bits(values: &[Vec<f32>]) -> Vec<u32> {
 
 #[test]
 fn means_over_several_steps_are_those_of_the_papers_algorithm() {
-    let found = Command::new("python3").args(["-c", "import numpy, safetensors.numpy"]).output();
-    if !found.is_ok_and(|found| found.status.success()) {
-        eprintln!("SKIPPED python: power_sgd: python3 lacks numpy or safetensors");
+    if !python_or_skip() {
         return;
     }
     let ranks = run(STEPS, gradient);
