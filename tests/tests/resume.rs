@@ -222,7 +222,14 @@ fn wherever_a_run_stops_it_goes_on_bit_for_bit_all_cases() {
             }
         }
     }
-    // Where sums depend on the number of ranks, on the same number.
+}
+
+#[test]
+#[ignore = "long"]
+fn wherever_a_run_stops_it_goes_on_bit_for_bit_on_as_many_ranks_where_sums_depend_on_these() {
+    if !mpirun_or_skip() {
+        return;
+    }
     for ranks in [2, 4] {
         let matrix = Matrix::of_ranks(Setting::Everything, "train.determinism=run", ranks);
         for stop in STOPS {
