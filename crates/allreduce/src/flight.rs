@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -108,9 +108,12 @@ struct Shared {
     record: Mutex<Record>,
 }
 
+/// Writes a file so that a reader finds the whole of it or none.
+pub type WriteWhole = fn(&Path, &[u8]) -> io::Result<()>;
+
 #[derive(Debug)]
 struct Record {
-    folder: Option<PathBuf>,
+    folder: Option<(PathBuf, WriteWhole)>,
     step: Option<u64>,
     phase: &'static str,
     phases: VecDeque<PhaseEntry>,
@@ -212,9 +215,9 @@ impl FlightRecorder {
         }
     }
 
-    /// From now on, [`FlightRecorder::write`] writes to `folder`.
-    pub fn keep_in(&self, folder: PathBuf) {
-        self.record().folder = Some(folder);
+    /// From now on, [`FlightRecorder::write`] writes to `folder`, by `write`.
+    pub fn keep_in(&self, folder: PathBuf, write: WriteWhole) {
+        self.record().folder = Some((folder, write));
     }
 
     /// Writes the record to `rank-R.json` in the folder given before, with `reason`, why that is done. Its
@@ -223,10 +226,12 @@ impl FlightRecorder {
     /// # Errors
     /// The system's reason.
     pub fn write(&self, reason: &str) -> io::Result<Option<PathBuf>> {
-        let Some(folder) = self.record().folder.clone() else { return Ok(None) };
+        let Some((folder, write)) = self.record().folder.clone() else { return Ok(None) };
         let text = serde_json::to_vec_pretty(&self.document(reason))?;
-        let name = format!("rank-{}.json", self.0.topology.rank);
-        write_whole(&folder, &name, &text).map(Some)
+        let path = folder.join(format!("rank-{}.json", self.0.topology.rank));
+        std::fs::create_dir_all(folder)?;
+        write(&path, &text)?;
+        Ok(Some(path))
     }
 
     fn document(&self, reason: &str) -> serde_json::Value {
@@ -282,20 +287,6 @@ fn push<T>(ring: &mut VecDeque<T>, most: usize, value: T) {
     ring.push_back(value);
 }
 
-/// A reader finds the whole file or none.
-fn write_whole(folder: &Path, name: &str, text: &[u8]) -> io::Result<PathBuf> {
-    std::fs::create_dir_all(folder)?;
-    let path = folder.join(name);
-    let unfinished = folder.join(format!("{name}.part"));
-    // What stands under the name may be a link to elsewhere: it is removed, and never written through.
-    match std::fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => std::fs::File::create_new(&unfinished)?.write_all(text)?,
-    }
-    std::fs::rename(&unfinished, &path)?;
-    Ok(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -342,18 +333,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let recorder = recorder();
         assert_eq!(recorder.write("nowhere to").unwrap(), None);
-        recorder.keep_in(folder.path().join("flight"));
+        recorder.keep_in(folder.path().join("flight"), |path, text| std::fs::write(path, text));
         recorder.enter(Some(3), "forward");
         for index in 0..COLLECTIVES + 5 {
             let number = recorder.begin(bucket(index));
             recorder.end(number, &Ok(()));
         }
         recorder.begin(Collective::of_kind(CollectiveKind::Barrier));
-        std::fs::create_dir(folder.path().join("flight")).unwrap();
-        let elsewhere = folder.path().join("elsewhere");
-        std::os::unix::fs::symlink(&elsewhere, folder.path().join("flight/rank-1.json.part")).unwrap();
         let path = recorder.write("a test").unwrap().unwrap();
-        assert!(!elsewhere.exists(), "nothing is written through a link");
         assert_eq!(path, folder.path().join("flight/rank-1.json"));
         let file: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         assert_eq!(

@@ -51,7 +51,7 @@ pub use communicator::{AbortSignal, Communicator, DeviceTask, Reduction, Solo};
 pub use compressed::Wire;
 pub use control::{Control, Pace, RankPace};
 pub use error::CommError;
-pub use flight::{Collective, CollectiveKind, FlightRecorder, Status};
+pub use flight::{Collective, CollectiveKind, FlightRecorder, Status, WriteWhole};
 pub use hook::{BucketHook, Sum};
 pub use measure::{measure_all_reduce, values_to_sum, wrong_sums};
 pub use mpi::MpiCommunicator;

@@ -1,4 +1,4 @@
-//! Files that appear under their name only when they are complete and on disk.
+//! Files that appear under their name only when they are complete and on disk. Until then they are their owner's alone.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -6,12 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
-use crate::own_file;
+use crate::own_file::{self, UsualMode};
 
 /// A file in the making. Dropped without [`commit`](Self::commit), or after the process was killed, nothing
 /// stands under the final name; what is left of the temporary file is removed by the next attempt.
 pub(crate) struct AtomicFile {
     writer: BufWriter<File>,
+    /// What it gets with its name.
+    usual: UsualMode,
     temporary: PathBuf,
     path: PathBuf,
     committed: bool,
@@ -26,15 +28,16 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 impl AtomicFile {
     pub(crate) fn create(path: &Path) -> Result<Self, DataError> {
         let temporary = temporary(path);
-        let file = own_file::create_anew(&temporary).map_err(unwritable(&temporary))?;
+        let (file, usual) = own_file::create_privately(&temporary).map_err(unwritable(&temporary))?;
         let writer = BufWriter::with_capacity(1 << 18, file);
-        Ok(AtomicFile { writer, temporary, path: path.into(), committed: false })
+        Ok(AtomicFile { writer, usual, temporary, path: path.into(), committed: false })
     }
 
     /// Makes the contents durable, then gives them their name.
     pub(crate) fn commit(mut self) -> Result<(), DataError> {
         let finish = |this: &mut Self| {
             this.writer.flush()?;
+            this.usual.give_to(this.writer.get_ref())?;
             this.writer.get_ref().sync_all()?;
             fs::rename(&this.temporary, &this.path)
         };
@@ -98,4 +101,28 @@ fn sync_folder(path: &Path) {
 pub(crate) fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> DataError + use<> {
     let path = path.to_owned();
     move |source| DataError::Write { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::own_file::tests::{mode, under_each_umask, usual};
+
+    #[test]
+    fn a_file_in_the_making_is_its_owner_s_alone() {
+        under_each_umask("atomic::tests::written_under_a_umask");
+    }
+
+    /// By itself it does nothing.
+    #[test]
+    fn written_under_a_umask() {
+        let Some(usual) = usual(0o666) else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(&[1; 1 << 19]).unwrap();
+        assert_eq!((mode(&temporary(&path)), path.exists()), (0o600, false));
+        file.commit().unwrap();
+        assert_eq!((mode(&path), temporary(&path).exists()), (usual, false));
+    }
 }

@@ -3,9 +3,11 @@
 //! opened. A link is as good as what it leads to. What a file means is its reader's business.
 
 use std::fs::{self, File, FileType, Metadata};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+
+use data_sharding::own_file;
 
 /// No file of tensors is longer: 4 billion numbers, some hundred times those of the largest published network.
 pub(crate) const MOST_BYTES: u64 = 16 << 30;
@@ -52,6 +54,16 @@ pub(crate) fn expect_folder(path: &Path) -> io::Result<()> {
 pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
     expect_folder(path)?;
     fs::create_dir_all(path)
+}
+
+/// Writes a file so that its name holds the whole of it, or what it held before. Does not wait for the disk: a rank that
+/// fails has no time.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let unfinished = path.with_extension("partial");
+    let (mut file, usual) = own_file::create_privately(&unfinished)?;
+    file.write_all(bytes)?;
+    usual.give_to(&file)?;
+    fs::rename(&unfinished, path)
 }
 
 fn regular(metadata: &Metadata) -> io::Result<&Metadata> {
@@ -123,5 +135,19 @@ mod tests {
         assert_eq!(error, "it is a regular file, expected a folder");
         create_folder(&at("new/one")).unwrap();
         create_folder(&at("new/one")).unwrap();
+    }
+
+    #[test]
+    fn what_is_written_whole_goes_through_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for link in ["record.json", "record.partial"] {
+            symlink(at("elsewhere"), at(link)).unwrap();
+        }
+        for text in ["one", "two"] {
+            write_whole(&at("record.json"), text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(at("record.json")).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -6,16 +6,17 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use transfer::Transfer;
 
-use crate::atomic::unwritable;
+use crate::atomic::{self, unwritable};
 use crate::error::DataError;
 use crate::folders;
 use crate::kind::{SourceKind, choose};
+use crate::own_file::UsualMode;
 use crate::progress::Progress;
 use crate::published::{self, Published};
 use crate::shards::build::Lock;
@@ -96,12 +97,15 @@ fn fetch_files(
                 problem: format!("is not what was published ({difference})"),
             });
         }
-        fs::rename(&partial, &path).map_err(unwritable(&path))?;
+        let named = UsualMode::of_file(&atomic::temporary(&path))
+            .and_then(|usual| usual.give_to(&File::open(&partial)?))
+            .and_then(|()| fs::rename(&partial, &path));
+        named.map_err(unwritable(&path))?;
     }
     Ok(())
 }
 
-/// Where the bytes of a file are kept until it is complete.
+/// Where the bytes of a file are kept, for nobody else, until it is complete.
 fn partial(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{name}.partial"))

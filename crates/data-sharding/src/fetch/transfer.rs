@@ -152,7 +152,7 @@ impl Transfer<'_> {
     }
 
     fn open_at(&self, begin: u64) -> std::io::Result<File> {
-        let file = own_file::open_to_append(self.partial)?;
+        let file = own_file::open_privately_to_append(self.partial)?;
         file.set_len(begin)?;
         Ok(file)
     }

@@ -42,7 +42,7 @@ pub(crate) use read::{
 pub(crate) use retention::{ABANDONED, Keep, Later, drop_later};
 #[cfg(test)]
 pub(crate) use write::Written;
-pub(crate) use write::{refuse_existing, replace_file, save_weights};
+pub(crate) use write::{refuse_existing, replace_file, replace_file_by, save_weights};
 
 /// Version of the layout that this module documents.
 pub(crate) const FORMAT: u32 = 2;

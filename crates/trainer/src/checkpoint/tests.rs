@@ -1,6 +1,7 @@
 //! What is saved is read back, the right ones stay, and no damage goes unnoticed.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -431,4 +432,44 @@ fn a_save_that_fails_leaves_what_was_there_and_nothing_else() {
     save_step(dir.path(), 3);
     assert!(list(dir.path()).unwrap().1.is_empty(), "what the panic left is removed by the next save");
     assert_eq!(names(dir.path()).len(), before.len() + 1);
+}
+
+#[test]
+fn a_checkpoint_in_the_making_is_its_owner_s_alone() {
+    for umask in ["022", "077"] {
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask \"$0\" && exec \"$@\"", umask]).arg(std::env::current_exe().unwrap());
+        command.args(["checkpoint::tests::saved_under_a_umask", "--exact", "--nocapture"]).env(UMASK, umask);
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let passed = output.status.success() && text.contains("1 passed");
+        assert!(passed, "{umask}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+const UMASK: &str = "CHECKPOINT_TEST_UMASK";
+
+/// By itself it does nothing.
+#[test]
+fn saved_under_a_umask() {
+    let Ok(umask) = std::env::var(UMASK) else { return };
+    let usual = |mode: u32| mode & !u32::from_str_radix(&umask, 8).unwrap();
+    let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777;
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("checkpoints");
+    let partial = folder.join(".step-000000007.partial");
+    let mut seen = Vec::new();
+    // When the next part is asked for, those before it are written.
+    let parts = parts().into_iter().map(|(part, tensors)| {
+        seen.extend(names(&partial));
+        assert_eq!(mode(&partial), 0o700);
+        (part, Ok(tensors))
+    });
+    let place = save(&folder, &state(7, None), parts, KEEP).unwrap().path;
+    assert!(seen.contains(&"weights.safetensors".to_owned()), "{seen:?}");
+    assert_eq!((mode(&place), mode(&folder)), (usual(0o777), usual(0o777)));
+    for name in names(&place) {
+        assert_eq!(mode(&place.join(&name)), usual(0o666), "{name}");
+    }
+    assert_eq!(mode(&folder.join("latest")), usual(0o666));
 }

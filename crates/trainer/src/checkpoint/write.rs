@@ -1,4 +1,5 @@
-//! Writing: everything becomes visible under its name at once and whole, or not at all.
+//! Writing: everything becomes visible under its name at once and whole, or not at all. Until then it is its owner's
+//! alone.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -92,8 +93,11 @@ fn write_folder(
     parts: impl IntoIterator<Item = (Part, Result<Vec<NamedTensor>, CheckpointError>)>,
 ) -> Result<u64, CheckpointError> {
     remove_folder(folder)?;
-    fs::create_dir(folder).map_err(file_error("create", folder))?;
-    let written = write_files(folder, state, parts);
+    let (handle, usual) = own_file::create_folder_privately(folder).map_err(file_error("create", folder))?;
+    let written = write_files(folder, state, parts).and_then(|bytes| {
+        let durable = usual.give_to(&handle).and_then(|()| handle.sync_all());
+        durable.map_err(file_error("sync", folder)).map(|()| bytes)
+    });
     if written.is_err() {
         let _ = fs::remove_dir_all(folder);
     }
@@ -120,18 +124,21 @@ fn write_files(
         serde_json::to_vec_pretty(state).map_err(|error| CheckpointError::Tensors(error.to_string()))?;
     write(STATE, &json)?;
     write_synced(&folder.join(CHECKSUMS), encode_checksums(&checksums).as_bytes())?;
-    sync_folder(folder)?;
     Ok(total)
 }
 
 /// Writes a small file so that its name always holds either the old or the new content.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    replace_file_by(&path.with_extension("partial"), path, bytes)
+}
+
+/// As [`replace_file`], by way of the file `partial` of the same folder.
+pub(crate) fn replace_file_by(partial: &Path, path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     files::expect_file(path).map_err(file_error("replace", path))?;
-    let partial = path.with_extension("partial");
-    write_synced(&partial, bytes)
-        .and_then(|()| fs::rename(&partial, path).map_err(file_error("rename", &partial)))
+    write_synced(partial, bytes)
+        .and_then(|()| fs::rename(partial, path).map_err(file_error("rename", partial)))
         .inspect_err(|_| {
-            let _ = fs::remove_file(&partial);
+            let _ = fs::remove_file(partial);
         })?;
     sync_folder(parent(path))
 }
@@ -142,9 +149,12 @@ fn parent(path: &Path) -> &Path {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let created = files::expect_file(path).and_then(|()| own_file::create_anew(path));
-    let mut file = created.map_err(file_error("create", path))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(file_error("write", path))
+    let created = files::expect_file(path).and_then(|()| own_file::create_privately(path));
+    let (mut file, usual) = created.map_err(file_error("create", path))?;
+    file.write_all(bytes)
+        .and_then(|()| usual.give_to(&file))
+        .and_then(|()| file.sync_all())
+        .map_err(file_error("write", path))
 }
 
 fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {

@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::replace_file;
+use crate::checkpoint::replace_file_by;
 use crate::data::whitens;
 use crate::error::Error;
 use crate::files;
@@ -149,8 +149,7 @@ impl Whitening {
         // Two runs may have fitted at the same time.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let own = path.with_file_name(format!(".{}-{name}", std::process::id()));
-        replace_file(&own, &file)?;
-        std::fs::rename(&own, path).map_err(Error::file("rename", &own))
+        Ok(replace_file_by(&own, path, &file)?)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::device::Compute;
 use crate::engine::{Engine, StepError, StepOutcome, Wishes};
 use crate::error::Error;
 use crate::feed::Feed;
+use crate::files;
 use crate::health::straggler::StragglerWatch;
 use crate::health::{desync, roll_back};
 use crate::plan::Plan;
@@ -100,7 +101,7 @@ impl<'a> Run<'a> {
         };
         let served_at = session.agree(exporter)?;
 
-        session.flight().keep_in(dir.flight());
+        session.flight().keep_in(dir.flight(), files::write_whole);
         let lock = match held {
             None if session.is_leader() => dir.lock().map(Some),
             held => Ok(held),
