@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use allreduce::{
-    AbortSignal, CommError, Communicator, DeviceTask, ExchangeDevice, Moment, Sharding, Topology, Wire,
+    AbortSignal, CommError, Communicator, DeviceTask, ExchangeDevice, Moment, Region, Sharding, Topology,
+    Wire,
 };
 
 /// Sleeps before each sum, and half as long before each half of one; everything else is the inner communicator's.
@@ -67,8 +68,7 @@ impl Communicator for Delayed {
     unsafe fn on_device(
         &mut self,
         device: &mut dyn ExchangeDevice,
-        start: *mut f32,
-        len: usize,
+        region: &Region,
         task: DeviceTask,
     ) -> Result<(), CommError> {
         std::thread::sleep(match task {
@@ -76,7 +76,7 @@ impl Communicator for Delayed {
             DeviceTask::ReduceScatter | DeviceTask::GatherShards => self.delay / 2,
         });
         // SAFETY: the caller's promise.
-        unsafe { self.inner.on_device(device, start, len, task) }
+        unsafe { self.inner.on_device(device, region, task) }
     }
 
     fn has_come(&mut self, moment: &mut dyn Moment) -> Result<bool, CommError> {
