@@ -20,8 +20,8 @@ start_by_srun() {
     if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
         flags+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
     fi
-    # Every rank sees all GPUs of its node and takes the one of its local rank; a rank that sees one GPU only finds it
-    # under number 0.
+    # Every rank sees all GPUs of its node and takes the one of its local rank, so that NCCL finds the shortest way to the
+    # others'. Ranks that are shown one GPU each take that, too.
     if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
         flags+=(--gpu-bind=none)
     fi

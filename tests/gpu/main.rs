@@ -132,6 +132,24 @@ fn a_gpu_that_decides_by_itself_leaves_out_the_steps_that_the_host_would() {
 }
 
 #[test]
+fn two_ranks_that_see_the_same_gpu_only_are_refused_before_they_compute() {
+    if !gpus_or_skip(1) || !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    let one = [("CUDA_VISIBLE_DEVICES", "0")];
+    let _ = experiment.train_in_environment("alone", 1, &["--set", "train.device=cuda"], &one).expect_code(0);
+    for backend in ["mpi", "nccl"] {
+        let set = format!("comm.backend={backend}");
+        let sets = ["--set", "train.device=cuda", "--set", &set];
+        let refused = experiment.train_in_environment("shared", 2, &sets, &one).expect_code(1);
+        let sentence =
+            "rank 0 and rank 1 would compute on the same GPU (this one has CUDA_VISIBLE_DEVICES=0)";
+        assert_eq!(refused.stderr.matches(sentence).count(), 1, "{}", refused.stderr);
+    }
+}
+
+#[test]
 fn two_gpus_sum_over_nccl_to_the_bits_of_the_sum_over_mpi() {
     if !gpus_or_skip(2) || !mpirun_or_skip() {
         return;

@@ -1,6 +1,8 @@
 //! Training over NCCL, on its test double: the bits of training over MPI, and every failure in bounded time.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::PathBuf;
+
 use end_to_end::{
     Experiment, FashionMnist, Outcome, expect_failure, expect_parts, expect_straggler, metrics_without_times,
     mpirun_or_skip, steady_experiment, torchrun_or_skip, wrn_dist, wrn_dist_by_torchrun,
@@ -24,15 +26,55 @@ comm: {first_bucket_kib: 16, bucket_kib: 64}
 
 /// Trains over the double, in which `fault` happens.
 fn over_nccl(experiment: &Experiment, run: &str, ranks: usize, more: &[&str], fault: &str) -> Outcome {
-    let double = nccl_double::shared_library();
-    let environment = [("WRN_DIST_NCCL", double.to_str().unwrap()), ("NCCL_DOUBLE_FAULT", fault)];
-    let environment = &environment[..if fault.is_empty() { 1 } else { 2 }];
-    experiment.train_in_environment(
-        run,
-        ranks,
-        &[&["--set", "comm.backend=nccl"], more].concat(),
+    let environment = [("NCCL_DOUBLE_FAULT", fault)];
+    over_nccl_in(experiment, run, ranks, more, &environment[..if fault.is_empty() { 0 } else { 1 }])
+}
+
+/// Trains over the double in this environment. What the double has to say lies in the run's [`log`].
+fn over_nccl_in(
+    experiment: &Experiment,
+    run: &str,
+    ranks: usize,
+    more: &[&str],
+    environment: &[(&str, &str)],
+) -> Outcome {
+    let (double, log) = (nccl_double::shared_library(), log(experiment, run));
+    let environment = [
+        &[("WRN_DIST_NCCL", double.to_str().unwrap()), ("NCCL_DOUBLE_LOG", log.to_str().unwrap())],
         environment,
-    )
+    ];
+    let more = [&["--set", "comm.backend=nccl"], more].concat();
+    experiment.train_in_environment(run, ranks, &more, &environment.concat())
+}
+
+fn log(experiment: &Experiment, run: &str) -> PathBuf {
+    experiment.path(&format!("{run}.log"))
+}
+
+/// What the double says of one rank.
+fn lines_of(experiment: &Experiment, run: &str, rank: usize) -> Vec<String> {
+    let text = std::fs::read_to_string(log(experiment, run)).unwrap();
+    let of_rank = format!("rank {rank}: ");
+    text.lines().filter_map(|line| line.strip_prefix(&of_rank)).map(str::to_owned).collect()
+}
+
+/// Sizes of the buffers that one rank registered: those of the run, and those of `ncclMemAlloc`. All are given back
+/// before the communicator ends.
+fn registered(experiment: &Experiment, run: &str, rank: usize) -> [Vec<usize>; 2] {
+    let lines = lines_of(experiment, run, rank);
+    let sizes = |begin: &str, end: &str| {
+        let size = |line: &String| line.strip_prefix(begin)?.strip_suffix(end)?.parse().ok();
+        let mut sizes: Vec<usize> = lines.iter().filter_map(size).collect();
+        sizes.sort_unstable();
+        sizes
+    };
+    let made =
+        ["the caller's", "ncclMemAlloc's"].map(|whose| sizes("registered ", &format!(" bytes, {whose}")));
+    let mut all = made.concat();
+    all.sort_unstable();
+    assert_eq!(all, sizes("deregistered ", " bytes"), "{run}, rank {rank}: {lines:?}");
+    assert_eq!(lines.last().map(String::as_str), Some("destroyed with 0 registered"), "{lines:?}");
+    made
 }
 
 #[test]
@@ -55,6 +97,75 @@ fn a_run_over_nccl_has_the_bits_of_one_over_mpi() {
         let _ = over_nccl(&experiment, &nccl, ranks, more, "").expect_code(0);
         assert!(result(&mpi) == result(&nccl), "{name}: another run over NCCL");
     }
+}
+
+#[test]
+fn the_flat_buffers_and_the_areas_are_registered_once_and_given_back() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    // Gradients are summed where they lie; shards of the weights are gathered where these lie.
+    for (run, ranks, more, flat, areas) in [
+        ("whole", 2, &[][..], 1, true),
+        ("shards", 2, &SHARDED, 2, true),
+        ("nccl's own sums", 2, &["--set", "comm.reduce=nccl"], 1, false),
+    ] {
+        let _ = over_nccl(&experiment, run, ranks, more, "").expect_code(0);
+        let record = std::fs::read(experiment.path(run).join("run.json")).unwrap();
+        let record: Value = serde_json::from_slice(&record).unwrap();
+        let parameter_bytes = 4 * record["parameters"].as_u64().unwrap() as usize;
+        for rank in 0..ranks {
+            let [of_the_run, of_nccl] = registered(&experiment, run, rank);
+            assert_eq!(of_the_run.len(), flat, "{run}: {of_the_run:?}");
+            assert!(of_the_run.iter().all(|&bytes| bytes >= parameter_bytes), "{run}: {of_the_run:?}");
+            assert!(of_the_run.windows(2).all(|pair| pair[0] < pair[1]), "{run}: the same one twice");
+            assert_eq!(!of_nccl.is_empty(), areas, "{run}: {of_nccl:?}");
+        }
+    }
+}
+
+#[test]
+fn where_one_rank_cannot_register_none_does_and_the_run_is_the_same() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    let result = |run: &str| (metrics_without_times(experiment.metrics(run)), experiment.checkpoint(run));
+    let _ = over_nccl(&experiment, "registered", 2, &[], "").expect_code(0);
+    // Not the gradients; not the areas, after the gradients were.
+    for (run, fault, of_rank_0, of_rank_1) in
+        [("none", "unregistered:1:1", 1, 0), ("no areas", "unregistered:1:2", 2, 1)]
+    {
+        let environment = [("NCCL_DOUBLE_FAULT", fault), ("RUST_LOG", "warn")];
+        let outcome = over_nccl_in(&experiment, run, 2, &[], &environment).expect_code(0);
+        let text = outcome.stdout + &outcome.stderr;
+        assert_eq!(text.matches("goes through NCCL's own buffers").count(), 1, "{text}");
+        let made = [0, 1].map(|rank| registered(&experiment, run, rank).concat().len());
+        assert_eq!(made, [of_rank_0, of_rank_1], "{run}");
+        assert!(result(run) == result("registered"), "{run}");
+    }
+}
+
+#[test]
+fn the_thread_blocks_that_nccl_may_take_are_those_of_the_configuration() {
+    if !mpirun_or_skip() {
+        return;
+    }
+    let experiment = experiment();
+    for (run, more, expected) in [
+        ("its own choice", &[][..], "made with any to any CTAs"),
+        ("eight", &["--set", "comm.nccl_max_ctas=8"], "made with any to 8 CTAs"),
+    ] {
+        let more = [&["--stop-after", "step:1"], more].concat();
+        let _ = over_nccl(&experiment, run, 2, &more, "").expect_code(75);
+        for rank in [0, 1] {
+            assert_eq!(lines_of(&experiment, run, rank)[0], expected, "{run}");
+        }
+    }
+    // Another number is the same run.
+    let more = ["--set", "comm.nccl_max_ctas=4"];
+    let _ = over_nccl(&experiment, "eight", 2, &more, "").expect_code(0);
 }
 
 const SHARDED: [&str; 2] = ["--set", "optimizer.shard=true"];
@@ -373,6 +484,8 @@ fn what_nccl_cannot_do_is_refused_in_a_sentence() {
         (&["--set", "comm.reduce=nccl"][..], 2, "comm.reduce"),
         (&["--set", "comm.reduce=mpi", "--set", "comm.backend=nccl"], 2, "comm.reduce"),
         (&["--set", "comm.backend=gloo"], 2, "comm.backend"),
+        (&["--set", "comm.backend=mpi", "--set", "comm.nccl_max_ctas=8"], 2, "comm.nccl_max_ctas"),
+        (&["--set", "comm.nccl_max_ctas=65"], 2, "expected 1 to 64"),
         // The real library, where there is one, or its absence.
         (&["--set", "comm.backend=nccl", "--set", "train.device=cpu"], 1, "NCCL"),
     ] {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::nccl::{ExchangeDevice, Moment, device_failed};
 use crate::sharding;
-use crate::{CommError, Sharding, Topology, Wire};
+use crate::{CommError, Region, Sharding, Topology, Wire};
 
 /// Between looks at whether a device is through.
 pub(crate) const LOOK: Duration = Duration::from_micros(50);
@@ -48,7 +48,7 @@ pub trait Communicator {
         false
     }
 
-    /// Queues `task` with `len` values in the memory of `device`, on its stream.
+    /// Queues `task` with the values of `region`, which lie in the memory of `device`, on its stream.
     ///
     /// # Errors
     /// As the method of the same name for host memory; or when this communicator knows host memory only.
@@ -61,8 +61,7 @@ pub trait Communicator {
     unsafe fn on_device(
         &mut self,
         _device: &mut dyn ExchangeDevice,
-        _start: *mut f32,
-        _len: usize,
+        _region: &Region,
         _task: DeviceTask,
     ) -> Result<(), CommError> {
         Err(CommError::HostMemoryOnly)
@@ -239,8 +238,7 @@ impl Communicator for Solo {
     unsafe fn on_device(
         &mut self,
         _device: &mut dyn ExchangeDevice,
-        _start: *mut f32,
-        _len: usize,
+        _region: &Region,
         _task: DeviceTask,
     ) -> Result<(), CommError> {
         Ok(())

@@ -34,7 +34,7 @@ pub(crate) fn gather_shards(
     let mut device = begin(region, computed)?;
     // SAFETY: the region's memory is the device's, by `Region::on_device`, and this work's alone until the caller
     // has waited for its end; the stream waits for what filled it, by `begin`.
-    unsafe { communicator.on_device(&mut *device, region.start(), region.len(), DeviceTask::GatherShards) }?;
+    unsafe { communicator.on_device(&mut *device, region, DeviceTask::GatherShards) }?;
     end_for_two(&mut *device)
 }
 
@@ -54,9 +54,7 @@ pub(crate) fn time_all_reduce(
     communicator.barrier()?;
     let begin = Instant::now();
     // SAFETY: as above.
-    unsafe {
-        communicator.on_device(&mut *device, values.start(), values.len(), DeviceTask::AllReduce(wire))
-    }?;
+    unsafe { communicator.on_device(&mut *device, values, DeviceTask::AllReduce(wire)) }?;
     communicator.await_moment(&mut *device.mark().map_err(device_failed)?)?;
     Ok(begin.elapsed())
 }

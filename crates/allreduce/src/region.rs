@@ -14,13 +14,15 @@ use crate::nccl::RegionDevice;
 /// same memory.
 #[derive(Clone)]
 pub struct Region {
-    start: NonNull<f32>,
+    start: Start,
     len: usize,
     memory: Arc<Memory>,
 }
 
 /// What the clones and slices of a region share.
 struct Memory {
+    start: Start,
+    len: usize,
     /// Keeps the memory alive.
     _owner: Arc<dyn Any + Send + Sync>,
     /// Held while this crate reads or writes the memory.
@@ -29,11 +31,15 @@ struct Memory {
     device: Option<RegionDevice>,
 }
 
-// SAFETY: `start` points into memory that `memory` keeps alive and that any thread may use, as `Region::new`
-// demands. This crate only dereferences it under the lock, or hands it to the device under the device's lock.
-unsafe impl Send for Region {}
+/// An element of a region, or the end of one.
+#[derive(Clone, Copy, Debug)]
+struct Start(NonNull<f32>);
+
+// SAFETY: it points into memory that `Memory` keeps alive and that any thread may use, as `Region::new` demands. This
+// crate only dereferences it under the lock, or hands it to the device under the device's lock.
+unsafe impl Send for Start {}
 // SAFETY: as above.
-unsafe impl Sync for Region {}
+unsafe impl Sync for Start {}
 
 impl Region {
     /// Describes `len` elements from `ptr` on.
@@ -49,13 +55,13 @@ impl Region {
     ///   next `begin_step` returns. `settle` touches nothing.
     #[must_use]
     pub unsafe fn new(ptr: NonNull<f32>, len: usize, owner: Arc<dyn Any + Send + Sync>) -> Region {
-        let memory = Memory { _owner: owner, access: Mutex::new(()), device: None };
-        Region { start: ptr, len, memory: Arc::new(memory) }
+        Region::of(Memory { start: Start(ptr), len, _owner: owner, access: Mutex::new(()), device: None })
     }
 
     /// As [`Region::new`], for memory that `device` works on and the host does not read. A
     /// [`Reducer`](crate::Reducer), [`CommThread::gather_shards`](crate::CommThread::gather_shards) and
-    /// [`measure_all_reduce`](crate::measure_all_reduce) take such a region.
+    /// [`measure_all_reduce`](crate::measure_all_reduce) take such a region. NCCL is told of all of it before it first meets
+    /// a part, and keeps `owner` alive until the exchange ends or, if nobody else has the region any more, meets another one.
     ///
     /// # Safety
     /// As [`Region::new`], but that the memory is the device's, and touched by what streams hold:
@@ -72,8 +78,32 @@ impl Region {
         owner: Arc<dyn Any + Send + Sync>,
         device: RegionDevice,
     ) -> Region {
-        let memory = Memory { _owner: owner, access: Mutex::new(()), device: Some(device) };
-        Region { start: ptr, len, memory: Arc::new(memory) }
+        Region::of(Memory {
+            start: Start(ptr),
+            len,
+            _owner: owner,
+            access: Mutex::new(()),
+            device: Some(device),
+        })
+    }
+
+    fn of(memory: Memory) -> Region {
+        Region { start: memory.start, len: memory.len, memory: Arc::new(memory) }
+    }
+
+    /// All of the memory that this is a slice of.
+    pub(crate) fn whole(&self) -> Region {
+        Region { start: self.memory.start, len: self.memory.len, memory: Arc::clone(&self.memory) }
+    }
+
+    /// Whether both are slices of one region.
+    pub(crate) fn is_same_memory(&self, other: &Region) -> bool {
+        Arc::ptr_eq(&self.memory, &other.memory)
+    }
+
+    /// Whether there is no other clone or slice.
+    pub(crate) fn is_the_last(&self) -> bool {
+        Arc::strong_count(&self.memory) == 1
     }
 
     /// What works on the memory, where it is not the host's.
@@ -83,7 +113,7 @@ impl Region {
 
     /// The first element, for the device.
     pub(crate) fn start(&self) -> *mut f32 {
-        self.start.as_ptr()
+        self.start.0.as_ptr()
     }
 
     /// Takes the memory of a vector.
@@ -120,7 +150,7 @@ impl Region {
             self.len
         );
         // SAFETY: the offset lies within the elements, or one past them, by the check above.
-        let start = unsafe { self.start.add(range.start) };
+        let start = Start(unsafe { self.start.0.add(range.start) });
         Region { start, len: range.len(), memory: Arc::clone(&self.memory) }
     }
 
@@ -144,7 +174,7 @@ impl Region {
 
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Region").field("start", &self.start).field("len", &self.len).finish()
+        f.debug_struct("Region").field("start", &self.start.0).field("len", &self.len).finish()
     }
 }
 
@@ -160,14 +190,14 @@ impl Deref for RegionGuard<'_> {
     fn deref(&self) -> &[f32] {
         // SAFETY: valid and initialised by `Region::new`, and the host's, since `lock` gave the guard; the lock keeps this
         // crate's other accesses out, and the promise given to `Region::new` everybody else's.
-        unsafe { std::slice::from_raw_parts(self.region.start.as_ptr(), self.region.len) }
+        unsafe { std::slice::from_raw_parts(self.region.start.0.as_ptr(), self.region.len) }
     }
 }
 
 impl DerefMut for RegionGuard<'_> {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `deref`; `&mut self` keeps this guard's own shared slices out.
-        unsafe { std::slice::from_raw_parts_mut(self.region.start.as_ptr(), self.region.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.region.start.0.as_ptr(), self.region.len) }
     }
 }
 
@@ -182,8 +212,11 @@ mod tests {
         middle.lock()[0] = 10.0;
         region.clone().lock()[2] = 20.0;
         assert_eq!(middle.to_vec(), [10.0, 20.0]);
+        assert!(middle.is_same_memory(&region) && !middle.is_the_last());
         drop(region);
         assert_eq!(middle.slice(1..2).to_vec(), [20.0]);
+        assert_eq!(middle.whole().to_vec(), [0.0, 10.0, 20.0, 3.0]);
+        assert!(middle.is_the_last());
         assert!(middle.slice(2..2).is_empty());
         assert!(Region::from_vec(Vec::new()).to_vec().is_empty());
     }

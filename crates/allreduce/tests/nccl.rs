@@ -46,7 +46,7 @@ fn mpi() -> Result<Box<dyn Communicator>, CommError> {
 }
 
 fn nccl(reduction: Reduction) -> Result<Box<dyn Communicator>, CommError> {
-    Ok(Box::new(NcclCommunicator::new(mpi()?, reduction)?))
+    Ok(Box::new(NcclCommunicator::new(mpi()?, reduction, nccl_rs::Config::default())?))
 }
 
 /// Of very different size, so that almost every order of summation gives other bits.

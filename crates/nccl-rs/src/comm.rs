@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_void};
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use crate::result::{self, DataType, Operation, Progress};
 use crate::sys::{
@@ -42,27 +42,26 @@ impl UniqueId {
     }
 }
 
-/// What a communicator is made with.
+/// What a communicator is made with. What is absent is NCCL's own choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Fewest and most thread blocks that NCCL may take from the device for itself; its own choice when absent.
-    pub thread_blocks: Option<(u16, u16)>,
+    /// Fewest thread blocks (CTAs) that NCCL takes from the device for itself.
+    pub min_ctas: Option<u16>,
+    /// Most of them.
+    pub max_ctas: Option<u16>,
 }
 
 impl Config {
     fn raw(self) -> ncclConfig_t {
-        let (fewest, most) =
-            self.thread_blocks.map_or((NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT), |bounds| {
-                (bounds.0.into(), bounds.1.into())
-            });
+        let or_undefined = |count: Option<u16>| count.map_or(NCCL_CONFIG_UNDEF_INT, c_int::from);
         ncclConfig_t {
             size: size_of::<ncclConfig_t>(),
             magic: NCCL_API_MAGIC,
             version: 21_900,
             blocking: 0,
             cgaClusterSize: NCCL_CONFIG_UNDEF_INT,
-            minCTAs: fewest,
-            maxCTAs: most,
+            minCTAs: or_undefined(self.min_ctas),
+            maxCTAs: or_undefined(self.max_ctas),
             netName: ptr::null(),
             splitShare: NCCL_CONFIG_UNDEF_INT,
             after_2_19: NCCL_CONFIG_UNDEF_INT,
@@ -73,7 +72,7 @@ impl Config {
 /// A buffer that a communicator knows of.
 #[derive(Debug)]
 #[must_use = "it is what the buffer is deregistered with"]
-pub struct Registration(*mut c_void);
+pub struct Registration(NonNull<c_void>);
 
 // SAFETY: a handle, which NCCL uses from any thread.
 unsafe impl Send for Registration {}
@@ -285,31 +284,33 @@ impl Comm {
         result.and(ended)
     }
 
-    /// Tells NCCL of a buffer that it will meet often, so that it need not copy it.
+    /// Tells NCCL of a buffer that it will meet often, so that it need not copy it. `None` where it keeps no note of
+    /// it, such as with `NCCL_LOCAL_REGISTER=0`, and uses it all the same. Where one rank's buffers in an operation are
+    /// registered, those of all ranks must be.
     ///
     /// # Errors
     /// What NCCL says.
     ///
     /// # Safety
     /// The buffer is memory of the device, and is not freed before it is deregistered or the communicator is dropped.
-    pub unsafe fn register(&mut self, buffer: *mut c_void, bytes: usize) -> Result<Registration, Error> {
+    pub unsafe fn register(
+        &mut self,
+        buffer: *mut c_void,
+        bytes: usize,
+    ) -> Result<Option<Registration>, Error> {
         let mut handle = ptr::null_mut();
         // SAFETY: alive until drop; a valid place to write to; the rest is the caller's promise.
         let _ = unsafe { result::comm_register(&self.library, self.raw, buffer, bytes, &mut handle) }?;
-        Ok(Registration(handle))
+        Ok(NonNull::new(handle).map(Registration))
     }
 
-    /// The buffer is met no more.
+    /// The buffer is met no more; every operation on it is through. To come before [`Comm::finalize`].
     ///
     /// # Errors
     /// What NCCL says.
     pub fn deregister(&mut self, registration: Registration) -> Result<(), Error> {
-        // Memory that NCCL cannot register has no handle, and is used all the same.
-        if !registration.0.is_null() {
-            // SAFETY: alive until drop; a handle of this communicator, given back once.
-            let _ = unsafe { result::comm_deregister(&self.library, self.raw, registration.0) }?;
-        }
-        Ok(())
+        // SAFETY: alive until drop; a handle, given back once, which NCCL knows or refuses.
+        unsafe { result::comm_deregister(&self.library, self.raw, registration.0.as_ptr()) }.map(drop)
     }
 
     /// Begins to leave, after all operations; collective. When [`Comm::poll`] says that it is complete, dropping waits

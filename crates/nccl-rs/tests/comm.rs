@@ -200,7 +200,7 @@ fn wrong_calls_are_errors() {
 fn a_rank_alone_waits_for_the_others_without_blocking_and_can_go() {
     let library = library();
     let id = UniqueId::new(&library).unwrap();
-    let mut comm = Comm::init(&library, id, 0, 2, Config { thread_blocks: Some((1, 8)) }).unwrap();
+    let mut comm = Comm::init(&library, id, 0, 2, Config { min_ctas: Some(1), max_ctas: Some(8) }).unwrap();
     stays_pending(&mut comm);
     let mut value = [1.0f32];
     let place = start_mut(&mut value);
@@ -219,11 +219,32 @@ fn memory_is_allocated_registered_and_freed() {
     assert_eq!((memory.bytes(), memory.as_ptr() as usize % 256), (1000, 0));
     on_each_rank(1, |_, comm| {
         // SAFETY: freed after the communicator.
-        let registration = unsafe { comm.register(memory.as_ptr(), 1000) }.unwrap();
-        comm.deregister(registration).unwrap();
-        // SAFETY: as above.
-        let _ = unsafe { comm.register(memory.as_ptr(), 1000) }.unwrap();
+        let register = |comm: &mut Comm| unsafe { comm.register(memory.as_ptr(), 1000) }.unwrap().unwrap();
+        let (first, second) = (register(comm), register(comm));
+        comm.deregister(first).unwrap();
+        let error = comm.finalize().unwrap_err().to_string();
+        assert!(error.contains("1 buffer(s) are still registered"), "{error}");
+        comm.deregister(second).unwrap();
     });
+}
+
+#[test]
+fn a_registration_is_of_one_communicator() {
+    let library = library();
+    let memory = DeviceMemory::new(&library, 1000).unwrap();
+    let on_its_own = || {
+        let mut comm =
+            Comm::init(&library, UniqueId::new(&library).unwrap(), 0, 1, Config::default()).unwrap();
+        complete(&mut comm).unwrap();
+        comm
+    };
+    let (mut one, mut other) = (on_its_own(), on_its_own());
+    // SAFETY: freed after the communicators.
+    let registration = unsafe { one.register(memory.as_ptr(), 1000) }.unwrap().unwrap();
+    let error = other.deregister(registration).unwrap_err().to_string();
+    assert!(error.contains("no buffer of this communicator"), "{error}");
+    // An abort leaves nothing to deregister.
+    drop(one);
 }
 
 /// The faults of the environment, in processes of their own.

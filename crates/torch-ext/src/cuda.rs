@@ -18,6 +18,19 @@ pub fn set_device(device: usize) -> Result<(), Error> {
     check(unsafe { sys::torch_ext_set_device(device as c_int) })
 }
 
+/// Where GPU `device` is plugged in, such as `0000:3b:00.0`: the same for every process of the machine.
+///
+/// # Errors
+/// Without a GPU.
+pub fn pci_bus_id(device: usize) -> Result<String, Error> {
+    // Longer than any, and ends in zero.
+    let mut text = [0; 64];
+    // SAFETY: plain values, and room for as many bytes.
+    check(unsafe { sys::torch_ext_pci_bus_id(device as c_int, text.as_mut_ptr(), text.len() as c_int) })?;
+    let bytes: Vec<u8> = text.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8).collect();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// A stream of libtorch: from its pool, so that its allocator knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
@@ -205,7 +218,7 @@ mod tests {
         if crate::runtime::device_count() > 0 {
             return;
         }
-        assert!(set_device(0).is_err());
+        assert!(set_device(0).is_err() && pci_bus_id(0).is_err());
         assert!(Stream::current(0).is_err());
         assert!(Stream::from_pool(0, true).is_err());
     }

@@ -137,6 +137,7 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_cuda_linked() -> bool;
 
     pub(crate) fn torch_ext_set_device(device: c_int) -> Text;
+    pub(crate) fn torch_ext_pci_bus_id(device: c_int, text: *mut c_char, bytes: c_int) -> Text;
     pub(crate) fn torch_ext_stream_from_pool(device: c_int, high_priority: bool, stream_id: *mut i64)
     -> Text;
     pub(crate) fn torch_ext_current_stream(device: c_int, stream_id: *mut i64) -> Text;

@@ -71,6 +71,7 @@ pub(crate) fn over(
     mut control: Box<dyn Communicator>,
     backend: Backend,
     reduction: Reduction,
+    nccl_config: nccl_rs::Config,
 ) -> Result<Box<dyn Communicator>, CommError> {
     if control.topology().world_size == 1 {
         return Ok(control);
@@ -78,7 +79,10 @@ pub(crate) fn over(
     let nccl = backend == Backend::Nccl;
     let choices = control.all_gather(&[u8::from(nccl)])?;
     let unanimous = choices.iter().all(|choice| *choice == choices[0]);
-    Ok(if nccl && unanimous { Box::new(NcclCommunicator::new(control, reduction)?) } else { control })
+    Ok(match nccl && unanimous {
+        true => Box::new(NcclCommunicator::new(control, reduction, nccl_config)?),
+        false => control,
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use allreduce::{
-    AbortSignal, CommError, Communicator, DeviceTask, ExchangeDevice, Moment, Sharding, Topology, Wire,
+    AbortSignal, CommError, Communicator, DeviceTask, ExchangeDevice, Moment, Region, Sharding, Topology,
+    Wire,
 };
 
 /// Sleeps before each sum, and half as long before each half of one; everything else is the inner communicator's.
@@ -67,8 +68,7 @@ impl Communicator for Delayed {
     unsafe fn on_device(
         &mut self,
         device: &mut dyn ExchangeDevice,
-        start: *mut f32,
-        len: usize,
+        region: &Region,
         task: DeviceTask,
     ) -> Result<(), CommError> {
         // The device's stream is behind the host: the time of an exchange begins when what it needs is computed, which the
@@ -80,7 +80,7 @@ impl Communicator for Delayed {
             DeviceTask::ReduceScatter | DeviceTask::GatherShards => self.delay / 2,
         });
         // SAFETY: the caller's promise.
-        unsafe { self.inner.on_device(device, start, len, task) }
+        unsafe { self.inner.on_device(device, region, task) }
     }
 
     fn has_come(&mut self, moment: &mut dyn Moment) -> Result<bool, CommError> {
@@ -174,14 +174,14 @@ mod tests {
     fn on_a_device_the_delay_begins_when_the_values_are_computed() {
         let (computation, delay) = (Duration::from_millis(60), Duration::from_millis(40));
         let mut delayed = Delayed::new(Box::new(Solo::new()), delay);
-        let mut values = [1.0; 4];
+        let values = allreduce::Region::from_vec(vec![1.0; 4]);
         for (task, least) in
             [(DeviceTask::AllReduce(Wire::Fp32), delay), (DeviceTask::ReduceScatter, delay / 2)]
         {
             let begin = Instant::now();
             let mut device = Computing(begin + computation);
             // SAFETY: a rank alone does nothing to the values.
-            unsafe { delayed.on_device(&mut device, values.as_mut_ptr(), values.len(), task) }.unwrap();
+            unsafe { delayed.on_device(&mut device, &values, task) }.unwrap();
             assert!(begin.elapsed() >= computation + least, "{task:?}: {:?}", begin.elapsed());
         }
     }

@@ -5,6 +5,8 @@ use tch::{Device, Kind};
 
 use crate::config::{AutoOr, Config, ConfigError, Determinism, DeviceChoice, Dtype, LoadedConfig};
 use crate::error::Error;
+use crate::gpu;
+use crate::session::Session;
 
 /// Where and how this rank computes.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +32,14 @@ pub(crate) fn check(loaded: &LoadedConfig) -> Result<(), ConfigError> {
 }
 
 impl Compute {
-    /// Chooses the device from the local rank and sets libtorch's switches.
-    pub(crate) fn set_up(loaded: &LoadedConfig, topology: &Topology) -> Result<Self, Error> {
+    /// Collective: chooses the device of each rank, which no two ranks share if it is a GPU, and sets libtorch's switches.
+    pub(crate) fn set_up(session: &Session, loaded: &LoadedConfig) -> Result<Self, Error> {
+        let compute = session.agree(Compute::of_rank(loaded, session.topology()))?;
+        gpu::expect_own(session, compute.device)?;
+        Ok(compute)
+    }
+
+    fn of_rank(loaded: &LoadedConfig, topology: &Topology) -> Result<Self, Error> {
         let config = &loaded.config;
         let devices = torch_ext::runtime::device_count();
         let device = match config.train.device {
@@ -41,7 +49,7 @@ impl Compute {
                 let message = "libtorch finds no GPU on this machine";
                 return Err(loaded.error("train.device", message).into());
             }
-            DeviceChoice::Auto | DeviceChoice::Cuda => gpu_of(topology)?,
+            DeviceChoice::Auto | DeviceChoice::Cuda => gpu::of_rank(topology)?,
         };
         let threads = match config.train.threads {
             AutoOr::Exactly(threads) if threads.get() > usable_cores() => {
@@ -83,21 +91,6 @@ impl Compute {
 /// Whether `config` lets a process on this machine compute on a GPU.
 pub(crate) fn expects_gpu(config: &Config) -> bool {
     config.train.device != DeviceChoice::Cpu && torch_ext::runtime::device_count() > 0
-}
-
-/// The GPU of this rank.
-///
-/// # Errors
-/// When there are fewer GPUs than ranks on its host.
-pub(crate) fn gpu_of(topology: &Topology) -> Result<Device, Error> {
-    let devices = torch_ext::runtime::device_count();
-    if topology.local_size > devices {
-        return Err(Error::Other(format!(
-            "{} ranks run on {} but it has {devices} GPUs; start one rank a GPU",
-            topology.local_size, topology.host
-        )));
-    }
-    Ok(Device::Cuda(topology.local_rank))
 }
 
 /// Cores that this process may run on.

@@ -24,6 +24,7 @@ mod fault;
 mod feed;
 mod files;
 mod flat;
+mod gpu;
 mod health;
 mod imagenet;
 mod input;

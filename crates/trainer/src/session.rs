@@ -46,6 +46,7 @@ impl Session {
             Reduce::Mpi | Reduce::Nccl => Reduction::Library,
         };
         let backend = config.backend;
+        let nccl_config = nccl_rs::Config { max_ctas: config.nccl_max_ctas, ..nccl_rs::Config::default() };
         // Beside NCCL there is nothing left to sum.
         let beside = if backend == Backend::Nccl { Reduction::Ordered } else { reduction };
         let comm = CommThread::start(move || {
@@ -54,7 +55,7 @@ impl Session {
                 Some(LaunchedRank { way: Way::Mpi, .. }) => Box::new(MpiCommunicator::initialize(beside)?),
                 Some(launched) => Box::new(TcpCommunicator::initialize(launched, beside, timeout)?),
             };
-            let communicator = backend::over(communicator, backend, reduction)?;
+            let communicator = backend::over(communicator, backend, reduction, nccl_config)?;
             Ok(if delay.is_zero() { communicator } else { Box::new(Delayed::new(communicator, delay)) })
         })?;
         let control = match comm.topology().world_size {

@@ -39,7 +39,7 @@ pub(crate) fn write_defaults(comm: &mut CommConfig) {
     }
 }
 
-fn exchange(config: &Config) -> [Refusal; 12] {
+fn exchange(config: &Config) -> [Refusal; 13] {
     let Config { comm, train, precision, optimizer, .. } = config;
     let power_sgd = comm.compression == Compression::PowerSgd;
     let sixteen_bits = comm.compression.wire() != allreduce::Wire::Fp32;
@@ -70,6 +70,11 @@ fn exchange(config: &Config) -> [Refusal; 12] {
             applies: !power_sgd && comm.power_sgd_start_step.is_some(),
             key: "comm.power_sgd_start_step",
             sentence: "is not used; expected comm.compression: power-sgd",
+        },
+        Refusal {
+            applies: comm.backend == Backend::Mpi && comm.nccl_max_ctas.is_some(),
+            key: "comm.nccl_max_ctas",
+            sentence: "is not used; expected comm.backend: nccl or auto",
         },
         Refusal {
             applies: power_sgd && comm.backend == Backend::Nccl,
@@ -191,6 +196,7 @@ mod tests {
             (&["comm.overlap=sync+step", "optimizer.kind=adamw"], "comm.overlap"),
             (&["comm.power_sgd_rank=2"], "comm.power_sgd_rank"),
             (&["comm.compression=bf16", "comm.power_sgd_start_step=0"], "comm.power_sgd_start_step"),
+            (&["comm.backend=mpi", "comm.nccl_max_ctas=8"], "comm.nccl_max_ctas"),
             (&["comm.overlap=sync+step", "train.on_nan=skip"], "comm.overlap"),
             (&["comm.overlap=sync+step", "precision.dtype=fp16"], "comm.overlap"),
             (&["model.sync_norm=true", "model.frozen_norm=true"], "model.sync_norm"),
@@ -211,6 +217,8 @@ mod tests {
             &["comm.overlap=sync+step", "comm.backend=nccl"],
             &["optimizer.shard=true", "comm.backend=nccl"],
             &["comm.compression=bf16", "train.on_nan=skip"],
+            &["comm.backend=nccl", "comm.nccl_max_ctas=8"],
+            &["comm.nccl_max_ctas=8"],
         ] {
             assert_eq!(message(sets), "", "{sets:?}");
         }

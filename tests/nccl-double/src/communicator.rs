@@ -24,6 +24,8 @@ pub(crate) struct Communicator {
     group: Option<Group>,
     /// Groups begun.
     groups: u64,
+    /// Buffers that were to be registered.
+    registrations: u64,
     fault: Option<Fault>,
     /// The first error stays.
     failed: Option<ncclResult_t>,
@@ -64,6 +66,7 @@ impl Communicator {
             to_itself: VecDeque::new(),
             group: None,
             groups: 0,
+            registrations: 0,
             fault,
             failed: None,
         })
@@ -102,6 +105,13 @@ impl Communicator {
             }
         }
         self.group = Some(Group { calls, expected });
+    }
+
+    /// Counts a registration; whether it is to fail.
+    pub(crate) fn registers_no_more(&mut self) -> bool {
+        self.registrations += 1;
+        let fault = self.fault.filter(|fault| fault.kind == Kind::Unregistered);
+        fault.is_some_and(|fault| fault.strikes(self.registrations))
     }
 
     fn struck_by(&self, kind: Kind) -> bool {

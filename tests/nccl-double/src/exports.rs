@@ -17,7 +17,8 @@ use crate::call::{Call, Operation, Place};
 use crate::communicator::Communicator;
 use crate::fault::Fault;
 use crate::last_error::{fail, latest};
-use crate::numbers;
+use crate::log::note;
+use crate::{numbers, registrations};
 
 /// As the real one of the tests' PyTorch.
 const VERSION: c_int = 22_907;
@@ -212,16 +213,18 @@ unsafe extern "C" fn ncclCommInitRankConfig(
     if GROUPS.with_borrow(|groups| groups.depth > 0) {
         return refuse("the double makes no communicators within a group");
     }
-    let blocking = match config.is_null() {
-        true => true,
+    let undefined = (NCCL_CONFIG_UNDEF_INT, NCCL_CONFIG_UNDEF_INT);
+    let (blocking, ctas) = match config.is_null() {
+        true => (true, undefined),
         // SAFETY: not null; the fields of 2.19 are there in every later version.
         false => match unsafe { &*config } {
             config if config.magic != NCCL_API_MAGIC || config.size < size_of::<ncclConfig_t>() => {
                 return refuse("the configuration was not initialised");
             }
-            config => config.blocking != 0,
+            config => (config.blocking != 0, (config.minCTAs, config.maxCTAs)),
         },
     };
+    let count = |ctas: c_int| if ctas == NCCL_CONFIG_UNDEF_INT { "any".into() } else { ctas.to_string() };
     let name: Vec<u8> = id.internal.iter().map(|&byte| byte as u8).collect();
     let name = CStr::from_bytes_until_nul(&name).map(|name| name.to_string_lossy().into_owned());
     let Ok(name) = name else { return refuse("the unique id is not one of the double") };
@@ -230,6 +233,7 @@ unsafe extern "C" fn ncclCommInitRankConfig(
         Ok(fault) => fault,
         Err(sentence) => return refuse(sentence),
     };
+    note(rank, format_args!("made with {} to {} CTAs", count(ctas.0), count(ctas.1)));
     match Communicator::new(name, Place { rank, size }, blocking, fault) {
         Ok(made) => {
             let made = Box::leak(Box::new(made));
@@ -244,34 +248,49 @@ unsafe extern "C" fn ncclCommInitRankConfig(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ncclCommFinalize(comm: ncclComm_t) -> ncclResult_t {
     // SAFETY: NCCL's caller promises so.
-    match unsafe { communicator(comm) } {
-        Some(comm) => settled(comm),
-        None => refuse("the communicator is null"),
+    let Some(this) = (unsafe { communicator(comm) }) else { return refuse("the communicator is null") };
+    match registrations::left(comm as usize) {
+        0 => settled(this),
+        left => still_registered(left),
     }
+}
+
+/// NVIDIA's guide wants every buffer deregistered before its communicator ends.
+fn still_registered(left: usize) -> ncclResult_t {
+    fail(ncclInvalidUsage, format!("{left} buffer(s) are still registered"))
 }
 
 /// Ends the communicator; data that is on its way to others still arrives.
 ///
 /// # Safety
 /// As [`communicator`]; the handle is used no more.
-unsafe fn free(comm: ncclComm_t) -> ncclResult_t {
-    if !comm.is_null() {
-        // SAFETY: leaked by `ncclCommInitRankConfig`; the caller's promise.
-        drop(unsafe { Box::from_raw(comm.cast::<Communicator>()) });
+unsafe fn free(comm: ncclComm_t, how: &str) -> ncclResult_t {
+    if comm.is_null() {
+        return ncclSuccess;
     }
-    ncclSuccess
+    let left = registrations::left(comm as usize);
+    registrations::forget(comm as usize);
+    // SAFETY: leaked by `ncclCommInitRankConfig`; the caller's promise.
+    let communicator = unsafe { Box::from_raw(comm.cast::<Communicator>()) };
+    note(communicator.place.rank, format_args!("{how} with {left} registered"));
+    match (how, left) {
+        (DESTROYED, 1..) => still_registered(left),
+        _ => ncclSuccess,
+    }
 }
+
+const DESTROYED: &str = "destroyed";
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ncclCommDestroy(comm: ncclComm_t) -> ncclResult_t {
     // SAFETY: NCCL's caller promises so.
-    unsafe { free(comm) }
+    unsafe { free(comm, DESTROYED) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ncclCommAbort(comm: ncclComm_t) -> ncclResult_t {
     // SAFETY: NCCL's caller promises so.
-    unsafe { free(comm) }
+    unsafe { free(comm, "aborted") }
 }
 
 #[unsafe(no_mangle)]
@@ -338,6 +357,7 @@ unsafe extern "C" fn ncclMemAlloc(memory: *mut *mut c_void, bytes: usize) -> ncc
     unsafe {
         start.cast::<usize>().write(bytes);
         *memory = start.add(ALIGNMENT).cast();
+        registrations::allocated(*memory as usize);
     }
     ncclSuccess
 }
@@ -346,6 +366,9 @@ unsafe extern "C" fn ncclMemAlloc(memory: *mut *mut c_void, bytes: usize) -> ncc
 unsafe extern "C" fn ncclMemFree(memory: *mut c_void) -> ncclResult_t {
     if memory.is_null() {
         return ncclSuccess;
+    }
+    if !registrations::may_be_freed(memory as usize) {
+        return fail(ncclInvalidUsage, "the memory is still registered".into());
     }
     // SAFETY: `ncclMemAlloc` has put the size in front.
     unsafe {
@@ -362,22 +385,35 @@ unsafe extern "C" fn ncclMemFree(memory: *mut c_void) -> ncclResult_t {
 unsafe extern "C" fn ncclCommRegister(
     comm: ncclComm_t,
     buffer: *mut c_void,
-    _bytes: usize,
+    bytes: usize,
     handle: *mut *mut c_void,
 ) -> ncclResult_t {
-    if comm.is_null() || buffer.is_null() || handle.is_null() {
-        return refuse("communicator, buffer and handle must not be null");
+    // SAFETY: NCCL's caller promises so.
+    let Some(this) = (unsafe { communicator(comm) }) else { return refuse("the communicator is null") };
+    if buffer.is_null() || handle.is_null() {
+        return refuse("buffer and handle must not be null");
     }
+    if this.registers_no_more() {
+        return fail(ncclSystemError, "the double was asked to register nothing".into());
+    }
+    let whose = if registrations::is_allocated(buffer as usize) { "ncclMemAlloc's" } else { "the caller's" };
+    note(this.place.rank, format_args!("registered {bytes} bytes, {whose}"));
+    let made = ptr::without_provenance_mut(registrations::add(comm as usize, buffer as usize, bytes));
     // SAFETY: not null; the caller's place.
-    unsafe { *handle = buffer };
+    unsafe { *handle = made };
     ncclSuccess
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ncclCommDeregister(comm: ncclComm_t, handle: *mut c_void) -> ncclResult_t {
-    match comm.is_null() || handle.is_null() {
-        true => refuse("communicator and handle must not be null"),
-        false => ncclSuccess,
+    // SAFETY: NCCL's caller promises so.
+    let Some(this) = (unsafe { communicator(comm) }) else { return refuse("the communicator is null") };
+    match registrations::remove(comm as usize, handle as usize) {
+        Some(bytes) => {
+            note(this.place.rank, format_args!("deregistered {bytes} bytes"));
+            ncclSuccess
+        }
+        None => fail(ncclInvalidUsage, "no buffer of this communicator has such a handle".into()),
     }
 }
 

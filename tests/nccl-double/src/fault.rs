@@ -2,7 +2,8 @@
 
 const VARIABLE: &str = "NCCL_DOUBLE_FAULT";
 
-/// What happens, and from which group of operations on; 0 is the meeting of the ranks.
+/// What happens, and from which group of operations on; 0 is the meeting of the ranks. Of registrations, from which
+/// one on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) kind: Kind,
@@ -13,6 +14,7 @@ pub(crate) struct Fault {
 pub(crate) enum Kind {
     Absent,
     AsyncError,
+    Unregistered,
 }
 
 impl Fault {
@@ -37,14 +39,15 @@ fn parse(text: &str, rank: usize) -> Result<Option<Fault>, String> {
             let kind = match kind {
                 "absent" => Some(Kind::Absent),
                 "async-error" => Some(Kind::AsyncError),
+                "unregistered" => Some(Kind::Unregistered),
                 _ => None,
             };
             kind.zip(rank.parse::<usize>().ok()).zip(group.parse().ok())
         }
         _ => None,
     };
-    let ((kind, of), group) =
-        parsed.ok_or_else(|| format!("{VARIABLE}={text}: expected absent|async-error:RANK:GROUP"))?;
+    let ((kind, of), group) = parsed
+        .ok_or_else(|| format!("{VARIABLE}={text}: expected absent|async-error|unregistered:RANK:GROUP"))?;
     Ok((of == rank).then_some(Fault { kind, group }))
 }
 

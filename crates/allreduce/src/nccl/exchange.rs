@@ -9,28 +9,23 @@
 use std::ffi::c_void;
 use std::time::Instant;
 
-use nccl_rs::{Comm, DataType, DeviceMemory, Library, Operation, Progress, Registration};
+use nccl_rs::{Comm, DataType, Library, Operation, Progress};
 
+use super::buffers::{Buffers, Parties};
 use super::device::{ExchangeDevice, Moment, device_failed};
 use crate::backoff::{Backoff, Patience};
-use crate::communicator::{AbortSignal, DeviceTask, Reduction};
+use crate::communicator::{AbortSignal, Communicator, DeviceTask, Reduction};
 use crate::ordered::Slices;
-use crate::{CommError, Wire};
+use crate::{CommError, Region, Wire};
 
-/// A communicator whose ranks have met, and memory for the exchange, which grows to what the longest data needs.
+/// A communicator whose ranks have met, and memory for the exchange, which grows to what the longest data needs. Dropped
+/// in this order.
 pub(super) struct Exchange {
     comm: Comm,
+    buffers: Buffers,
     library: Library,
     rank: usize,
     world_size: usize,
-    areas: Option<Areas>,
-}
-
-/// Two areas of the same size, one behind the other.
-struct Areas {
-    memory: DeviceMemory,
-    registration: Option<Registration>,
-    area_bytes: usize,
 }
 
 /// Which way a copy goes.
@@ -65,10 +60,49 @@ impl From<nccl_rs::Error> for CommError {
 
 impl Exchange {
     pub(super) fn new(comm: Comm, library: Library, rank: usize, world_size: usize) -> Self {
-        Exchange { comm, library, rank, world_size, areas: None }
+        Exchange { comm, buffers: Buffers::new(), library, rank, world_size }
     }
 
-    /// Queues the task on the device's stream.
+    /// Collective: the memory that the task needs, known to NCCL. `region` is where the values lie, if they stay there;
+    /// `control` has the same ranks.
+    pub(super) fn prepare(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        (region, len): (Option<&Region>, usize),
+        (task, reduction): (DeviceTask, Reduction),
+        control: &mut dyn Communicator,
+        waiting: &Waiting,
+    ) -> Result<(), CommError> {
+        if len == 0 {
+            return Ok(());
+        }
+        // Makes its device the current one.
+        let _ = device.stream().map_err(device_failed)?;
+        let room = self.room(len, task, reduction);
+        let mut parties = Parties { comm: &mut self.comm, device, control, waiting };
+        if let Some(region) = region {
+            self.buffers.know(region, &mut parties)?;
+        }
+        self.buffers.make_room(room, &self.library, &mut parties)
+    }
+
+    /// Bytes of each area that the task needs.
+    fn room(&self, len: usize, task: DeviceTask, reduction: Reduction) -> usize {
+        let wire = match task {
+            DeviceTask::AllReduce(Wire::Fp32) if reduction == Reduction::Library => return 0,
+            DeviceTask::AllReduce(wire) => wire,
+            DeviceTask::GatherShards if self.in_equal_slices(len) => return 0,
+            DeviceTask::ReduceScatter | DeviceTask::GatherShards => Wire::Fp32,
+        };
+        self.world_size * Slices::new(len, self.world_size).slice_len() * wire.data_type().bytes()
+    }
+
+    /// Whether the slices end where the values do, so that fp32 can be gathered where the values lie.
+    fn in_equal_slices(&self, len: usize) -> bool {
+        self.world_size * Slices::new(len, self.world_size).slice_len() == len
+    }
+
+    /// Queues the task, which has been prepared, on the device's stream.
     ///
     /// # Safety
     /// The values are memory of the device that nobody else uses until the stream has passed the task, nor after an error
@@ -93,7 +127,8 @@ impl Exchange {
             match task {
                 DeviceTask::AllReduce(wire) if ordered => {
                     self.sum_slices(device, values, wire, waiting)?;
-                    self.gather(device, values, wire, waiting)?;
+                    let (rows, _) = self.buffers.areas()?;
+                    self.gather(device, rows, values, wire, waiting)?;
                 }
                 DeviceTask::AllReduce(wire) => self.by_nccl(device, values, wire, waiting)?,
                 DeviceTask::ReduceScatter => {
@@ -101,11 +136,16 @@ impl Exchange {
                         true => self.sum_slices(device, values, Wire::Fp32, waiting)?,
                         false => self.slices_by_nccl(device, values, waiting)?,
                     }
-                    self.copy_own_slice(device, values, Direction::FromRows, waiting)?;
+                    self.copy_own_slice(device, values, Direction::FromRows)?;
                 }
                 DeviceTask::GatherShards => {
-                    self.copy_own_slice(device, values, Direction::ToRows, waiting)?;
-                    self.gather(device, values, Wire::Fp32, waiting)?;
+                    let own = if self.in_equal_slices(values.len) {
+                        values.start.add(Slices::new(values.len, self.world_size).of(self.rank).start).cast()
+                    } else {
+                        self.copy_own_slice(device, values, Direction::ToRows)?;
+                        self.buffers.areas()?.0
+                    };
+                    self.gather(device, own, values, Wire::Fp32, waiting)?;
                 }
             }
         }
@@ -114,7 +154,7 @@ impl Exchange {
 
     /// Whether `moment` has come, unless NCCL failed meanwhile.
     pub(super) fn has_come(&mut self, moment: &mut dyn Moment) -> Result<bool, CommError> {
-        Ok(self.comm.poll()? == Progress::Complete && moment.has_come().map_err(device_failed)?)
+        has_come(&mut self.comm, moment)
     }
 
     /// The sum of this rank's slice, as it travels, in the first row.
@@ -132,7 +172,7 @@ impl Exchange {
         let (world_size, data_type) = (self.world_size, wire.data_type());
         let slices = Slices::new(values.len, world_size);
         let slice_len = slices.slice_len();
-        let (rows, whole) = self.areas(device, slices, wire, waiting)?;
+        let (rows, whole) = self.buffers.areas()?;
         let own_len = slices.of(self.rank).len();
         let slice_bytes = slice_len * data_type.bytes();
         // SAFETY: the caller's promise; each area has room for a slice of every rank. Operations on one stream follow
@@ -164,25 +204,30 @@ impl Exchange {
         }
     }
 
-    /// Replaces the values by what every rank has in its first row: its own slice, as it travels.
+    /// Replaces the values by every rank's own slice, which lies at `own` as it travels.
     ///
     /// # Safety
-    /// As [`Exchange::run`].
+    /// As [`Exchange::run`]; `own` is the first row, or the slice of the values.
     unsafe fn gather(
         &mut self,
         device: &mut dyn ExchangeDevice,
+        own: *mut c_void,
         values: Values,
         wire: Wire,
         waiting: &Waiting,
     ) -> Result<(), CommError> {
         let stream = device.stream().map_err(device_failed)?;
-        let slices = Slices::new(values.len, self.world_size);
-        let (rows, whole) = self.areas(device, slices, wire, waiting)?;
-        // SAFETY: the caller's promise; each area has room for a slice of every rank.
+        let slice_len = Slices::new(values.len, self.world_size).slice_len();
+        let in_place = wire == Wire::Fp32 && self.in_equal_slices(values.len);
+        let whole = if in_place { values.start.cast() } else { self.buffers.areas()?.1 };
+        // SAFETY: the caller's promise; each area has room for a slice of every rank, and so have values in equal slices.
         unsafe {
             // Whole slices, of which the last ones may end in what nobody reads.
-            let _ = self.comm.all_gather(rows, whole, slices.slice_len(), wire.data_type(), stream)?;
+            let _ = self.comm.all_gather(own, whole, slice_len, wire.data_type(), stream)?;
             self.wait_until_queued(waiting)?;
+            if in_place {
+                return Ok(());
+            }
             device.widen(whole, values.start, values.len, wire).map_err(device_failed)
         }
     }
@@ -199,7 +244,7 @@ impl Exchange {
     ) -> Result<(), CommError> {
         let stream = device.stream().map_err(device_failed)?;
         let slices = Slices::new(values.len, self.world_size);
-        let (rows, whole) = self.areas(device, slices, Wire::Fp32, waiting)?;
+        let (rows, whole) = self.buffers.areas()?;
         let (slice_len, data_type) = (slices.slice_len(), Wire::Fp32.data_type());
         // SAFETY: the caller's promise; each area has room for a slice of every rank.
         unsafe {
@@ -220,11 +265,9 @@ impl Exchange {
         device: &mut dyn ExchangeDevice,
         values: Values,
         direction: Direction,
-        waiting: &Waiting,
     ) -> Result<(), CommError> {
-        let slices = Slices::new(values.len, self.world_size);
-        let (row, _) = self.areas(device, slices, Wire::Fp32, waiting)?;
-        let own = slices.of(self.rank);
+        let (row, _) = self.buffers.areas()?;
+        let own = Slices::new(values.len, self.world_size).of(self.rank);
         if own.is_empty() {
             return Ok(());
         }
@@ -260,8 +303,7 @@ impl Exchange {
                     self.wait_until_queued(waiting)
                 }
                 Wire::Bf16 | Wire::Fp16 => {
-                    let slices = Slices::new(len, self.world_size);
-                    let (area, _) = self.areas(device, slices, wire, waiting)?;
+                    let (area, _) = self.buffers.areas()?;
                     device.round(start, area, len, wire).map_err(device_failed)?;
                     let _ = self.comm.all_reduce(area, area, len, data_type, Operation::Sum, stream)?;
                     self.wait_until_queued(waiting)?;
@@ -276,62 +318,19 @@ impl Exchange {
         waiting.until(|| Ok(self.comm.poll()? == Progress::Complete))
     }
 
-    /// Two areas with room for a slice of every rank, known to NCCL. What is queued uses them one after the other; they
-    /// grow when all of it is through.
-    fn areas(
-        &mut self,
-        device: &mut dyn ExchangeDevice,
-        slices: Slices,
-        wire: Wire,
-        waiting: &Waiting,
-    ) -> Result<(*mut c_void, *mut c_void), CommError> {
-        let bytes = self.world_size * slices.slice_len() * wire.data_type().bytes();
-        if self.areas.as_ref().is_some_and(|areas| areas.area_bytes < bytes) {
-            let mut end = device.mark().map_err(device_failed)?;
-            waiting.until(|| self.has_come(&mut *end))?;
-            self.deregister()?;
-            self.areas = None;
-        }
-        let areas = match &self.areas {
-            Some(areas) => areas,
-            None => {
-                // Starts as `cudaMalloc`'s do, so that both areas do.
-                let area_bytes = bytes.next_multiple_of(256);
-                let memory = DeviceMemory::new(&self.library, 2 * area_bytes)?;
-                // SAFETY: kept until it is deregistered, or longer than the communicator (by the order of the fields).
-                let registration = unsafe { self.comm.register(memory.as_ptr(), memory.bytes()) }?;
-                self.areas.insert(Areas { memory, registration: Some(registration), area_bytes })
-            }
-        };
-        let first = areas.memory.as_ptr();
-        // SAFETY: within the memory, which is twice as long.
-        Ok((first, unsafe { first.byte_add(areas.area_bytes) }))
-    }
-
-    /// Lets NCCL forget the areas. They stay where they are, for the case that it cannot.
-    fn deregister(&mut self) -> Result<(), CommError> {
-        match self.areas.as_mut().and_then(|areas| areas.registration.take()) {
-            Some(registration) => Ok(self.comm.deregister(registration)?),
-            None => Ok(()),
-        }
-    }
-
-    /// Leaves in an orderly way; all ranks come here.
+    /// Leaves in an orderly way; all ranks come here, when all that was queued is through.
     pub(super) fn finalize(&mut self, waiting: &Waiting) -> Result<(), CommError> {
-        self.deregister()?;
+        self.buffers.forget_all(&mut self.comm)?;
         let _ = self.comm.finalize()?;
         self.wait_until_queued(waiting)?;
-        self.areas = None;
+        self.buffers.release();
         Ok(())
     }
 }
 
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        // After an error the device may still have operations on the areas to do, NCCL's or others, for which nobody can
-        // wait any more. So they are never given back; the process is about to end.
-        std::mem::forget(self.areas.take());
-    }
+/// Whether `moment` has come, unless NCCL failed meanwhile.
+pub(super) fn has_come(comm: &mut Comm, moment: &mut dyn Moment) -> Result<bool, CommError> {
+    Ok(comm.poll()? == Progress::Complete && moment.has_come().map_err(device_failed)?)
 }
 
 /// How to wait, and what ends it.

@@ -2,6 +2,7 @@
 //! and carries what lies in host memory, such as what ranks agree on. Only sums and shards of the device's values go
 //! over NCCL.
 
+mod buffers;
 mod device;
 mod exchange;
 mod region_device;
@@ -19,7 +20,7 @@ pub(crate) use self::device::HostMemory;
 use self::exchange::{Exchange, Values, Waiting};
 use crate::backoff::Patience;
 use crate::communicator::{AbortSignal, Communicator, DeviceTask, Reduction};
-use crate::{CommError, Topology, Wire};
+use crate::{CommError, Region, Topology, Wire};
 
 /// Sums, and gathers shards on the device, over NCCL; does everything else over the communicator that it is made of.
 ///
@@ -30,6 +31,7 @@ pub struct NcclCommunicator {
     library: Library,
     id: UniqueId,
     reduction: Reduction,
+    config: Config,
     waiting: Waiting,
     state: State,
     host: HostMemory,
@@ -53,18 +55,23 @@ struct Word {
 
 impl NcclCommunicator {
     /// Collective over the ranks of `control`: finds libnccl, the same version on every rank, and passes its unique id
-    /// round. `control` ends when this fails, on all ranks.
+    /// round. `control` ends when this fails, on all ranks. NCCL's ranks meet with `config`.
     ///
     /// # Errors
     /// On all ranks alike, which rank has no libnccl and why, or which one has another version; or that `control`
     /// failed.
-    pub fn new(mut control: Box<dyn Communicator>, reduction: Reduction) -> Result<Self, CommError> {
+    pub fn new(
+        mut control: Box<dyn Communicator>,
+        reduction: Reduction,
+        config: Config,
+    ) -> Result<Self, CommError> {
         match introduce(&mut *control) {
             Ok((library, id)) => Ok(NcclCommunicator {
                 control,
                 library,
                 id,
                 reduction,
+                config,
                 waiting: Waiting { signal: AbortSignal::new(), patience: Patience::WITHIN_HOST },
                 state: State::Apart,
                 host: HostMemory::default(),
@@ -78,43 +85,44 @@ impl NcclCommunicator {
         }
     }
 
-    /// The ranks of NCCL, which meet if they have not yet.
-    fn exchange(&mut self, device: &mut dyn ExchangeDevice) -> Result<&mut Exchange, CommError> {
+    fn meet(&mut self, device: &mut dyn ExchangeDevice) -> Result<Exchange, CommError> {
+        // Makes its device the current one.
+        let _ = device.stream().map_err(CommError::Nccl)?;
+        let Topology { rank, world_size, .. } = *self.control.topology();
+        let mut comm = Comm::init(&self.library, self.id, rank, world_size, self.config)?;
+        self.waiting.until(|| Ok(comm.poll()? == Progress::Complete))?;
+        Ok(Exchange::new(comm, self.library.clone(), rank, world_size))
+    }
+
+    /// Ranks that have not met yet do.
+    ///
+    /// # Safety
+    /// As [`Communicator::on_device`]; `region` is where the values lie, if they stay there.
+    #[allow(unsafe_code)]
+    unsafe fn perform(
+        &mut self,
+        device: &mut dyn ExchangeDevice,
+        values: Values,
+        region: Option<&Region>,
+        task: DeviceTask,
+    ) -> Result<(), CommError> {
         if matches!(self.state, State::Apart) {
             self.state = match self.meet(device) {
                 Ok(exchange) => State::Met(Box::new(exchange)),
                 Err(error) => State::Over(error),
             };
         }
-        match &mut self.state {
-            State::Met(exchange) => Ok(exchange),
-            State::Over(error) => Err(error.clone()),
-            State::Apart => Err(CommError::Ended),
-        }
-    }
-
-    fn meet(&mut self, device: &mut dyn ExchangeDevice) -> Result<Exchange, CommError> {
-        // Makes its device the current one.
-        let _ = device.stream().map_err(CommError::Nccl)?;
-        let Topology { rank, world_size, .. } = *self.control.topology();
-        let mut comm = Comm::init(&self.library, self.id, rank, world_size, Config::default())?;
-        self.waiting.until(|| Ok(comm.poll()? == Progress::Complete))?;
-        Ok(Exchange::new(comm, self.library.clone(), rank, world_size))
-    }
-
-    /// # Safety
-    /// As [`Communicator::on_device`].
-    #[allow(unsafe_code)]
-    unsafe fn perform(
-        &mut self,
-        device: &mut dyn ExchangeDevice,
-        values: Values,
-        task: DeviceTask,
-    ) -> Result<(), CommError> {
-        let (reduction, waiting) = (self.reduction, self.waiting.clone());
-        let exchange = self.exchange(device)?;
+        let exchange = match &mut self.state {
+            State::Met(exchange) => exchange,
+            State::Over(error) => return Err(error.clone()),
+            State::Apart => return Err(CommError::Ended),
+        };
+        let (reduction, waiting) = (self.reduction, &self.waiting);
+        let prepared =
+            exchange.prepare(device, (region, values.len), (task, reduction), &mut *self.control, waiting);
         // SAFETY: the caller's promise.
-        let result = unsafe { exchange.run(device, values, task, reduction, &waiting) };
+        let result =
+            prepared.and_then(|()| unsafe { exchange.run(device, values, task, reduction, waiting) });
         self.over_after_error(result)
     }
 
@@ -135,7 +143,7 @@ impl NcclCommunicator {
         let range = Values { start: values.as_mut_ptr(), len: values.len() };
         // SAFETY: host memory, on which this library works, borrowed until all is done; after an error, also of the wait,
         // the communicator is dropped.
-        let result = unsafe { self.perform(&mut host, range, task) };
+        let result = unsafe { self.perform(&mut host, range, None, task) };
         let result = result.and_then(|()| self.await_moment(&mut Now));
         self.host = host;
         result
@@ -221,12 +229,12 @@ impl Communicator for NcclCommunicator {
     unsafe fn on_device(
         &mut self,
         device: &mut dyn ExchangeDevice,
-        start: *mut f32,
-        len: usize,
+        region: &Region,
         task: DeviceTask,
     ) -> Result<(), CommError> {
+        let values = Values { start: region.start(), len: region.len() };
         // SAFETY: the caller's promise.
-        unsafe { self.perform(device, Values { start, len }, task) }
+        unsafe { self.perform(device, values, Some(region), task) }
     }
 
     fn has_come(&mut self, moment: &mut dyn Moment) -> Result<bool, CommError> {

@@ -24,6 +24,9 @@ using Event = c10::cuda::CUDAEvent;
 Error torch_ext_set_device(int device) {
   return guarded([&] { c10::cuda::set_device(static_cast<c10::DeviceIndex>(device)); });
 }
+Error torch_ext_pci_bus_id(int device, char *text, int bytes) {
+  return guarded([&] { C10_CUDA_CHECK(cudaDeviceGetPCIBusId(text, bytes, device)); });
+}
 Error torch_ext_stream_from_pool(int device, bool high_priority, int64_t *stream_id) {
   return guarded([&] { *stream_id = c10::cuda::getStreamFromPool(high_priority, static_cast<c10::DeviceIndex>(device)).id(); });
 }
@@ -70,6 +73,7 @@ Error unavailable() {
 } // namespace
 
 Error torch_ext_set_device(int) { return unavailable(); }
+Error torch_ext_pci_bus_id(int, char *, int) { return unavailable(); }
 Error torch_ext_stream_from_pool(int, bool, int64_t *) { return unavailable(); }
 Error torch_ext_current_stream(int, int64_t *) { return unavailable(); }
 Error torch_ext_set_current_stream(int, int64_t) { return unavailable(); }

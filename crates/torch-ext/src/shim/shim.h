@@ -96,6 +96,7 @@ bool torch_ext_cuda_linked();
 
 // cuda.cpp
 Error torch_ext_set_device(int device);
+Error torch_ext_pci_bus_id(int device, char *text, int bytes);
 Error torch_ext_stream_from_pool(int device, bool high_priority, int64_t *stream_id);
 Error torch_ext_current_stream(int device, int64_t *stream_id);
 Error torch_ext_set_current_stream(int device, int64_t stream_id);

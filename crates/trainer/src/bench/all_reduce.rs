@@ -14,8 +14,8 @@ use tch::{Device, Tensor};
 
 use crate::backend;
 use crate::config::{Backend, CommConfig, Compression, Reduce};
-use crate::device::gpu_of;
 use crate::error::Error;
+use crate::gpu;
 use crate::memory::region_of;
 use crate::session::{Command, Session, with_session};
 use crate::tensor_device::{exchange_device, region_on_device};
@@ -99,6 +99,7 @@ pub fn bench_all_reduce(options: AllReduceOptions) -> Result<Option<AllReduceBen
     with_session(&command, &config, |session| {
         session.agree_on_backend()?;
         let memory = session.agree(Memory::choose(session))?;
+        gpu::expect_own(session, memory.device)?;
         session.spin_on_a_spare_core(0);
         let sizes = std::iter::successors(Some(options.min_bytes), |bytes| bytes.checked_mul(GROWTH));
         let rows = sizes
@@ -139,7 +140,7 @@ impl Memory {
                 Backend::Mpi.name()
             )));
         }
-        Memory::at(gpu_of(topology)?, true)
+        Memory::at(gpu::of_rank(topology)?, true)
     }
 
     fn at(device: Device, on_device: bool) -> Result<Memory, Error> {

@@ -93,7 +93,7 @@ pub fn bench_step(options: &BenchOptions) -> Result<Option<StepBench>, Error> {
         let plan = open_plan(session, &loaded)?;
         let uncompressed =
             without_power_sgd(&loaded).map(|loaded| open_plan(session, &loaded)).transpose()?;
-        let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
+        let compute = Compute::set_up(session, &loaded)?;
         session.spin_on_a_spare_core(compute.threads);
         let exchanging = Engine::new(&plan, compute, session.comm().clone());
         let alone = CommThread::start(|| Ok(Box::new(Solo::new()))).map_err(Error::from);

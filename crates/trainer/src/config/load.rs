@@ -268,6 +268,7 @@ impl Config {
             "comm.overlap",
             "comm.first_bucket_kib",
             "comm.bucket_kib",
+            "comm.nccl_max_ctas",
             "comm.timeout_s",
             "comm.check",
             "train.evaluate_every_epochs",

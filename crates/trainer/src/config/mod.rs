@@ -417,6 +417,9 @@ pub struct CommConfig {
     pub first_bucket_kib: usize,
     /// Size of the other buckets in KiB.
     pub bucket_kib: usize,
+    /// NCCL: most thread blocks (CTAs) that an operation takes from the GPU, beside those of backward; fewer make the
+    /// exchange slower. NCCL's own choice when absent.
+    pub nccl_max_ctas: Option<u16>,
     /// Seconds after which a collective that has not finished, or a rank that is silent, ends the job. More than
     /// the longest time for which one rank may keep the others waiting, such as to read a checkpoint; it need not
     /// cover a save. Ranks that meet over TCP wait so long for the last one to start.
@@ -437,6 +440,7 @@ impl Default for CommConfig {
             power_sgd_start_step: None,
             first_bucket_kib: 1024,
             bucket_kib: 25 * 1024,
+            nccl_max_ctas: None,
             timeout_s: 600,
             check: CollectiveCheck::Start,
         }

@@ -30,6 +30,9 @@ pub(crate) const LARGEST_SIDE: u32 = 8192;
 /// More would be no compression of any network here.
 const LARGEST_POWER_SGD_RANK: f64 = 256.0;
 
+/// NCCL has as many channels, and a thread block for each.
+const MOST_CTAS: f64 = 64.0;
+
 const fn from(key: &'static str, least: f64, most: f64) -> Range {
     Range { key, least, most, without_least: false, without_most: false, or_zero: false, single: false }
 }
@@ -142,6 +145,7 @@ const RANGES: &[Range] = &[
     from("comm.power_sgd_start_step", 0.0, MOST_STEPS),
     count("comm.first_bucket_kib", (1 << 30) as f64),
     count("comm.bucket_kib", (1 << 30) as f64),
+    count("comm.nccl_max_ctas", MOST_CTAS),
     count("comm.timeout_s", 7.0 * 24.0 * 3600.0),
     count("checkpoint.every_epochs", MOST_EPOCHS as f64),
     count("checkpoint.every_steps", MOST_STEPS),
@@ -249,7 +253,7 @@ schedule:
   {kind: step, rate: 0.1, scale_rate: {reference_batch: 256}, milestones: [1, 2], factor: 0.1, power: 2, final_rate: 0,
   peak_at: 0.3, initial_divisor: 25, final_divisor: 1.0e+4}
 precision: {loss_scale: {}}
-comm: {power_sgd_rank: 2, power_sgd_start_step: 10}
+comm: {power_sgd_rank: 2, power_sgd_start_step: 10, nccl_max_ctas: 16}
 checkpoint: {every_steps: 5, every_minutes: 5}
 ";
 

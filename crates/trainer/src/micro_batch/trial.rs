@@ -27,7 +27,7 @@ pub(crate) fn resolve(session: &Session, loaded: &mut LoadedConfig) -> Result<()
     if session.any(!mine)? {
         return Ok(());
     }
-    let compute = session.agree(Compute::set_up(loaded, session.topology()))?;
+    let compute = Compute::set_up(session, loaded)?;
     let own = session.agree(largest(session, loaded, compute))?;
     let answers = session.comm().all_gather(own.to_string().into_bytes())?;
     let chosen = smallest(own, &answers);

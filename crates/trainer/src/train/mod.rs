@@ -126,7 +126,7 @@ pub fn train(options: &TrainOptions) -> Result<Finish, Error> {
         micro_batch::trial::resolve(session, &mut loaded)?;
         let mut plan = open_plan(session, &loaded)?;
         initial::identify(session, &loaded, &mut plan, &dir, options)?;
-        let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
+        let compute = Compute::set_up(session, &loaded)?;
         session.spin_on_a_spare_core(compute.threads);
         Run::set_up(session, &plan, compute, dir, options, stop_requests)?.run(options.stop_after)
     })
@@ -172,7 +172,7 @@ pub fn evaluate_checkpoint(
         let mut loaded = session.agree(loaded.map_err(Error::from))?;
         fit_to(session.topology().world_size, &mut loaded.config);
         let plan = open_plan(session, &loaded)?;
-        let compute = session.agree(Compute::set_up(&loaded, session.topology()))?;
+        let compute = Compute::set_up(session, &loaded)?;
         let engine = session.agree(Engine::new(&plan, compute, session.comm().clone()))?;
         let read = if session.is_leader() {
             if let Some(warning) = checkpoint::pointer_warning(path) {

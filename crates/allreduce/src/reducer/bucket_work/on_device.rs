@@ -19,7 +19,7 @@ impl BucketWork {
         let core = &*self.core;
         let (bucket, region) = &core.buckets[self.bucket];
         let mut device = begin(region, computed)?;
-        let (start, len, scale) = (region.start(), region.len(), core.scale);
+        let (len, scale) = (region.len(), core.scale);
         let (sharded, compressed) = (core.sharded_len(bucket), core.compressed_len(bucket));
         if core.hook_exchanges && compressed > 0 {
             return Err(CommError::Hook("this way of exchange works in host memory only".into()));
@@ -32,13 +32,13 @@ impl BucketWork {
         // them, by `begin`.
         unsafe {
             if let Some(mark) = core.own_not_finite {
-                device.count_not_finite(start, len, place(mark)).map_err(device_failed)?;
+                device.count_not_finite(region.start(), len, place(mark)).map_err(device_failed)?;
             }
             if sharded > 0 {
-                communicator.on_device(&mut *device, start, sharded, DeviceTask::ReduceScatter)?;
+                communicator.on_device(&mut *device, &region.slice(0..sharded), DeviceTask::ReduceScatter)?;
                 let own = core.sharding.of(sharded);
                 if !own.is_empty() {
-                    let start = start.add(own.start);
+                    let start = region.start().add(own.start);
                     device.scale(start, own.len(), scale).map_err(device_failed)?;
                     if let Some(count) = count {
                         device.count_not_finite(start, own.len(), count).map_err(device_failed)?;
@@ -46,19 +46,20 @@ impl BucketWork {
                 }
             }
             // What is sharded is never compressed.
-            let (start, len) = (start.add(sharded), len - sharded);
+            let whole = region.slice(sharded..len);
             if compressed > 0 {
+                let rounded = whole.slice(0..compressed);
                 // What is rounded is scaled before, as on the host.
-                device.scale(start, compressed, scale).map_err(device_failed)?;
-                communicator.on_device(&mut *device, start, compressed, DeviceTask::AllReduce(core.wire))?;
+                device.scale(rounded.start(), compressed, scale).map_err(device_failed)?;
+                communicator.on_device(&mut *device, &rounded, DeviceTask::AllReduce(core.wire))?;
             }
-            if compressed < len {
-                let (start, len) = (start.add(compressed), len - compressed);
-                communicator.on_device(&mut *device, start, len, DeviceTask::AllReduce(Wire::Fp32))?;
-                device.scale(start, len, scale).map_err(device_failed)?;
+            if compressed < whole.len() {
+                let plain = whole.slice(compressed..whole.len());
+                communicator.on_device(&mut *device, &plain, DeviceTask::AllReduce(Wire::Fp32))?;
+                device.scale(plain.start(), plain.len(), scale).map_err(device_failed)?;
             }
-            if let (Some(count), 1..) = (count, len) {
-                device.count_not_finite(start, len, count).map_err(device_failed)?;
+            if let (Some(count), 1..) = (count, whole.len()) {
+                device.count_not_finite(whole.start(), whole.len(), count).map_err(device_failed)?;
             }
         }
         end_for_two(&mut *device)
