@@ -7,6 +7,7 @@
 # SRUN_MPI  for srun, none (default), or pmix: ranks find each other through MPI, if it was built for that
 # NETWORK   for mpirun, the network that carries the gradients, such as 10.0.0.0/24 or ib0
 # EXPORT    for mpirun, more variables that the ranks get from the job's shell
+# WRN_DIST_ROOT  the clone, for sbatch in another folder
 # BINARY    the program, target/release/wrn-dist of this clone unless said otherwise
 
 # shellcheck source=launch/mpirun/common.sh

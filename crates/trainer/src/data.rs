@@ -194,8 +194,8 @@ fn require_folder(loaded: &LoadedConfig) -> Result<(), ConfigError> {
         Ok(_) => "is no folder".into(),
         Err(error) => format!("cannot be opened: {error}"),
     };
-    let expected = "expected the data set's folder, which `wrn-dist data prepare` makes of archives that `wrn-dist data \
-                    fetch` brings";
+    let expected = "expected the data set's folder, which `wrn-dist data prepare` makes of archives (`wrn-dist data fetch` \
+                    brings those of the small sets)";
     Err(loaded.error("data.path", format!("{} {problem}; {expected}", path.display())))
 }
 

@@ -3,14 +3,17 @@
 
 mod commands;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Trains Wide Residual Networks data-parallel, one process a GPU (or a CPU slot).
 ///
 /// Started alone, by mpirun, Slurm, torchrun or Kubernetes. Exit codes: 0 done; 2 bad usage or configuration; 75 stopped on
-/// request after saving; 1 anything else. RUST_LOG=info shows more.
+/// request after saving; 1 anything else. RUST_LOG=info shows more than warnings.
 #[derive(Parser)]
 #[command(version)]
 struct CommandLine {
@@ -39,10 +42,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into());
+    tracing_subscriber::fmt().with_env_filter(filter.from_env_lossy()).with_writer(std::io::stderr).init();
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
         // All ranks have the same command line.
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
-    let code = match command_line.command {
+    let run = || match command_line.command {
         Command::Train(arguments) => commands::train::run(arguments),
         Command::Eval(arguments) => commands::eval::run(&arguments),
         Command::Plan(arguments) => commands::plan::run(&arguments),
@@ -61,6 +62,8 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => commands::bench::run(arguments),
         Command::Doctor => commands::show(&trainer::doctor()),
     };
+    // A panic has been told by then; its exit code is that of any other failure.
+    let code = catch_unwind(AssertUnwindSafe(run)).unwrap_or(trainer::EXIT_FAILURE);
     // The exit code travels through Slurm and mpirun, whose statuses are a byte.
     ExitCode::from(code as u8)
 }

@@ -89,8 +89,12 @@ fn read_checksums(folder: &Path) -> Result<BTreeMap<String, String>, CheckpointE
     if !path.exists() {
         return Err(damaged(folder, format!("it has no {CHECKSUMS}, which is written last")));
     }
-    decode_checksums(&read_file(&path, MOST_SMALL_BYTES)?)
-        .ok_or_else(|| damaged(folder, format!("{CHECKSUMS} is not as sha256sum writes it")))
+    decode_checksums(&read_file(&path, MOST_SMALL_BYTES)?).ok_or_else(|| {
+        damaged(
+            folder,
+            format!("{CHECKSUMS} is not a line a file as sha256sum writes it, in the order of their names"),
+        )
+    })
 }
 
 fn read_state(folder: &Path, checksums: &BTreeMap<String, String>) -> Result<RunState, CheckpointError> {
